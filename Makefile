@@ -1,0 +1,35 @@
+# The two commands of the README, and what they need. Nothing is made twice.
+PYTHON ?= python3.11
+BIN := .venv/bin
+QUICKSTART := runs/quickstart
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: help quickstart test test-slow lint clean
+help:
+	@echo "make quickstart   train and measure a small generator on this interpreter's own documentation (about 10 minutes)"
+	@echo "make test         lint, type-check and test"
+	@echo "make test-slow    the long tests"
+	@echo "make clean        remove what quickstart and test made"
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt --editable ".[demo,test]"
+	touch $@
+
+data/models: .venv/installed recipes/demo_models.py
+	$(BIN)/python recipes/demo_models.py --output_dir data/models
+	touch $@
+
+data/stdlib: .venv/installed recipes/demo_data.py
+	$(BIN)/python recipes/demo_data.py --output_dir data/stdlib
+	touch $@
+
+$(QUICKSTART)/before/score.json: data/models data/stdlib
+	$(BIN)/accelerate launch recipes/evaluate.py --config recipes/configs/quickstart_before.yaml
+
+$(QUICKSTART)/after/test/score.json: $(QUICKSTART)/before/score.json
+	$(BIN)/accelerate launch recipes/swr_starling.py --config recipes/configs/quickstart.yaml
+
+quickstart: $(QUICKSTART)/after/test/score.json
+	$(BIN)/python recipes/compare.py $(QUICKSTART)/before $(QUICKSTART)/after/test

@@ -1,0 +1,51 @@
+"""Embed a corpus and build its index, which the other recipes then open.
+
+    python recipes/build_index.py --embedding_model checkpoint/to/retriever/model \\
+        --document_path path/to/document.pkl --index_path path/to/index/dir/of/document
+
+An index that is there already is checked, every byte of it, and kept.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rqa import config
+from rqa.data import open_passages
+from rqa.hardware import default_device
+from rqa.index import FaissIndex
+from rqa.retriever import open_retriever
+from rqa.run import cli, log
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is indexed."""
+
+    embedding_model: str = config.flag("", "checkpoint folder or hub name of the sentence encoder")
+    document_path: str = config.flag("", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl")
+    index_path: str = config.flag("", "folder of the index")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        config.require(self, "embedding_model", "document_path", "index_path")
+
+
+def main() -> None:
+    """Build, or verify."""
+    corpus, index = config.parse_configs(Corpus(), config.Index())
+    passages = open_passages(corpus.document_path)
+    log.info("%d passages, %d rows merged into equal ones", len(passages), passages.duplicates)
+    path = Path(corpus.index_path)
+    retriever = open_retriever(passages, corpus.embedding_model, path, device=default_device(), **vars(index))
+    FaissIndex.load(path, verify=True)
+    log.info(
+        "%s: %d vectors of %d dimensions, fingerprint %s",
+        path,
+        len(passages),
+        retriever.index.dimension,
+        retriever.fingerprint(),
+    )
+
+
+if __name__ == "__main__":
+    cli(main)

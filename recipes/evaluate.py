@@ -1,0 +1,94 @@
+"""Evaluate a trained generator, or a retriever alone: Recall@k; BLEU, ROUGE, EM, F1; runtime.
+
+    accelerate launch recipes/evaluate.py --qa_model_name_or_path path/to/save/dir/model \\
+        --embedding_model_name_or_path checkpoint/to/retriever/model \\
+        --document_path path/to/document.pkl --index_path path/to/index/dir/of/document \\
+        --eval_data_path path/to/test_w_qa.jsonl --output_dir path/to/evaluation
+
+Without --qa_model_name_or_path the retriever alone is scored; without --embedding_model_name_or_path the generator
+reads the gold passages. Writes score.json, predictions.jsonl and config.json.
+"""
+
+from dataclasses import dataclass
+
+from rqa import config
+from rqa.collators import ConcatenatedCollator
+from rqa.data import load_examples, open_passages
+from rqa.decoder import AnswerLM
+from rqa.errors import InputError
+from rqa.evaluate import KS, AnswerLoss, evaluate
+from rqa.generate import Generator
+from rqa.hardware import attention_kernel
+from rqa.passages import REFUSAL_ANSWER
+from rqa.prompts import PromptBuilder, load_tokenizer
+from rqa.run import cli, headline, log, make_accelerator, new_folder, retrieve_splits
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, on what."""
+
+    qa_model_name_or_path: str = config.flag("", "checkpoint folder or hub name of the generator")
+    embedding_model_name_or_path: str = config.flag("", "checkpoint folder or hub name of the sentence encoder")
+    document_path: str = config.flag("", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl")
+    index_path: str = config.flag("", "folder of the corpus' index; built there when it does not exist")
+    eval_data_path: str = config.flag("", "examples, JSONL")
+    output_dir: str = config.flag("", "new folder for the scores and the predictions")
+    embedding_max_num_to_retrieve: int = config.flag(3, "passages that the generator reads")
+    query_history: int = config.flag(1, "messages of the user before the question that go into the query")
+    refusal_answer: str = config.flag(REFUSAL_ANSWER, "the reference of examples marked unanswerable, without answers")
+    batch_size: int = config.flag(8, "questions answered at a time on one device")
+    bf16: bool | None = config.flag(None, "true or false: bfloat16 autocast; default: where this device is fast in it")
+    use_flash_attention: bool = config.flag(False, "use flash attention 2 (needs CUDA and the package flash-attn)")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        config.require(self, "eval_data_path", "output_dir")
+        config.at_least(self, 1, "embedding_max_num_to_retrieve", "batch_size")
+        config.at_least(self, 0, "query_history")
+        if self.embedding_model_name_or_path:
+            config.require(self, "document_path", "index_path")
+        elif not self.qa_model_name_or_path:
+            raise InputError("give --qa_model_name_or_path, --embedding_model_name_or_path, or both")
+
+
+def main() -> None:
+    """Retrieve, answer, score, write."""
+    configs = config.parse_configs(Evaluation(), config.Index(), config.Prompt())
+    flags, index, prompt = configs
+    attention = attention_kernel(flags.use_flash_attention)
+    examples = load_examples(flags.eval_data_path, **prompt.speakers)
+    accelerator = make_accelerator(bf16=flags.bf16)
+    folder = new_folder(accelerator, flags.output_dir, configs)
+
+    k, retrieval = flags.embedding_max_num_to_retrieve, None
+    if flags.embedding_model_name_or_path:
+        [retrieval] = retrieve_splits(
+            accelerator,
+            open_passages(flags.document_path),
+            flags.embedding_model_name_or_path,
+            flags.index_path,
+            (examples,),
+            max(k, *KS),
+            history_turns=flags.query_history,
+            **vars(index),
+        )
+
+    scoring = {}
+    if flags.qa_model_name_or_path:
+        tokenizer = load_tokenizer(flags.qa_model_name_or_path)
+        builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
+        collator = ConcatenatedCollator(builder, prompt.max_answer_length)
+        model = accelerator.prepare(AnswerLM.from_pretrained(flags.qa_model_name_or_path, attention=attention))
+        scoring = {
+            "generate": Generator(accelerator, model, collator, flags.batch_size, prompt.max_answer_length),
+            "loss": AnswerLoss(accelerator, model, collator, flags.batch_size),
+        }
+    scores = evaluate(examples, retrieval=retrieval, k=k, refusal_answer=flags.refusal_answer, **scoring)
+    if accelerator.is_main_process:
+        scores.write(folder)
+        log.info("%s: %s", folder, headline(scores.metrics))
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,117 @@
+"""SwR: train a decoder on gold and retrieved passages, found by a frozen retriever in the whole corpus.
+
+    accelerate launch recipes/swr_starling.py --bf16 true --use_flash_attention true \\
+        --embedding_model checkpoint/to/retriever/model --embedding_max_num_to_retrieve 3 \\
+        --train_file path/to/train_w_qa.jsonl --eval_file path/to/eval_w_qa.jsonl --test_file path/to/test_w_qa.jsonl \\
+        --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index/dir/of/document \\
+        --output_dir path/to/save/dir
+
+Any decoder does, on disk or of the hub; without chat flags its own chat template is used.
+"""
+
+from collections.abc import Sequence
+
+from rqa import config
+from rqa.batching import endless_updates, num_updates_per_epoch
+from rqa.checkpoint import export
+from rqa.collators import ConcatenatedCollator, Row
+from rqa.data import load_splits, open_passages
+from rqa.decoder import AnswerLM
+from rqa.evaluate import KS, AnswerLoss, evaluate
+from rqa.generate import Generator
+from rqa.hardware import attention_kernel
+from rqa.passages import passages_for
+from rqa.prompts import PromptBuilder, load_tokenizer
+from rqa.run import RunLog, cli, log_rows, make_accelerator, new_folder, retrieve_splits
+from rqa.train import make_optimizer, train_steps
+
+
+def main() -> None:
+    """Train, export, test."""
+    configs = config.parse_configs(
+        config.Model(model_name_or_path="berkeley-nest/Starling-LM-7B-alpha"),
+        config.Retriever(embedding_max_num_to_retrieve=3),
+        config.Index(),
+        config.Data(),
+        config.Passages(),
+        config.Prompt(),
+        config.Optimization(
+            per_device_train_batch_size=2, gradient_accumulation_steps=4, learning_rate=5e-6, num_train_epochs=2
+        ),
+        config.Run(per_device_eval_batch_size=2, logging_steps=10, eval_steps=50),
+    )
+    lm, retrieval, index, data, mix, prompt, opt, run = configs
+    config.require(data, "full_dataset_file_path")
+    attention = attention_kernel(lm.use_flash_attention)
+
+    # Records: whatever is wrong with the files is told before anything is loaded.
+    train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
+    passages = open_passages(data.full_dataset_file_path)
+
+    # Prompts
+    tokenizer = load_tokenizer(lm.model_name_or_path)
+    builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
+    collator = ConcatenatedCollator(builder, prompt.max_answer_length)
+    collator.check(train)
+    accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16, fp16=opt.fp16)
+    folder = new_folder(accelerator, run.output_dir, configs)
+
+    # Passages: the retriever is frozen, so it works once, and its memory is free again before training.
+    k = retrieval.embedding_max_num_to_retrieve
+    found, eval_found, test_found = retrieve_splits(
+        accelerator,
+        passages,
+        retrieval.embedding_model,
+        data.full_dataset_index_path,
+        (train, evals, tests),
+        k + max(KS),
+        history_turns=retrieval.query_history,
+        **vars(index),
+    )
+
+    def encode(epoch: int, positions: Sequence[int]) -> list[Row]:
+        return collator.encode(
+            passages_for(train[i], found.passages(i), k=k, seed=opt.seed, epoch=epoch, **vars(mix)) for i in positions
+        )
+
+    log_rows(encode(0, range(min(len(train), 1000))), tokenizer)
+
+    # Model
+    model = AnswerLM.from_pretrained(lm.model_name_or_path, attention=attention)
+    if lm.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    optimizer = make_optimizer(model, opt.optim, weight_decay=opt.weight_decay)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    scoring = {
+        "generate": Generator(accelerator, model, collator, run.per_device_eval_batch_size, prompt.max_answer_length),
+        "loss": AnswerLoss(accelerator, model, collator, run.per_device_eval_batch_size),
+        "refusal_answer": mix.refusal_answer,
+    }
+
+    # Loop
+    layout = opt.layout(accelerator.num_processes, accelerator.process_index)
+    num_steps = opt.num_steps(num_updates_per_epoch(len(train), layout))
+    updates = endless_updates(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length)
+    run_log = RunLog(accelerator, folder, num_steps, run.logging_steps)
+    for step in train_steps(
+        accelerator,
+        model,
+        optimizer,
+        updates,
+        learning_rate=opt.rate(num_steps),
+        num_steps=num_steps,
+        max_grad_norm=opt.max_grad_norm,
+        seed=opt.seed,
+    ):
+        run_log.step(step)
+        if evals and step.number % run.eval_steps == 0:
+            run_log.evaluation(f"eval-{step.number:06d}", evaluate(evals, retrieval=eval_found, k=k, **scoring))
+
+    # The plain model, and its test
+    export(accelerator, model, tokenizer, folder / "model")
+    if tests:
+        run_log.evaluation("test", evaluate(tests, retrieval=test_found, k=k, **scoring))
+
+
+if __name__ == "__main__":
+    cli(main)

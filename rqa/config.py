@@ -1,0 +1,282 @@
+"""What a recipe can be told: dataclasses whose fields are the flags, the config file and the help text."""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+from rqa.batching import Layout
+from rqa.errors import InputError
+from rqa.passages import REFUSAL_ANSWER, Order
+from rqa.prompts import INSTRUCTION, ChatFormat
+from rqa.train import OptimizerName, Schedule, learning_rate_at
+
+T = TypeVar("T")
+
+
+def flag(default: T, help: str) -> T:
+    """Return a dataclass field with a default and a help text."""
+    return dataclasses.field(default=default, metadata={"help": help})  # type: ignore[no-any-return,call-overload]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The generator."""
+
+    model_name_or_path: str = flag("", "checkpoint folder or hub name of the generator to train")
+    use_flash_attention: bool = flag(False, "use flash attention 2 (needs a CUDA device and the package flash-attn)")
+    gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        require(self, "model_name_or_path")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples and the corpus."""
+
+    train_file: str = flag("", "training examples, JSONL")
+    eval_file: str = flag("", "examples evaluated every --eval_steps updates, JSONL; none: no such evaluation")
+    test_file: str = flag("", "examples evaluated once, after training, JSONL; none: no such evaluation")
+    full_dataset_file_path: str = flag("", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl")
+    full_dataset_index_path: str = flag("", "folder of the corpus' index; built there when it does not exist")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        require(self, "train_file")
+        if self.full_dataset_file_path:
+            require(self, "full_dataset_index_path")
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """The frozen retriever."""
+
+    embedding_model: str = flag("", "checkpoint folder or hub name of the sentence encoder")
+    embedding_max_num_to_retrieve: int = flag(3, "passages to retrieve for a question, and to read at inference")
+    query_history: int = flag(1, "messages of the user before the question that go into the query")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        require(self, "embedding_model")
+        at_least(self, 1, "embedding_max_num_to_retrieve")
+        at_least(self, 0, "query_history")
+
+
+@dataclass(frozen=True)
+class EvalRetriever:
+    """The retriever that evaluation alone uses."""
+
+    eval_embedding_model: str = flag("", "sentence encoder for evaluation; none: answers are made from gold passages")
+    embedding_max_num_to_retrieve: int = flag(3, "passages to retrieve for a question, and to read at inference")
+    query_history: int = flag(1, "messages of the user before the question that go into the query")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        at_least(self, 1, "embedding_max_num_to_retrieve")
+        at_least(self, 0, "query_history")
+
+
+@dataclass(frozen=True)
+class Index:
+    """How passages are embedded and indexed: the keyword arguments of `open_retriever`."""
+
+    query_prefix: str | None = flag(
+        None, 'text before each query ("query: " for E5); default: what the checkpoint says'
+    )
+    passage_prefix: str | None = flag(None, 'text before each passage ("passage: " for E5); default: as above')
+    index_factory: str = flag("Flat", "FAISS index factory; Flat is exact")
+    embedding_batch_size: int = flag(64, "texts embedded at a time")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        at_least(self, 1, "embedding_batch_size")
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Which passages a training example reads: the keyword arguments of `passages_for`."""
+
+    passage_order: Order = flag("gold_first", "how gold and retrieved passages are ordered in training")
+    gold_dropout: float = flag(0.0, "share of examples that read no gold passage and learn to answer --refusal_answer")
+    hard_negatives: int = flag(0, "of an example's own hard negatives, how many it reads")
+    refusal_answer: str = flag(REFUSAL_ANSWER, "the answer where the passages do not tell")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        at_least(self, 0, "hard_negatives")
+        if not 0 <= self.gold_dropout <= 1:
+            raise InputError(f"--gold_dropout: expected a share from 0 to 1, found {self.gold_dropout}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How prompts are written."""
+
+    user_prefix: str | None = flag(None, "what opens the user's turns; default: the tokenizer's chat template")
+    assistant_prefix: str | None = flag(None, "what opens the assistant's turns; goes with --user_prefix")
+    sep_user: str = flag(" ", "what ends the user's turns, with --user_prefix")
+    sep_sys: str = flag("", "what ends the assistant's turns, with --user_prefix")
+    instruction: str = flag(INSTRUCTION, "what stands before the passages")
+    max_prompt_length: int = flag(2048, "tokens of a prompt; passages are cut to fit, last ranked first")
+    max_answer_length: int = flag(512, "tokens of an answer; a longer one in the training file is refused")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        at_least(self, 1, "max_prompt_length", "max_answer_length")
+        if (self.user_prefix is None) != (self.assistant_prefix is None):
+            raise InputError("--user_prefix and --assistant_prefix go together, found one of them")
+
+    @property
+    def speakers(self) -> dict[str, str | None]:
+        """The names that the turns of a chat history may go by, beside the usual ones."""
+        return {"user_prefix": self.user_prefix, "assistant_prefix": self.assistant_prefix}
+
+    @property
+    def chat(self) -> ChatFormat | None:
+        """The format that the prefixes make, or None for the tokenizer's chat template."""
+        if self.user_prefix is None or self.assistant_prefix is None:
+            return None
+        return ChatFormat(self.user_prefix, self.assistant_prefix, self.sep_user, self.sep_sys)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The updates."""
+
+    learning_rate: float = flag(5e-6, "peak learning rate")
+    num_train_epochs: float = flag(2.0, "times to see each example; a fraction stops within an epoch")
+    max_steps: int = flag(-1, "stop after so many updates, if the epochs have not ended before; -1: no limit")
+    per_device_train_batch_size: int = flag(2, "examples in one forward pass on one device")
+    gradient_accumulation_steps: int = flag(4, "forward passes in one update")
+    group_by_length: bool = flag(True, "put examples of like length into one update: less padding")
+    lr_scheduler_type: Schedule = flag("cosine", "course of the learning rate after the warm-up")
+    warmup_ratio: float = flag(0.1, "share of the updates in which the rate rises")
+    weight_decay: float = flag(0.01, "decay of the weight matrices")
+    max_grad_norm: float = flag(1.0, "the gradient is scaled down to this norm")
+    optim: OptimizerName = flag("adamw", "optimizer")
+    bf16: bool | None = flag(None, "true or false: bfloat16 autocast; default: where this device computes it fast")
+    fp16: bool = flag(False, "float16 autocast with loss scaling (CUDA)")
+    seed: int = flag(0, "of the order of examples, the choice of passages, and dropout")
+
+    def layout(self, processes: int, rank: int) -> Layout:
+        """Return how a global batch is spread."""
+        return Layout(self.per_device_train_batch_size, self.gradient_accumulation_steps, processes, rank)
+
+    def num_steps(self, updates_per_epoch: int) -> int:
+        """Return the number of updates that the epochs and `max_steps` allow."""
+        steps = math.ceil(self.num_train_epochs * updates_per_epoch)
+        return steps if self.max_steps == -1 else min(steps, self.max_steps)
+
+    def rate(self, num_steps: int) -> Callable[[int], float]:
+        """Return the learning rate of each update, from 0, of `num_steps`."""
+        return partial(
+            learning_rate_at,
+            peak=self.learning_rate,
+            num_steps=num_steps,
+            num_warmup_steps=math.ceil(self.warmup_ratio * num_steps),
+            schedule=self.lr_scheduler_type,
+        )
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps")
+        at_least(self, 0, "learning_rate", "num_train_epochs", "warmup_ratio", "weight_decay", "max_grad_norm", "seed")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise InputError(f"--max_steps: expected at least 1, or -1 for no limit, found {self.max_steps}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run."""
+
+    output_dir: str = flag("", "new folder for the model, the metrics and the predictions")
+    logging_steps: int = flag(10, "updates between two lines of the log")
+    eval_steps: int = flag(50, "updates between two evaluations")
+    per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        require(self, "output_dir")
+        at_least(self, 1, "logging_steps", "eval_steps", "per_device_eval_batch_size")
+
+
+def require(config: Any, *names: str) -> None:
+    """Raise InputError where one of the fields is empty."""
+    for name in names:
+        if not getattr(config, name):
+            help = type(config).__dataclass_fields__[name].metadata["help"]
+            raise InputError(f"--{name} is required: {help}")
+
+
+def at_least(config: Any, least: float, *names: str) -> None:
+    """Raise InputError where one of the fields is smaller than `least`."""
+    for name in names:
+        if not getattr(config, name) >= least:
+            raise InputError(f"--{name}: expected at least {least}, found {getattr(config, name)}")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Print every default, and keep the line breaks of the recipe's docstring."""
+
+
+def parse_configs(*defaults: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Return `defaults`, dataclasses, with fields replaced by those of `--config FILE`, then by flags.
+
+    FILE is YAML or JSON and names the same fields, flat: a run's own config.json is one. Raises InputError, or prints
+    a usage error and exits with status 2.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    file_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    file_parser.add_argument("--config", type=Path, help="YAML or JSON file that sets flags; those given here prevail")
+    parser = HfArgumentParser(
+        [type(config) for config in defaults],
+        description=sys.modules["__main__"].__doc__,
+        formatter_class=_HelpFormatter,
+        parents=[file_parser],
+        allow_abbrev=False,  # else a misspelt flag passes for another one
+    )
+    for config in defaults:
+        parser.set_defaults(**vars(config))
+    if path := file_parser.parse_known_args(argv)[0].config:
+        argv = [*_flags_of(path, {name for config in defaults for name in vars(config)}), *argv]
+    *configs, _, unknown = parser.parse_args_into_dataclasses(
+        argv,
+        return_remaining_strings=True,
+        look_for_args_file=False,  # else a file RECIPE.args beside the recipe is read unasked
+    )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    for config in configs:
+        if check := getattr(config, "check", None):
+            check()
+    return tuple(configs)
+
+
+def _flags_of(path: Path, known: set[str]) -> list[str]:
+    """Return the content of a config file as flags, so that both are parsed and refused alike."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}  # JSON is YAML too
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path}: expected lines of `flag: value`, found {type(values).__name__}")
+    if unknown := sorted(map(str, values.keys() - known)):
+        raise InputError(f"--config {path}: unknown: {', '.join(unknown)}")
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+
+
+def write_config(path: Path, configs: Sequence[Any]) -> None:
+    """Write resolved configs as one flat JSON file, which `--config` takes."""
+    values = {name: value for config in configs for name, value in vars(config).items()}
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,95 @@
+"""A decoder-only language model whose forward returns each example's loss.
+
+B examples, L positions, V vocabulary, n target tokens in the whole batch.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rqa.collators import IGNORED
+from rqa.errors import InputError
+
+
+class AnswerLM(nn.Module):
+    """Scores the answers of a batch with an unchanged causal language model, `plain`, which is what gets saved.
+
+    The vocabulary projection runs on the target positions alone, through the model's own forward, so that soft-capping
+    and scaling stay the model's. The loss is computed inside, because Accelerate copies whatever a prepared model
+    returns to float32, and (n, V) is often the largest tensor of the run.
+    """
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.plain = lm
+        self.config = lm.config  # Accelerate reads the hidden size from it to size DeepSpeed's buckets
+        self._can_select = "logits_to_keep" in inspect.signature(lm.forward).parameters
+        # Causal attention never looks at padding on the right, and without a mask the fast kernels stay on. A router
+        # of experts does look at it.
+        self._needs_mask = any("expert" in key for key in lm.config.to_dict())
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, *, attention: str = "sdpa") -> "AnswerLM":
+        """Load a checkpoint with float32 parameters: in bfloat16 the updates of a small learning rate round to nothing.
+
+        Raises InputError where the checkpoint lacks weights, which would otherwise be random.
+        """
+        lm, loading = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if lacking := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
+            raise InputError(
+                f"{name_or_path}: expected every weight of {type(lm).__name__}, the checkpoint lacks {len(lacking)}: "
+                + ", ".join(lacking[:3])
+            )
+        return cls(lm)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute activations again in the backward pass."""
+        # The re-entrant variant loses the gradient of inputs that need none, and its hooks do not compose with DDP.
+        self.plain.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Return (B,): the negative log-likelihood of each example's target tokens, summed, in nats, float32.
+
+        `input_ids` and `labels` are (B, L), padded on the right; a label stands at the position of its own token.
+        """
+        targets = labels[:, 1:]
+        is_target = targets != IGNORED
+        keep = nn.functional.pad(is_target, (0, 1))  # (B, L): position t predicts the token at t + 1
+        mask = _up_to_last_target(labels) if self._needs_mask else None
+        if self._can_select:
+            logits = self.plain(input_ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits  # (n, V)
+        else:
+            logits = self.plain(input_ids, attention_mask=mask, use_cache=False).logits[keep]
+        losses = cross_entropy(logits.float(), targets[is_target], reduction="none")  # (n,)
+        rows = is_target.nonzero()[:, 0]
+        return losses.new_zeros(len(labels)).index_add(0, rows, losses)
+
+    def logits(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Return (B, L, V), the scores of the token after each position, for inspection."""
+        del labels  # the signature is that of forward, so that one batch serves both
+        logits: Tensor = self.plain(input_ids, use_cache=False).logits
+        return logits
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        """Return the ids of the answers alone, (B, answer length), from prompts (B, L) padded on the left."""
+        ids: Tensor = self.plain.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        return ids[:, input_ids.shape[1] :]
+
+
+def _up_to_last_target(labels: Tensor) -> Tensor:
+    """Return the attention mask (B, L) of rows padded on the right, whose answer comes last."""
+    mask = (labels != IGNORED).flip(1).cumsum(1).flip(1) > 0
+    mask[:, 0] = True  # a row without targets must attend to something
+    return mask.long()

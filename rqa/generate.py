@@ -1,0 +1,91 @@
+"""Readings to answers: batched by length, spread over the processes, greedy and reproducible."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from rqa.collators import ConcatenatedCollator, Row
+from rqa.decoder import AnswerLM
+from rqa.passages import Reading
+
+# Said in full, because transformers fills every gap from the checkpoint's own generation_config.
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer, and what it took."""
+
+    text: str
+    num_tokens: int  # generated, with the one that ended it
+    num_prompt_tokens: int
+    finished: bool  # ended by the model, not by max_new_tokens
+
+
+class Generator:
+    """Answers readings with greedy decoding.
+
+    Batches are composed over all readings, by length, before they are dealt to the processes: in float32 the answers
+    are the same on any number of them.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: AnswerLM,
+        collator: ConcatenatedCollator,
+        batch_size: int,
+        max_new_tokens: int,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.collator = collator
+        self.batch_size = batch_size
+        self.max_new_tokens = max_new_tokens
+
+    def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
+        """Return the answer to each reading, in order, on every process."""
+        rows = self.collator.encode(readings)
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt))  # too much memory shows at once
+        batches = [longest_first[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        numbered = [
+            pair for batch in mine for pair in zip(batch, self._generate(model, [rows[i] for i in batch]), strict=True)
+        ]
+        answers = dict(gather_object(numbered))
+        assert answers.keys() == set(range(len(rows))), "every reading is answered exactly once"
+        return [answers[i] for i in range(len(rows))]
+
+    def _generate(self, model: AnswerLM, rows: Sequence[Row]) -> list[Answer]:
+        tokenizer = self.collator.builder.tokenizer
+        stop_ids = self.collator.builder.stop_ids
+        batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
+        with torch.no_grad(), self.accelerator.autocast():
+            generated = model.generate(
+                **batch,
+                **GREEDY,
+                max_new_tokens=self.max_new_tokens,
+                eos_token_id=stop_ids,
+                pad_token_id=self.collator.pad_id,
+            ).tolist()
+        answers = []
+        for row, ids in zip(rows, generated, strict=True):
+            end = next((i for i, id in enumerate(ids) if id in stop_ids), None)
+            text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            num_tokens = len(ids) if end is None else end + 1
+            answers.append(Answer(text.strip(), num_tokens, len(row.prompt), finished=end is not None))
+        return answers

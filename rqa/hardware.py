@@ -1,0 +1,60 @@
+"""What this machine can compute, and how fast: every choice that depends on the hardware is made here."""
+
+import importlib.util
+import resource
+import sys
+from typing import Literal
+
+import torch
+
+from rqa.errors import InputError
+
+Attention = Literal["sdpa", "flash_attention_2"]
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Tell whether matrix products in bfloat16 are quicker than in float32 on `device`.
+
+    On a CPU without bfloat16 instructions they are emulated and slower.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # no public name for the question
+    )
+
+
+def default_device() -> torch.device:
+    """Return the accelerator that torch sees, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def attention_kernel(use_flash_attention: bool) -> Attention:
+    """Return the `attn_implementation` to load a model with.
+
+    Raises InputError where flash attention is asked for and the package or a CUDA device is missing.
+    """
+    if not use_flash_attention:
+        return "sdpa"
+    if importlib.util.find_spec("flash_attn") is None:
+        raise InputError(
+            "--use_flash_attention true: the package flash-attn is not installed. "
+            "Install it after torch with `pip install flash-attn --no-build-isolation`, or leave the flag out."
+        )
+    if not torch.cuda.is_available():
+        raise InputError("--use_flash_attention true: flash attention needs a CUDA device, and torch sees none.")
+    return "flash_attention_2"
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory in use so far, in GiB: of the device, or on a CPU the resident set of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, KiB on Linux
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has finished its work, so that a clock read next is right. A CPU has nothing queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

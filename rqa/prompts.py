@@ -1,0 +1,227 @@
+"""The one prompt builder, for training and for inference: records to token ids, by position, never by searching.
+
+A prompt is a list of pieces. Template pieces (instruction, prefixes, separators, what a chat template writes) may hold
+control tokens; data pieces (passages, messages, the question, the answer) never do: a passage in which "<|im_end|>"
+stands is read as text. Between two control tokens the text is tokenised in one go, so that the ids are those that the
+model has met in its pretraining.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rqa.data import Role, Turn
+from rqa.errors import InputError
+from rqa.passages import Reading
+
+INSTRUCTION = "Answer the question using only the passages below."
+
+UNCUT = -1  # in place of a passage's rank: this token is never cut
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """The turns of a conversation as plain prefixes and separators, for a model that is not given a chat template."""
+
+    user_prefix: str
+    assistant_prefix: str
+    sep_user: str = " "
+    sep_sys: str = ""
+
+
+class Piece(NamedTuple):
+    """A stretch of a prompt: of the template, or data; `rank` is that of the passage whose content it is."""
+
+    text: str
+    is_template: bool = True
+    rank: int = UNCUT
+
+
+class Prompt(NamedTuple):
+    """The ids of a prompt, and how many tokens of passages were cut to make it fit."""
+
+    ids: list[int]
+    cut: int
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint. Raises InputError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError) as error:  # of a mistyped path transformers says that it is no valid hub name
+        raise InputError(f"{name_or_path}: neither a checkpoint folder nor a model of the hub ({error})") from error
+
+
+class PromptBuilder:
+    """Builds the ids of prompts of at most `max_prompt_length` tokens, and of answers.
+
+    Without a `chat` format the tokenizer's own chat template is used: instruction, passages and question are then one
+    user message, the history the messages before it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat: ChatFormat | None = None,
+        instruction: str = INSTRUCTION,
+        max_prompt_length: int = 2048,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise InputError(f"{tokenizer.name_or_path}: expected a tokenizer with a tokenizer.json, found a slow one")
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token, answers need one")
+        if chat is None and not tokenizer.chat_template:
+            raise InputError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template: "
+                "give --user_prefix and --assistant_prefix (and --sep_user, --sep_sys)"
+            )
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.instruction = instruction
+        self.max_prompt_length = max_prompt_length
+        self._added_tokens = tokenizer.get_added_vocab()
+        by_length = sorted(map(re.escape, self._added_tokens), key=len, reverse=True)
+        self._control = re.compile(f"({'|'.join(by_length)})" if by_length else r"(?!)")
+        self._bos = self._automatic_bos()
+        # A literal BOS beside the automatic one would double it; where BOS is eos too, it ends turns and stays.
+        self._own_bos = {tokenizer.bos_token} if self._bos and self._bos != (tokenizer.eos_token_id,) else set()
+        # A tokenizer that opens every text with a space of its own would make two of it.
+        opens_with_space = tokenizer.tokenize("a")[0].startswith("▁")
+        self._answer_lead = "" if chat is None or opens_with_space else " "
+        self._rendered = lru_cache(maxsize=None)(self._render_template)
+        self._terminator = self._answer_terminator()
+        # The separator stops an answer where it is one token; a longer one cannot be seen token by token, eos can.
+        self.stop_ids = sorted({tokenizer.eos_token_id, *(self._terminator if len(self._terminator) <= 2 else ())})
+
+    def prompt(self, reading: Reading) -> Prompt:
+        """Return the prompt of a reading. Passages alone are cut to fit: the highest rank first, from its end.
+
+        Raises InputError where the prompt does not fit even without passages.
+        """
+        kept = list(zip(reading.passages, reading.ranks, strict=True))
+        cut = 0
+        while True:
+            bodies = [Piece(passage.content, False, rank) for passage, rank in kept]
+            ids, ranks = self._encode(self._pieces(reading, bodies))
+            excess = len(ids) - self.max_prompt_length
+            if excess <= 0:
+                return Prompt(ids, cut)
+            if not kept:
+                raise InputError(
+                    f"{reading.example.where}: instruction, history and question alone take {len(ids)} tokens, "
+                    f"--max_prompt_length is {self.max_prompt_length}"
+                )
+            last = max(rank for _, rank in kept)
+            body = [position for position, rank in enumerate(ranks) if rank == last]
+            cut += min(excess, len(body))
+            if len(body) > excess:
+                dropped = set(body[-excess:])
+                return Prompt([id for position, id in enumerate(ids) if position not in dropped], cut)
+            kept = [(passage, rank) for passage, rank in kept if rank != last]  # with its number and its blank line
+
+    def answer(self, text: str) -> list[int]:
+        """Return the ids of an answer and of what ends it: the separator after an assistant's turn, one eos."""
+        return self._encode([Piece(self._answer_lead + text, False)], bos=())[0] + self._terminator
+
+    def _pieces(self, reading: Reading, bodies: Sequence[Piece]) -> list[Piece]:
+        """Return the pieces of a prompt whose passages are `bodies`."""
+        context = [Piece(f"{self.instruction}\n\n")]
+        for number, body in enumerate(bodies, 1):
+            context += [Piece(f"[{number}] "), body, Piece("\n\n")]
+        history, question = reading.example.chat_history, Piece(reading.example.question, False)
+        if self.chat is not None:
+            return self._prefixed(self.chat, context, reading)
+        contents = [[Piece(turn.text, False)] for turn in history] + [[*context, question]]
+        template = self._rendered(tuple(turn.role for turn in history))
+        pieces = [Piece(template[0])]
+        for content, after in zip(contents, template[1:], strict=True):
+            pieces += [*content, Piece(after)]
+        return pieces
+
+    def _prefixed(self, chat: ChatFormat, context: list[Piece], reading: Reading) -> list[Piece]:
+        prefix = {"user": chat.user_prefix, "assistant": chat.assistant_prefix}
+        separator = {"user": chat.sep_user, "assistant": chat.sep_sys}
+        pieces = context
+        for turn in (*reading.example.chat_history, Turn("user", reading.example.question)):
+            pieces += [Piece(f"{prefix[turn.role]}: "), Piece(turn.text, False), Piece(separator[turn.role])]
+        return [*pieces, Piece(f"{chat.assistant_prefix}:")]
+
+    def _encode(self, pieces: Iterable[Piece], bos: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
+        """Return the ids of `pieces`, and for each token the rank of the passage that it lies in, or UNCUT."""
+        ids = list(self._bos if bos is None else bos)
+        ranks = [UNCUT] * len(ids)
+        run: list[Piece] = []
+        for piece in pieces:
+            parts = self._control.split(piece.text) if piece.is_template else [piece.text]
+            for part in parts:
+                if piece.is_template and part in self._added_tokens:
+                    self._encode_run(run, ids, ranks)
+                    run = []
+                    if part not in self._own_bos:
+                        ids.append(self._added_tokens[part])
+                        ranks.append(UNCUT)
+                elif part:
+                    run.append(piece._replace(text=part))
+        self._encode_run(run, ids, ranks)
+        return ids, ranks
+
+    def _encode_run(self, run: Sequence[Piece], ids: list[int], ranks: list[int]) -> None:
+        """Append the ids of text without control tokens. A token over the edge of a passage belongs to the template."""
+        if not run:
+            return
+        encoded = self.tokenizer(
+            "".join(piece.text for piece in run),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        owner = [rank for piece in run for rank in [piece.rank] * len(piece.text)]
+        ids += encoded["input_ids"]
+        for start, end in encoded["offset_mapping"]:
+            inside = start < end and owner[start] == owner[end - 1]
+            ranks.append(owner[start] if inside else UNCUT)
+
+    def _automatic_bos(self) -> tuple[int, ...]:
+        """Return what the tokenizer puts before every text by itself: its BOS, or nothing."""
+        bos = self.tokenizer.bos_token_id
+        return (bos,) if bos is not None and self.tokenizer("a")["input_ids"][0] == bos else ()
+
+    def _answer_terminator(self) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        if self.chat is not None:
+            separator = self._encode([Piece(self.chat.sep_sys)], bos=())[0]
+            return separator if eos in separator else [*separator, eos]
+        # What the template writes after an assistant's message, up to its first control token.
+        after = self._rendered(("user", "assistant"), False)[2]
+        control = self._control.search(after)
+        first = [self._added_tokens[control[0]]] if control else []
+        return first if eos in first else [*first, eos]
+
+    def _render_template(self, history: tuple[Role, ...], ask: bool = True) -> list[str]:
+        """Render the chat template over placeholders: what it writes before, between and after the messages.
+
+        `history` are the roles of the messages; with `ask` one of the user follows, and the opening of an answer.
+        """
+        roles = (*history, "user") if ask else history
+        marks = [f"<message {i} of {len(roles)}>" for i in range(1, len(roles) + 1)]
+        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        except TemplateError as error:
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: the chat template refuses messages of {', '.join(roles)}: {error}"
+            ) from error
+        parts = re.split("|".join(map(re.escape, marks)), text)
+        if re.findall("|".join(map(re.escape, marks)), text) != marks:
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: the chat template does not write each message once and in order: "
+                "give --user_prefix and --assistant_prefix instead"
+            )
+        return parts

@@ -1,0 +1,180 @@
+"""Questions to passages: a sentence encoder over a FAISS index.
+
+n texts, D embedding size.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from rqa.data import Example, Passage, PassageStore
+from rqa.errors import InputError
+from rqa.hardware import bf16_is_fast
+from rqa.index import FaissIndex
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """A passage and its score; higher is better."""
+
+    passage: Passage
+    score: float
+
+
+class Retriever(Protocol):
+    """Whatever finds passages: two methods."""
+
+    def retrieve(self, queries: Sequence[str], k: int) -> list[list[Retrieved]]:
+        """Return for each query at most `k` distinct passages, best first."""
+
+    def fingerprint(self) -> str:
+        """Return what changes whenever an answer of `retrieve` could change."""
+
+
+def query_of(example: Example, *, history_turns: int = 1) -> str:
+    """Return the text to retrieve with: the question, after the last `history_turns` messages of the user before it."""
+    earlier = [turn.text for turn in example.chat_history if turn.role == "user"]
+    return "\n".join(
+        [*earlier[len(earlier) - history_turns :], example.question] if history_turns else [example.question]
+    )
+
+
+class Encoder:
+    """A sentence-transformers checkpoint, which knows its pooling, prompts and normalisation.
+
+    A plain Hugging Face checkpoint is pooled by the mean. Vectors are normalised, so that inner product is cosine.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        *,
+        device: torch.device,
+        batch_size: int = 64,
+        query_prefix: str | None = None,
+        passage_prefix: str | None = None,
+    ) -> None:
+        try:
+            self.model = SentenceTransformer(
+                name_or_path,
+                device=str(device),
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            ).eval()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name_or_path}: neither a checkpoint folder nor a model of the hub ({error})") from error
+        self.device = device
+        self.batch_size = batch_size
+        known = self.model.prompts
+        self.query_prefix = known.get("query", "") if query_prefix is None else query_prefix
+        self.passage_prefix = (
+            known.get("document", known.get("passage", "")) if passage_prefix is None else passage_prefix
+        )
+
+    def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
+        """Return (n, D) float32. Queries are few and decide the ranking: always computed in float32."""
+        return self._encode(queries, self.query_prefix, nullcontext(), progress=False)
+
+    def encode_passages(self, passages: Sequence[Passage]) -> np.ndarray:
+        """Return (n, D) float32, computed in bfloat16 where that is quicker."""
+        quick = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16_is_fast(self.device))
+        return self._encode([passage.content for passage in passages], self.passage_prefix, quick, progress=True)
+
+    def _encode(
+        self, texts: Sequence[str], prefix: str, precision: AbstractContextManager[object], *, progress: bool
+    ) -> np.ndarray:
+        with precision:
+            vectors: np.ndarray = self.model.encode(  # sorts by length inside
+                list(texts),
+                prompt=prefix,
+                batch_size=self.batch_size,
+                normalize_embeddings=False,
+                convert_to_numpy=True,
+                show_progress_bar=progress,
+            )
+        vectors = vectors.astype(np.float32)
+        # After the cast: normalised in bfloat16 the lengths would differ by up to 1 %.
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights: the same checkpoint in another folder is the same encoder."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+class DenseRetriever:
+    """Retrieves by cosine between the embeddings of query and passage."""
+
+    def __init__(self, passages: PassageStore, encoder: Encoder, index: FaissIndex) -> None:
+        self.passages = passages
+        self.encoder = encoder
+        self.index = index
+
+    def retrieve(self, queries: Sequence[str], k: int) -> list[list[Retrieved]]:
+        """Return for each query at most `k` distinct passages, best first, equal scores in the corpus' order."""
+        if not queries:
+            return []
+        scores, rows = self.index.search(self.encoder.encode_queries(queries), k)
+        return [
+            [
+                Retrieved(self.passages[row], score)
+                for row, score in zip(row_list, score_list, strict=True)
+                if row >= 0  # FAISS fills up with -1 where it finds fewer than k
+            ]
+            for row_list, score_list in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def fingerprint(self) -> str:
+        """Return the index's: it holds the passages' vectors and what they were made with."""
+        return self.index.fingerprint
+
+
+def open_retriever(
+    passages: PassageStore,
+    embedding_model: str,
+    index_path: Path,
+    *,
+    device: torch.device,
+    query_prefix: str | None = None,
+    passage_prefix: str | None = None,
+    index_factory: str = "Flat",
+    embedding_batch_size: int = 64,
+) -> DenseRetriever:
+    """Return a retriever over `passages`: the index at `index_path`, which is built there where there is none.
+
+    Raises StaleIndexError where the index there was built from other passages or with another encoder.
+    """
+    encoder = Encoder(
+        embedding_model,
+        device=device,
+        batch_size=embedding_batch_size,
+        query_prefix=query_prefix,
+        passage_prefix=passage_prefix,
+    )
+    provenance = {
+        "corpus": passages.fingerprint,
+        "encoder": encoder.fingerprint(),
+        "query_prefix": encoder.query_prefix,
+        "passage_prefix": encoder.passage_prefix,
+        "factory": index_factory,
+    }
+    try:
+        index = FaissIndex.load(index_path, provenance=provenance)
+    except FileNotFoundError:
+        log.info("building the index of %d passages in %s", len(passages), index_path)
+        index = FaissIndex.build(encoder.encode_passages(passages), index_factory)
+        index.save(index_path, provenance=provenance)
+    return DenseRetriever(passages, encoder, index)

@@ -1,0 +1,200 @@
+"""Around a run: the accelerator, its folder, its log."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rqa.collators import Row
+from rqa.config import write_config
+from rqa.data import Example, PassageStore
+from rqa.errors import InputError
+from rqa.evaluate import Retrieval, Scores, retrieve_all
+from rqa.hardware import bf16_is_fast, default_device, peak_memory_gib
+from rqa.retriever import open_retriever
+from rqa.train import Step
+
+log = logging.getLogger("rqa")
+
+
+def cli(main: Callable[[], None]) -> None:
+    """Run a recipe's `main`: what the user can mend is printed, and the exit status is 2."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    for chatty in ("httpx", "sentence_transformers", "transformers", "accelerate"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def make_accelerator(accumulation: int = 1, *, bf16: bool | None = None, fp16: bool = False) -> Accelerator:
+    """Return an Accelerator in the precision that the flags and `accelerate launch` agree upon.
+
+    Where neither speaks it is bfloat16 if the device computes that fast, else float32. Raises InputError where they
+    disagree, or where processes were launched that would not see each other.
+    """
+    if bf16 and fp16:
+        raise InputError("--bf16 true and --fp16 true exclude each other")
+    asked = "fp16" if fp16 else {True: "bf16", False: "no", None: None}[bf16]
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher writes "no" where nobody spoke
+    if launched != "no" and asked not in (None, launched):
+        raise InputError(f"the flags ask for mixed precision {asked!r}, accelerate's configuration for {launched!r}")
+    accelerator = Accelerator(
+        mixed_precision=asked or (launched if launched != "no" else None) or _default_precision(),
+        # sync_with_dataloader: the loop knows where an update ends. adjust_scheduler: there is no scheduler.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=accumulation, sync_with_dataloader=False, adjust_scheduler=False
+        ),
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != accelerator.num_processes:
+        raise InputError(
+            f"{world} processes were launched that do not see each other. On a machine without GPUs launch with "
+            f"`ACCELERATE_USE_CPU=true torchrun --nproc_per_node {world} RECIPE …`"
+        )
+    return accelerator
+
+
+def _default_precision() -> str:
+    device = torch.device("cpu") if parse_flag_from_env("ACCELERATE_USE_CPU") else default_device()
+    return "bf16" if bf16_is_fast(device) else "no"
+
+
+def retrieve_splits(
+    accelerator: Accelerator,
+    passages: PassageStore,
+    embedding_model: str,
+    index_path: str,
+    splits: Sequence[Sequence[Example]],
+    k: int,
+    *,
+    history_turns: int,
+    **index_options: Any,
+) -> list[Retrieval]:
+    """Retrieve `k` passages for each example of each split, with a retriever that is opened, used once and let go.
+
+    Where there is no index the main process builds it while the others wait; see `open_retriever` for the options.
+    """
+    _log_missing_gold([example for examples in splits for example in examples], passages)
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+    retriever = open_retriever(passages, embedding_model, Path(index_path), device=accelerator.device, **index_options)
+    if accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+    return [retrieve_all(retriever, examples, k, history_turns=history_turns) for examples in splits]
+
+
+def _log_missing_gold(examples: Sequence[Example], passages: PassageStore) -> None:
+    """Warn of gold passages that the corpus lacks: each is a miss of the retriever that no retriever could avoid."""
+    missing = [
+        example.where
+        for example in examples
+        if any(passages.row_of(passage.id) is None for passage in example.gold_passages)
+    ]
+    if missing:
+        log.warning("%d examples have gold passages that the corpus lacks, first %s", len(missing), missing[0])
+
+
+def log_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Log what training rows cost and lose, and show the first of them with its target tokens marked."""
+    lengths = [len(row) for row in rows]
+    answers = sum(len(row.answer) for row in rows)
+    cut = sum(row.cut for row in rows)
+    log.info(
+        "rows: %d, tokens in a row %.0f (most %d), %.1f %% of them targets; passages cut in %d rows, %.2f %% of tokens",
+        len(rows),
+        sum(lengths) / len(rows),
+        max(lengths),
+        100 * answers / sum(lengths),
+        sum(row.cut > 0 for row in rows),
+        100 * cut / (cut + sum(lengths)),
+    )
+    marked = "".join(f"⟦{tokenizer.decode([id])}⟧" for id in rows[0].answer)
+    log.info("the first row, its targets in brackets:\n%s%s\n", tokenizer.decode(rows[0].prompt), marked)
+
+
+class RunLog:
+    """The growing files of a run, its progress bar and its lines on the terminal; silent but on the main process.
+
+    metrics.jsonl holds what is the same when the run is repeated, timings.jsonl the rest.
+    """
+
+    def __init__(self, accelerator: Accelerator, directory: Path, num_steps: int, logging_steps: int) -> None:
+        self.directory = directory
+        self.num_steps = num_steps
+        self.logging_steps = logging_steps
+        self.device = accelerator.device
+        self.main = accelerator.is_main_process
+        self.recent: list[Step] = []
+        self.bar = tqdm(total=num_steps, unit="update", disable=not (self.main and sys.stderr.isatty()))
+
+    def step(self, step: Step) -> None:
+        """Record an update, and print a line after every `logging_steps` of them and after the last."""
+        times = {"seconds": step.seconds, "batch_seconds": step.batch_seconds}
+        self._append("metrics.jsonl", {name: value for name, value in asdict(step).items() if name not in times})
+        self._append("timings.jsonl", {"number": step.number, **times, "memory_gib": peak_memory_gib(self.device)})
+        self.bar.update()
+        self.recent.append(step)
+        if step.number % self.logging_steps == 0 or step.number == self.num_steps:
+            self._line()
+            self.recent = []
+
+    def _line(self) -> None:
+        last, seconds = self.recent[-1], sum(step.seconds for step in self.recent)
+        tokens = sum(step.target_tokens for step in self.recent)
+        self._say(
+            f"update {last.number}/{self.num_steps}"
+            f"  loss {sum(step.loss * step.target_tokens for step in self.recent) / tokens:.4f}"
+            f"  gradient norm {last.gradient_norm:.3f}  rate {last.learning_rate:.2e}"
+            f"  {sum(step.examples for step in self.recent) / seconds:.2f} examples/s"
+            f"  {tokens / seconds:.0f} answer tokens/s"
+            f"  {peak_memory_gib(self.device):.1f} GiB"
+            f"  {(self.num_steps - last.number) * seconds / len(self.recent) / 60:.1f} min left"
+        )
+
+    def evaluation(self, name: str, scores: Scores) -> None:
+        """Record an evaluation, its predictions in the folder `name`."""
+        self._append("metrics.jsonl", {"evaluation": name, **scores.metrics})
+        self._say(f"{name}: {headline(scores.metrics)}")
+        if self.main:
+            scores.write(self.directory / name)
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        if self.main:
+            with (self.directory / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _say(self, line: str) -> None:
+        if self.main:
+            with logging_redirect_tqdm():
+                log.info("%s", line)
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """Return the main scores in one line."""
+    names = ("loss", "recall@1", "recall@3", "bleu", "rougeL", "em", "f1")
+    return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
+
+
+def new_folder(accelerator: Accelerator, path: str, configs: Sequence[Any]) -> Path:
+    """Make the output folder of a run and write its config.json. InputError where a run's files are there already."""
+    folder = Path(path)
+    if accelerator.is_main_process:
+        if (folder / "config.json").exists():
+            raise InputError(f"--output_dir {path}: a run's files are there already; name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder / "config.json", configs)
+    return folder

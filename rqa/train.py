@@ -1,0 +1,145 @@
+"""Training: batches in, one optimizer update out, one `Step` yielded for each.
+
+There is no trainer and there are no callbacks: the body of the `for` is where to log, evaluate, save and stop.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rqa.collators import IGNORED
+
+Batch = dict[str, Tensor]
+Schedule = Literal["cosine", "linear", "constant"]
+OptimizerName = Literal["adamw", "adafactor"]
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer update did. Every count covers the global batch: all processes, all micro-batches."""
+
+    number: int  # updates since training began, from 1
+    loss: float  # nats per target token
+    gradient_norm: float  # before clipping
+    learning_rate: float
+    target_tokens: int
+    examples: int
+    skipped: bool  # the gradient was not finite, and the weights stayed as they were
+    seconds: float  # for the whole update
+    batch_seconds: float  # of these, waited for the batch
+
+
+def learning_rate_at(
+    step: int, *, peak: float, num_steps: int, num_warmup_steps: int = 0, schedule: Schedule = "cosine"
+) -> float:
+    """Return the rate of update `step`, from 0: a linear warm-up to `peak`, then a half cosine or a line to 0."""
+    if step < num_warmup_steps:
+        return peak * (step + 1) / num_warmup_steps
+    progress = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
+    match schedule:
+        case "cosine":
+            return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "linear":
+            return peak * (1.0 - progress)
+        case "constant":
+            return peak
+
+
+def make_optimizer(model: nn.Module, name: OptimizerName = "adamw", *, weight_decay: float = 0.0) -> Optimizer:
+    """Return an optimizer over the trainable parameters; matrices decay, biases and norms do not.
+
+    Its rate is written before every update by `train_steps`.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if name == "adafactor":
+        return torch.optim.Adafactor(groups, lr=0.0)
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def train_steps(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer,
+    updates: Iterator[list[Batch]],
+    *,
+    learning_rate: Callable[[int], float],
+    num_steps: int,
+    max_grad_norm: float,
+    seed: int,
+    first_step: int = 0,
+) -> Iterator[Step]:
+    """Train until `num_steps` updates are done, yielding after each.
+
+    `model` and `optimizer` come from `accelerator.prepare`; `model(**batch)` returns each example's negative
+    log-likelihood, (B,), in nats. `updates` yields the micro-batches of one update on this process: as many as
+    `accelerator.gradient_accumulation_steps`. Torch's random numbers (dropout) start anew in every update from
+    (seed, update, process), whatever ran between two of them.
+
+    An update whose gradient is not finite is skipped; FloatingPointError after three in a row.
+    """
+    skipped_in_a_row = 0
+    for step in range(first_step, num_steps):
+        start = time.perf_counter()
+        micro_batches = [_to(accelerator.device, batch) for batch in next(updates)]
+        batch_seconds = time.perf_counter() - start
+        model.train()  # the body of the loop may have evaluated
+        torch.manual_seed((seed * 1_000_003 + step) * 4096 + accelerator.process_index & 0xFFFF_FFFF)
+        rate = learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        # The target tokens of the whole global batch are counted first: every token then weighs the same, whichever
+        # process and micro-batch it is in.
+        counts = torch.zeros(2, device=accelerator.device, dtype=torch.long)
+        for batch in micro_batches:
+            is_target = batch["labels"] != IGNORED
+            counts += torch.stack([is_target.sum(), is_target.any(-1).sum()])
+        tokens, examples = accelerator.reduce(counts, "sum").tolist()
+
+        loss = torch.zeros((), device=accelerator.device)
+        for batch in micro_batches:
+            with accelerator.accumulate(model):
+                nll = model(**batch).sum()
+                # Accelerate takes the mean over processes and micro-batches; undo it, then divide by the tokens.
+                accelerator.backward(nll * accelerator.num_processes * len(micro_batches) / tokens)
+                loss += nll.detach() / tokens
+                if accelerator.sync_gradients:
+                    norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
+                    skipped = not math.isfinite(norm)  # the norm is global: all processes decide alike
+                if not (accelerator.sync_gradients and skipped):
+                    optimizer.step()
+                optimizer.zero_grad()
+
+        skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
+        yield Step(
+            number=step + 1,
+            loss=accelerator.reduce(loss, "sum").item(),
+            gradient_norm=norm,
+            learning_rate=rate,
+            target_tokens=tokens,
+            examples=examples,
+            skipped=skipped,
+            seconds=time.perf_counter() - start,
+            batch_seconds=batch_seconds,
+        )
+        if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"update {step + 1}: the gradient was not finite {skipped_in_a_row} times in a row"
+            )
+
+
+def _to(device: torch.device, batch: Batch) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
