@@ -29,8 +29,10 @@ def read_score(folder: Path) -> dict[str, float]:
     if not path.is_file():
         raise InputError(f"{folder}: expected the folder of an evaluation, found no score.json in it")
     score = json.loads(path.read_text(encoding="utf-8"))
-    seconds = score.get("generation", {}).get("seconds_per_answer")
-    return score["metrics"] | ({} if seconds is None else {"seconds": seconds})
+    metrics: dict[str, float] = score["metrics"]
+    if "generation" in score:
+        metrics["seconds"] = score["generation"]["seconds_per_answer"]
+    return metrics
 
 
 def main() -> None:

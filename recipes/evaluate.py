@@ -74,17 +74,17 @@ def main() -> None:
             **vars(index),
         )
 
-    scoring = {}
+    generate = loss = None
     if flags.qa_model_name_or_path:
         tokenizer = load_tokenizer(flags.qa_model_name_or_path)
         builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
         collator = ConcatenatedCollator(builder, prompt.max_answer_length)
         model = accelerator.prepare(AnswerLM.from_pretrained(flags.qa_model_name_or_path, attention=attention))
-        scoring = {
-            "generate": Generator(accelerator, model, collator, flags.batch_size, prompt.max_answer_length),
-            "loss": AnswerLoss(accelerator, model, collator, flags.batch_size),
-        }
-    scores = evaluate(examples, retrieval=retrieval, k=k, refusal_answer=flags.refusal_answer, **scoring)
+        generate = Generator(accelerator, model, collator, flags.batch_size, prompt.max_answer_length)
+        loss = AnswerLoss(accelerator, model, collator, flags.batch_size)
+    scores = evaluate(
+        examples, retrieval=retrieval, generate=generate, loss=loss, k=k, refusal_answer=flags.refusal_answer
+    )
     if accelerator.is_main_process:
         scores.write(folder)
         log.info("%s: %s", folder, headline(scores.metrics))

@@ -11,6 +11,7 @@ Any decoder does, on disk or of the hub; without chat flags its own chat templat
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from rqa import config
 from rqa.batching import endless_updates, num_updates_per_epoch
@@ -83,10 +84,12 @@ def main() -> None:
         model.enable_gradient_checkpointing()
     optimizer = make_optimizer(model, opt.optim, weight_decay=opt.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
-    scoring = {
-        "generate": Generator(accelerator, model, collator, run.per_device_eval_batch_size, prompt.max_answer_length),
-        "loss": AnswerLoss(accelerator, model, collator, run.per_device_eval_batch_size),
-    }
+    score = partial(
+        evaluate,
+        generate=Generator(accelerator, model, collator, run.per_device_eval_batch_size, prompt.max_answer_length),
+        loss=AnswerLoss(accelerator, model, collator, run.per_device_eval_batch_size),
+        k=k,
+    )
 
     # Loop
     layout = opt.layout(accelerator.num_processes, accelerator.process_index)
@@ -105,12 +108,12 @@ def main() -> None:
     ):
         run_log.step(step)
         if evals and step.number % run.eval_steps == 0:
-            run_log.evaluation(f"eval-{step.number:06d}", evaluate(evals, retrieval=eval_found, k=k, **scoring))
+            run_log.evaluation(f"eval-{step.number:06d}", score(evals, retrieval=eval_found))
 
     # The plain model, and its test
     export(accelerator, model, tokenizer, folder / "model")
     if tests:
-        run_log.evaluation("test", evaluate(tests, retrieval=test_found, k=k, **scoring))
+        run_log.evaluation("test", score(tests, retrieval=test_found))
 
 
 if __name__ == "__main__":

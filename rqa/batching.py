@@ -8,7 +8,7 @@ same time are like each other, so that nobody waits.
 import random
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import TypeVar
 
 Row = TypeVar("Row", bound=Sized)
@@ -65,7 +65,7 @@ def _deal(rows: Sequence[int], layout: Layout) -> Update:
     """
     slots = layout.processes * layout.accumulation
     cuts = [len(rows) * slot // slots for slot in range(slots + 1)]
-    micro_batches = [list(rows[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    micro_batches = [list(rows[a:b]) for a, b in pairwise(cuts)]
     return [micro_batches[process :: layout.processes] for process in range(layout.processes)]
 
 

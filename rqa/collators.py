@@ -77,20 +77,19 @@ class ConcatenatedCollator:
 
     def check(self, examples: Iterable[Example]) -> None:
         """Raise DataError unless every question fits its prompt and every answer `max_answer_length`."""
-        problems = []
+        error = DataError()
         for example in examples:
             try:
                 self.builder.prompt(Reading.ranked(example, ()))
-            except InputError as error:
-                problems.append(str(error))
-            lengths = [len(self.builder.answer(answer)) for answer in example.answers[:1]]
-            problems += [
-                f"{example.where}: the answer takes {length} tokens, --max_answer_length is {self.max_answer_length}"
-                for length in lengths
-                if length > self.max_answer_length
-            ]
-        if problems:
-            raise DataError(problems)
+            except InputError as problem:
+                error.add(example.where, str(problem))
+            length = len(self.builder.answer(example.answers[0])) if example.answers else 0
+            if length > self.max_answer_length:
+                error.add(
+                    example.where, f"the answer takes {length} tokens, --max_answer_length is {self.max_answer_length}"
+                )
+        if error.count:
+            raise error
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:

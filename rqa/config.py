@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 def flag(default: T, help: str) -> T:
     """Return a dataclass field with a default and a help text."""
-    return dataclasses.field(default=default, metadata={"help": help})  # type: ignore[no-any-return,call-overload]
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,9 @@ def parse_configs(*defaults: Any, argv: Sequence[str] | None = None) -> tuple[An
     argv = list(sys.argv[1:] if argv is None else argv)
     file_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_parser.add_argument("--config", type=Path, help="YAML or JSON file that sets flags; those given here prevail")
+    types: list[Any] = [type(config) for config in defaults]
     parser = HfArgumentParser(
-        [type(config) for config in defaults],
+        types,
         description=sys.modules["__main__"].__doc__,
         formatter_class=_HelpFormatter,
         parents=[file_parser],

@@ -61,7 +61,7 @@ class Example:
     chat_history: tuple[Turn, ...] = ()
     hard_negatives: tuple[Passage, ...] = ()
     unanswerable: bool = False
-    where: str = field(default="", compare=False)  # file:line, for messages
+    where: str = field(default="", compare=False)  # file:line, as messages give it
 
 
 def load_examples(
@@ -84,7 +84,7 @@ def load_examples(
     line_of: dict[str, int] = {}
     examples = []
     for line, _, row in read_rows(path, open_data(path)):
-        example = _example(row, f"{stem}:{line}", _turns(row, users, assistants))
+        example = _example(row, f"{stem}:{line}", f"{path}:{line}", _turns(row, users, assistants))
         first = line_of.setdefault(example.id, line)
         if first != line:
             row.problem("id", f'"{example.id}" is already the id of line {first}')
@@ -92,7 +92,12 @@ def load_examples(
     return examples
 
 
-def _example(row: Fields, default_id: str, turns: tuple[Turn, ...]) -> Example:
+def load_splits(*paths: str | Path, **prefixes: str | None) -> list[list[Example]]:
+    """Return the examples of each file, and none for an empty path; see `load_examples`."""
+    return [load_examples(path, **prefixes) if path else [] for path in paths]
+
+
+def _example(row: Fields, default_id: str, where: str, turns: tuple[Turn, ...]) -> Example:
     unanswerable = row.flag("unanswerable")
     return Example(
         id=row.text("id", optional=True) or default_id,
@@ -102,6 +107,7 @@ def _example(row: Fields, default_id: str, turns: tuple[Turn, ...]) -> Example:
         chat_history=turns,
         hard_negatives=tuple(map(_passage, row.objects("hard_neg_docs", optional=True))),
         unanswerable=unanswerable,
+        where=where,
     )
 
 

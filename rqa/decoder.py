@@ -38,7 +38,9 @@ class AnswerLM(nn.Module):
 
         Raises InputError where the checkpoint lacks weights, which would otherwise be random.
         """
-        lm, loading = AutoModelForCausalLM.from_pretrained(
+        lm: PreTrainedModel
+        loading: dict[str, Any]
+        lm, loading = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             name_or_path,
             dtype=torch.float32,
             attn_implementation=attention,
@@ -84,7 +86,9 @@ class AnswerLM(nn.Module):
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
         """Return the ids of the answers alone, (B, answer length), from prompts (B, L) padded on the left."""
-        ids: Tensor = self.plain.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        ids: Tensor = self.plain.generate(  # type: ignore[operator]
+            input_ids=input_ids, attention_mask=attention_mask, **options
+        )
         return ids[:, input_ids.shape[1] :]
 
 

@@ -200,4 +200,4 @@ class AnswerLoss:
             batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
             sums += torch.stack([self.model(**batch).sum(), (batch["labels"] != IGNORED).sum()])
         nll, tokens = self.accelerator.reduce(sums, "sum").tolist()
-        return nll / tokens
+        return float(nll / tokens)

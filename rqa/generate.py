@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +13,7 @@ from rqa.decoder import AnswerLM
 from rqa.passages import Reading
 
 # Said in full, because transformers fills every gap from the checkpoint's own generation_config.
-GREEDY = {
+GREEDY: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
     "temperature": 1.0,
@@ -85,7 +86,7 @@ class Generator:
         answers = []
         for row, ids in zip(rows, generated, strict=True):
             end = next((i for i, id in enumerate(ids) if id in stop_ids), None)
-            text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = str(tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
             num_tokens = len(ids) if end is None else end + 1
             answers.append(Answer(text.strip(), num_tokens, len(row.prompt), finished=end is not None))
         return answers

@@ -18,7 +18,7 @@ def bf16_is_fast(device: torch.device) -> bool:
     On a CPU without bfloat16 instructions they are emulated and slower.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # no public name for the question
     )

@@ -29,19 +29,18 @@ _TYPES = {
 
 
 class DataError(InputError):
-    """The problems of one file: its message gives each of the first 20 a line, then says how many more there are."""
+    """The problems of some data: its message gives each of the first 20 a line, then says how many more there are."""
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
-        self.path = path
+    def __init__(self) -> None:
+        super().__init__()
         self.count = 0
         self.problems: list[str] = []
 
-    def add(self, line: int, problem: str) -> None:
-        """Note a problem in `line`, counted from 1."""
+    def add(self, where: str, problem: str) -> None:
+        """Note a problem at `where`, a file:line."""
         self.count += 1
         if self.count <= _SHOWN:
-            self.problems.append(f"{self.path}:{line}: {problem}")
+            self.problems.append(f"{where}: {problem}")
 
     def __str__(self) -> str:
         more = self.count - len(self.problems)
@@ -151,7 +150,7 @@ def read_rows(path: str | Path, data: Data) -> Iterator[tuple[int, int, Fields]]
     After the last raises DataError with all that was found or reported on the way, in the order of the file, or
     InputError if there was no row at all. `path` is only for the messages.
     """
-    error = DataError(path)
+    error = DataError()
     empty, blanks = True, 0
     for number, start in enumerate(_starts(data), 1):
         line = line_at(data, start)
@@ -159,14 +158,14 @@ def read_rows(path: str | Path, data: Data) -> Iterator[tuple[int, int, Fields]]
             blanks += 1
             continue
         for blank in range(number - blanks, number):  # only now is it known that they do not end the file
-            error.add(blank, "blank line")
+            error.add(f"{path}:{blank}", "blank line")
         empty, blanks = False, 0
         try:
             values = parse_object(line)
         except ValueError as problem:
-            error.add(number, str(problem))
+            error.add(f"{path}:{number}", str(problem))
         else:
-            yield number, start, Fields(values, "", partial(error.add, number))
+            yield number, start, Fields(values, "", partial(error.add, f"{path}:{number}"))
     if error.count:
         raise error
     if empty:

@@ -50,8 +50,8 @@ def passages_for(
     example's own, then the first `k` candidates are taken without repetition until there are k + 1 (or all the gold,
     where that is more). With no candidates and k = 0 this is the gold alone: SFT.
 
-    `passage_order` is how they are read: "gold_first"; "ranked", as retrieval ranked them, each passage that it missed put at
-    a random place; or "random". With probability `gold_dropout` the gold is left out, wherever it came from, the
+    `passage_order` is how they are read: "gold_first"; "ranked", as retrieval ranked them, each passage that it missed
+    put at a random place; or "random". With probability `gold_dropout` the gold is left out, wherever it came from, the
     candidates after the first `k` take its place (the number of passages must not tell), and the target is
     `refusal_answer`; so it is for an example marked unanswerable.
     """

@@ -113,7 +113,7 @@ class PromptBuilder:
                 return Prompt(ids, cut)
             if not kept:
                 raise InputError(
-                    f"{reading.example.where}: instruction, history and question alone take {len(ids)} tokens, "
+                    f"instruction, history and question alone take {len(ids)} tokens, "
                     f"--max_prompt_length is {self.max_prompt_length}"
                 )
             last = max(rank for _, rank in kept)
@@ -213,7 +213,7 @@ class PromptBuilder:
         marks = [f"<message {i} of {len(roles)}>" for i in range(1, len(roles) + 1)]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
         except TemplateError as error:
             raise InputError(
                 f"{self.tokenizer.name_or_path}: the chat template refuses messages of {', '.join(roles)}: {error}"

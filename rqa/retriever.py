@@ -75,11 +75,10 @@ class Encoder:
             raise InputError(f"{name_or_path}: neither a checkpoint folder nor a model of the hub ({error})") from error
         self.device = device
         self.batch_size = batch_size
-        known = self.model.prompts
-        self.query_prefix = known.get("query", "") if query_prefix is None else query_prefix
-        self.passage_prefix = (
-            known.get("document", known.get("passage", "")) if passage_prefix is None else passage_prefix
-        )
+        prompts: dict[str, str | None] = self.model.prompts
+        own_query, own_passage = prompts.get("query"), prompts.get("document") or prompts.get("passage")
+        self.query_prefix = query_prefix if query_prefix is not None else own_query or ""
+        self.passage_prefix = passage_prefix if passage_prefix is not None else own_passage or ""
 
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
         """Return (n, D) float32. Queries are few and decide the ranking: always computed in float32."""
@@ -94,17 +93,13 @@ class Encoder:
         self, texts: Sequence[str], prefix: str, precision: AbstractContextManager[object], *, progress: bool
     ) -> np.ndarray:
         with precision:
-            vectors: np.ndarray = self.model.encode(  # sorts by length inside
-                list(texts),
-                prompt=prefix,
-                batch_size=self.batch_size,
-                normalize_embeddings=False,
-                convert_to_numpy=True,
-                show_progress_bar=progress,
+            embedded = self.model.encode(  # sorts by length inside
+                list(texts), prompt=prefix, batch_size=self.batch_size, show_progress_bar=progress
             )
-        vectors = vectors.astype(np.float32)
-        # After the cast: normalised in bfloat16 the lengths would differ by up to 1 %.
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors: np.ndarray = np.asarray(embedded, dtype=np.float32)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)  # normalised in bfloat16 they differ by up to 1 %
+        np.divide(vectors, lengths, where=lengths > 0, out=vectors)
+        return vectors
 
     def fingerprint(self) -> str:
         """Return a hash of the weights: the same checkpoint in another folder is the same encoder."""
