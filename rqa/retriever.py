@@ -5,6 +5,7 @@ n texts, D embedding size.
 
 import hashlib
 import logging
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class Encoder:
     def _encode(
         self, texts: Sequence[str], prefix: str, precision: AbstractContextManager[object], *, progress: bool
     ) -> np.ndarray:
+        progress = progress and sys.stderr.isatty()
         with precision:
             embedded = self.model.encode(  # sorts by length inside
                 list(texts), prompt=prefix, batch_size=self.batch_size, show_progress_bar=progress

@@ -15,6 +15,7 @@ from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar as disable_progress_bars
 
 from rqa.collators import Row
 from rqa.config import write_config
@@ -27,12 +28,16 @@ from rqa.train import Step
 
 log = logging.getLogger("rqa")
 
+SHOWN = 600  # characters of either end of a prompt
+
 
 def cli(main: Callable[[], None]) -> None:
     """Run a recipe's `main`: what the user can mend is printed, and the exit status is 2."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for chatty in ("httpx", "sentence_transformers", "transformers", "accelerate"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         main()
     except InputError as error:
@@ -122,8 +127,11 @@ def log_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
         sum(row.cut > 0 for row in rows),
         100 * cut / (cut + sum(lengths)),
     )
+    prompt = str(tokenizer.decode(rows[0].prompt))
+    if len(prompt) > 2 * SHOWN:
+        prompt = f"{prompt[:SHOWN]} […] {prompt[-SHOWN:]}"
     marked = "".join(f"⟦{tokenizer.decode([id])}⟧" for id in rows[0].answer)
-    log.info("the first row, its targets in brackets:\n%s%s\n", tokenizer.decode(rows[0].prompt), marked)
+    log.info("the first row, its target tokens in brackets:\n%s%s\n", prompt, marked)
 
 
 class RunLog:

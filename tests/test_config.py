@@ -1,0 +1,142 @@
+"""Flags: recipe defaults < --config < flags, and every refusal."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rqa import config
+from rqa.config import parse_configs, write_config
+from rqa.errors import InputError
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Cooking:
+    """A concern."""
+
+    heat: float = config.flag(1.0, "degrees")
+    turns: int = config.flag(2, "how often")
+    lid: bool = config.flag(True, "with a lid")
+    salt: bool | None = config.flag(None, "with salt; default: as it comes")
+    herb: str | None = config.flag(None, "which herb")
+    sep: str = config.flag(" ", "between two")
+
+    def check(self):
+        config.at_least(self, 0, "turns")
+
+
+def parse(*argv, default=Cooking()):
+    [parsed] = parse_configs(default, argv=argv)
+    return parsed
+
+
+def test_flags_prevail_over_the_file_and_the_file_over_the_recipe(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("turns: 5\nheat: 1e-4\n")  # which PyYAML reads as a text
+    assert parse(default=Cooking(turns=3, herb="sage")) == Cooking(turns=3, herb="sage")
+    assert parse("--config", str(file), default=Cooking(turns=3, herb="sage")) == Cooking(1e-4, 5, herb="sage")
+    assert parse("--turns", "7", "--config", str(file)) == Cooking(1e-4, 7)
+
+
+@pytest.mark.parametrize("value", [Cooking(), Cooking(0.5, 0, False, True, "- --x", "<|e|>\n"), Cooking(salt=False)])
+def test_what_a_run_writes_repeats_it(tmp_path, value):
+    write_config(tmp_path / "config.json", [value])
+    assert parse("--config", str(tmp_path / "config.json")) == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--lid", "false"), Cooking(lid=False)),
+        (("--lid",), Cooking()),
+        (("--salt", "true"), Cooking(salt=True)),
+        (("--sep", "<|end_of_turn|>"), Cooking(sep="<|end_of_turn|>")),
+        (("--sep", " "), Cooking()),
+    ],
+)
+def test_documented_spellings(argv, expected):
+    assert parse(*argv) == expected
+
+
+@pytest.mark.parametrize(
+    "argv", [("--turn", "3"), ("--turns", "x"), ("--lid", "perhaps"), ("--unknown", "1"), ("stray",)]
+)
+def test_usage_errors_exit_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(*argv)
+    assert stop.value.code == 2
+    assert argv[-1] in capsys.readouterr().err or argv[0] in argv
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("turns: [1", "c.yaml"),
+        ("- turns", "expected lines of `flag: value`, found list"),
+        ("turn: 3\nheats: 2", "unknown: heats, turn"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, content, message):
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(InputError, match=message):
+        parse("--config", str(tmp_path / "c.yaml"))
+
+
+def test_an_absent_file_is_refused():
+    with pytest.raises(InputError, match=r"absent\.yaml"):
+        parse("--config", "absent.yaml")
+
+
+def test_values_are_checked_after_parsing():
+    with pytest.raises(InputError, match="--turns: expected at least 0, found -1"):
+        parse("--turns", "-1")
+
+
+@pytest.mark.parametrize("path", ["quickstart.yaml"])
+def test_shipped_training_configs_fit(path):
+    values = yaml.safe_load((ROOT / "recipes/configs" / path).read_text())
+    configs = parse_configs(
+        config.Model(),
+        config.Retriever(),
+        config.Index(),
+        config.Data(),
+        config.Passages(),
+        config.Prompt(),
+        config.Optimization(),
+        config.Run(),
+        argv=["--config", str(ROOT / "recipes/configs" / path)],
+    )
+    resolved = {name: value for part in configs for name, value in vars(part).items()}
+    assert {name: resolved[name] for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("concern", "argv", "message"),
+    [
+        (config.Model(), [], "--model_name_or_path is required"),
+        (config.Data(), [], "--train_file is required"),
+        (config.Passages(), ["--gold_dropout", "1.5"], "--gold_dropout: expected a share"),
+        (config.Prompt(), ["--user_prefix", "Q"], "go together"),
+        (config.Optimization(), ["--max_steps", "0"], "--max_steps"),
+        (config.Optimization(), ["--per_device_train_batch_size", "0"], "--per_device_train_batch_size"),
+        (config.Run(), [], "--output_dir is required"),
+    ],
+)
+def test_impossible_values_name_the_flag(concern, argv, message):
+    with pytest.raises(InputError, match=message):
+        parse_configs(concern, argv=argv)
+
+
+@pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(2, -1, 20), (1.5, -1, 15), (2, 7, 7), (1, 70, 10)])
+def test_number_of_updates(epochs, max_steps, expected):
+    assert config.Optimization(num_train_epochs=epochs, max_steps=max_steps).num_steps(10) == expected
+
+
+def test_the_config_file_is_readable_json(tmp_path):
+    write_config(tmp_path / "config.json", [Cooking(), config.Run(output_dir="o")])
+    assert json.loads((tmp_path / "config.json").read_text())["output_dir"] == "o"
