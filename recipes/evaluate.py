@@ -80,7 +80,7 @@ def main() -> None:
         builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
         collator = ConcatenatedCollator(builder, prompt.max_answer_length)
         model = accelerator.prepare(AnswerLM.from_pretrained(flags.qa_model_name_or_path, attention=attention))
-        generate = Generator(accelerator, model, collator, flags.batch_size, prompt.max_answer_length)
+        generate = Generator(accelerator, model, collator, flags.batch_size, prompt.generation_limit)
         loss = AnswerLoss(accelerator, model, collator, flags.batch_size)
     scores = evaluate(
         examples, retrieval=retrieval, generate=generate, loss=loss, k=k, refusal_answer=flags.refusal_answer

@@ -86,7 +86,7 @@ def main() -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     score = partial(
         evaluate,
-        generate=Generator(accelerator, model, collator, run.per_device_eval_batch_size, prompt.max_answer_length),
+        generate=Generator(accelerator, model, collator, run.per_device_eval_batch_size, prompt.generation_limit),
         loss=AnswerLoss(accelerator, model, collator, run.per_device_eval_batch_size),
         k=k,
     )

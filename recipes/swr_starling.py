@@ -85,7 +85,7 @@ def main() -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     score = partial(
         evaluate,
-        generate=Generator(accelerator, model, collator, run.per_device_eval_batch_size, prompt.max_answer_length),
+        generate=Generator(accelerator, model, collator, run.per_device_eval_batch_size, prompt.generation_limit),
         loss=AnswerLoss(accelerator, model, collator, run.per_device_eval_batch_size),
         k=k,
         refusal_answer=mix.refusal_answer,

@@ -130,12 +130,20 @@ class Prompt:
     instruction: str = flag(INSTRUCTION, "what stands before the passages")
     max_prompt_length: int = flag(2048, "tokens of a prompt; passages are cut to fit, last ranked first")
     max_answer_length: int = flag(512, "tokens of an answer; a longer one in the training file is refused")
+    max_new_tokens: int | None = flag(None, "tokens to generate at most; default: --max_answer_length")
 
     def check(self) -> None:
         """Raise InputError for values that cannot be."""
         at_least(self, 1, "max_prompt_length", "max_answer_length")
+        if self.max_new_tokens is not None:
+            at_least(self, 1, "max_new_tokens")
         if (self.user_prefix is None) != (self.assistant_prefix is None):
             raise InputError("--user_prefix and --assistant_prefix go together, found one of them")
+
+    @property
+    def generation_limit(self) -> int:
+        """Tokens to generate at most."""
+        return self.max_answer_length if self.max_new_tokens is None else self.max_new_tokens
 
     @property
     def speakers(self) -> dict[str, str | None]:

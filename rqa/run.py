@@ -34,7 +34,7 @@ SHOWN = 600  # characters of either end of a prompt
 def cli(main: Callable[[], None]) -> None:
     """Run a recipe's `main`: what the user can mend is printed, and the exit status is 2."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    for chatty in ("httpx", "sentence_transformers", "transformers", "accelerate"):
+    for chatty in ("absl", "faiss", "httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -70,6 +70,9 @@ def make_accelerator(accumulation: int = 1, *, bf16: bool | None = None, fp16: b
             f"{world} processes were launched that do not see each other. On a machine without GPUs launch with "
             f"`ACCELERATE_USE_CPU=true torchrun --nproc_per_node {world} RECIPE …`"
         )
+    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+        # The launcher's default for a CPU is one thread a process, however many cores there are.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     return accelerator
 
 

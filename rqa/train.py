@@ -95,8 +95,14 @@ def train_steps(
         start = time.perf_counter()
         micro_batches = [_to(accelerator.device, batch) for batch in next(updates)]
         batch_seconds = time.perf_counter() - start
+        if len(micro_batches) != accelerator.gradient_accumulation_steps:
+            raise ValueError(
+                f"an update of {len(micro_batches)} micro-batches, where the accelerator accumulates "
+                f"{accelerator.gradient_accumulation_steps}: `accelerate launch` sets that number, unless it is given "
+                "in a GradientAccumulationPlugin"
+            )
         model.train()  # the body of the loop may have evaluated
-        torch.manual_seed((seed * 1_000_003 + step) * 4096 + accelerator.process_index & 0xFFFF_FFFF)
+        torch.manual_seed(((seed * 1_000_003 + step) * 4096 + accelerator.process_index) % 2**32)
         rate = learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -11,7 +11,6 @@ from rqa import config
 from rqa.config import parse_configs, write_config
 from rqa.errors import InputError
 
-
 ROOT = Path(__file__).parents[1]
 
 

@@ -1,0 +1,120 @@
+"""How much of training is not training: padding, and time outside forward, backward and optimizer.
+
+    python benchmarks/training.py --config recipes/configs/quickstart.yaml --max_steps 12
+
+Takes the flags of recipes/swr_starling.py; --output_dir is not written. The gold passages and the corpus' next ones
+stand for what a retriever would find: lengths are what matters here, not relevance.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from rqa import config
+from rqa.batching import WINDOW, Layout, endless_updates, epoch_order, plan_updates
+from rqa.collators import ConcatenatedCollator, Row
+from rqa.data import load_examples, open_passages
+from rqa.decoder import AnswerLM
+from rqa.passages import passages_for
+from rqa.prompts import PromptBuilder, load_tokenizer
+from rqa.run import cli, make_accelerator
+from rqa.train import make_optimizer, train_steps
+
+
+def computed(lengths: Sequence[int], batches: Iterable[Sequence[int]], *, fixed: int = 0) -> float:
+    """Return the positions computed for each real token, when rows are padded to the longest of their batch."""
+    padded = sum(len(batch) * (fixed or max(lengths[i] for i in batch)) for batch in batches)
+    return padded / sum(lengths)
+
+
+def planned(lengths: Sequence[int], layout: Layout, *, group_by_length: bool) -> Iterator[list[int]]:
+    """Yield the micro-batches of an epoch."""
+    window = WINDOW * layout.global_batch
+    for start in range(0, len(lengths), window):
+        part = lengths[start : start + window]
+        for update in plan_updates(part, layout, group_by_length=group_by_length, seed="0"):
+            yield from ([start + i for i in micro] for process in update for micro in process if micro)
+
+
+class Timer:
+    """Seconds spent inside the functions that it wraps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function`, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def main() -> None:
+    """Print both tables."""
+    lm, _, _, data, mix, prompt, opt, _ = config.parse_configs(
+        config.Model(),
+        config.Retriever(),
+        config.Index(),
+        config.Data(),
+        config.Passages(),
+        config.Prompt(),
+        config.Optimization(),
+        config.Run(),
+    )
+    train, corpus = load_examples(data.train_file), open_passages(data.full_dataset_file_path)
+    builder = PromptBuilder(load_tokenizer(lm.model_name_or_path), prompt.chat, prompt.instruction)
+    collator = ConcatenatedCollator(builder, prompt.max_answer_length)
+
+    def encode(epoch: int, positions: list[int]) -> list[Row]:
+        return collator.encode(
+            passages_for(
+                train[i], [corpus[(i + j) % len(corpus)] for j in (1, 2)], k=2, seed=0, epoch=epoch, **vars(mix)
+            )
+            for i in positions
+        )
+
+    lengths = [len(row) for row in encode(0, epoch_order(len(train), seed=opt.seed, epoch=0))]
+    layout = opt.layout(1, 0)
+    size = layout.micro_batch
+    in_order = [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
+    print(f"{len(lengths)} rows, {size} x {layout.accumulation} an update: positions computed for each real one")
+    print(f"  padded to 2048           {computed(lengths, in_order, fixed=2048):6.3f}")
+    print(f"  random batches           {computed(lengths, in_order):6.3f}")
+    print(f"  sorted within an update  {computed(lengths, planned(lengths, layout, group_by_length=False)):6.3f}")
+    print(f"  grouped by length        {computed(lengths, planned(lengths, layout, group_by_length=True)):6.3f}")
+
+    accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16)
+    wrapper = AnswerLM.from_pretrained(lm.model_name_or_path)
+    model, optimizer = accelerator.prepare(wrapper, make_optimizer(wrapper, opt.optim, weight_decay=opt.weight_decay))
+    timer = Timer()
+    model.forward, accelerator.backward, optimizer.step = map(
+        timer, (model.forward, accelerator.backward, optimizer.step)
+    )
+    updates = endless_updates(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length)
+    steps = train_steps(
+        accelerator,
+        model,
+        optimizer,
+        updates,
+        learning_rate=opt.rate(opt.max_steps),
+        num_steps=opt.max_steps,
+        max_grad_norm=opt.max_grad_norm,
+        seed=opt.seed,
+    )
+    start = time.perf_counter()
+    for _ in islice(steps, opt.max_steps):
+        pass
+    wall = time.perf_counter() - start
+    outside = 100 * (1 - timer.seconds / wall)
+    print(f"{opt.max_steps} updates: {wall:.1f} s, outside forward, backward and optimizer {outside:.2f} %")
+
+
+if __name__ == "__main__":
+    cli(main)
