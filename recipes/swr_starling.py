@@ -78,9 +78,9 @@ def main() -> None:
     log_rows(encode(0, range(min(len(train), 1000))), tokenizer)
 
     # Model
-    model = AnswerLM.from_pretrained(lm.model_name_or_path, attention=attention)
-    if lm.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
+    model = AnswerLM.from_pretrained(
+        lm.model_name_or_path, attention=attention, gradient_checkpointing=lm.gradient_checkpointing
+    )
     optimizer = make_optimizer(model, opt.optim, weight_decay=opt.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
     score = partial(

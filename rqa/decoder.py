@@ -33,10 +33,13 @@ class AnswerLM(nn.Module):
         self._needs_mask = any("expert" in key for key in lm.config.to_dict())
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, *, attention: str = "sdpa") -> "AnswerLM":
+    def from_pretrained(
+        cls, name_or_path: str, *, attention: str = "sdpa", gradient_checkpointing: bool = False
+    ) -> "AnswerLM":
         """Load a checkpoint with float32 parameters: in bfloat16 the updates of a small learning rate round to nothing.
 
-        Raises InputError where the checkpoint lacks weights, which would otherwise be random.
+        With `gradient_checkpointing` activations are computed again in the backward pass. Raises InputError where the
+        checkpoint lacks weights, which would otherwise be random.
         """
         lm: PreTrainedModel
         loading: dict[str, Any]
@@ -53,12 +56,10 @@ class AnswerLM(nn.Module):
                 f"{name_or_path}: expected every weight of {type(lm).__name__}, the checkpoint lacks {len(lacking)}: "
                 + ", ".join(lacking[:3])
             )
+        if gradient_checkpointing:
+            # The re-entrant variant loses the gradient of inputs that need none, and its hooks do not suit DDP.
+            lm.gradient_checkpointing_enable({"use_reentrant": False})
         return cls(lm)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Compute activations again in the backward pass."""
-        # The re-entrant variant loses the gradient of inputs that need none, and its hooks do not compose with DDP.
-        self.plain.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Return (B,): the negative log-likelihood of each example's target tokens, summed, in nats, float32.

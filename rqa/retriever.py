@@ -135,8 +135,8 @@ class DenseRetriever:
         ]
 
     def fingerprint(self) -> str:
-        """Return the index's: it holds the passages' vectors and what they were made with."""
-        return self.index.fingerprint
+        """Return the corpus' and the index's, which holds the vectors that the encoder made."""
+        return f"corpus {self.passages.fingerprint[:16]} index {self.index.fingerprint[:16]}"
 
 
 def open_retriever(

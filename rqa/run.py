@@ -171,7 +171,7 @@ class RunLog:
             f"  loss {sum(step.loss * step.target_tokens for step in self.recent) / tokens:.4f}"
             f"  gradient norm {last.gradient_norm:.3f}  rate {last.learning_rate:.2e}"
             f"  {sum(step.examples for step in self.recent) / seconds:.2f} examples/s"
-            f"  {tokens / seconds:.0f} answer tokens/s"
+            f"  {sum(step.positions for step in self.recent) / seconds:.0f} tokens/s"
             f"  {peak_memory_gib(self.device):.1f} GiB"
             f"  {(self.num_steps - last.number) * seconds / len(self.recent) / 60:.1f} min left"
         )

@@ -32,6 +32,7 @@ class Step:
     gradient_norm: float  # before clipping
     learning_rate: float
     target_tokens: int
+    positions: int  # that were computed, padding included
     examples: int
     skipped: bool  # the gradient was not finite, and the weights stayed as they were
     seconds: float  # for the whole update
@@ -109,11 +110,12 @@ def train_steps(
 
         # The target tokens of the whole global batch are counted first: every token then weighs the same, whichever
         # process and micro-batch it is in.
-        counts = torch.zeros(2, device=accelerator.device, dtype=torch.long)
+        counts = torch.zeros(3, device=accelerator.device, dtype=torch.long)
         for batch in micro_batches:
             is_target = batch["labels"] != IGNORED
-            counts += torch.stack([is_target.sum(), is_target.any(-1).sum()])
-        tokens, examples = accelerator.reduce(counts, "sum").tolist()
+            positions = torch.tensor(batch["input_ids"].numel(), device=accelerator.device)
+            counts += torch.stack([is_target.sum(), is_target.any(-1).sum(), positions])
+        tokens, examples, num_positions = accelerator.reduce(counts, "sum").tolist()
 
         loss = torch.zeros((), device=accelerator.device)
         for batch in micro_batches:
@@ -125,17 +127,18 @@ def train_steps(
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
                     skipped = not math.isfinite(norm)  # the norm is global: all processes decide alike
-                if not (accelerator.sync_gradients and skipped):
-                    optimizer.step()
+                if not (accelerator.sync_gradients and skipped) or accelerator.scaler is not None:
+                    optimizer.step()  # a scaler of float16 skips by itself, and must see it to lower its scale
                 optimizer.zero_grad()
 
-        skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
+        skipped_in_a_row = skipped_in_a_row + 1 if skipped and accelerator.scaler is None else 0
         yield Step(
             number=step + 1,
             loss=accelerator.reduce(loss, "sum").item(),
             gradient_norm=norm,
             learning_rate=rate,
             target_tokens=tokens,
+            positions=num_positions,
             examples=examples,
             skipped=skipped,
             seconds=time.perf_counter() - start,
