@@ -33,3 +33,17 @@ $(QUICKSTART)/after/test/score.json: $(QUICKSTART)/before/score.json
 
 quickstart: $(QUICKSTART)/after/test/score.json
 	$(BIN)/python recipes/compare.py $(QUICKSTART)/before $(QUICKSTART)/after/test
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: lint
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv data/models data/stdlib $(QUICKSTART)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from rqa.collators import IGNORED
 from rqa.errors import InputError
@@ -34,23 +34,28 @@ class AnswerLM(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str, *, attention: str = "sdpa", gradient_checkpointing: bool = False
+        cls, name_or_path: str, *, attention: str | None = None, gradient_checkpointing: bool = False
     ) -> "AnswerLM":
         """Load a checkpoint with float32 parameters: in bfloat16 the updates of a small learning rate round to nothing.
 
-        With `gradient_checkpointing` activations are computed again in the backward pass. Raises InputError where the
-        checkpoint lacks weights, which would otherwise be random.
+        Without `attention` it is sdpa, or eager where the model has no sdpa (Gemma 2, whose attention is soft-capped).
+        With `gradient_checkpointing` activations are computed again in the backward pass. Raises InputError where it is
+        no checkpoint of a decoder, or lacks weights, which would otherwise be random.
         """
         lm: PreTrainedModel
         loading: dict[str, Any]
-        lm, loading = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
-            name_or_path,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        try:
+            lm, loading = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+                name_or_path,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in `loading`, and refused below
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name_or_path}: no decoder can be loaded from it: {error}") from error
         if lacking := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
             raise InputError(
                 f"{name_or_path}: expected every weight of {type(lm).__name__}, the checkpoint lacks {len(lacking)}: "
@@ -86,10 +91,18 @@ class AnswerLM(nn.Module):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
-        """Return the ids of the answers alone, (B, answer length), from prompts (B, L) padded on the left."""
-        ids: Tensor = self.plain.generate(  # type: ignore[operator]
-            input_ids=input_ids, attention_mask=attention_mask, **options
-        )
+        """Return the ids of the answers alone, (B, answer length), from prompts (B, L) padded on the left.
+
+        Greedy, but for `options`: the checkpoint's own generation_config has no say.
+        """
+        own = self.plain.generation_config
+        self.plain.generation_config = GenerationConfig()  # transformers fills every gap in the options from it
+        try:
+            ids: Tensor = self.plain.generate(  # type: ignore[operator]
+                input_ids=input_ids, attention_mask=attention_mask, **options
+            )
+        finally:
+            self.plain.generation_config = own
         return ids[:, input_ids.shape[1] :]
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ def evaluate(
     """
     parts = []
     if retrieval is not None:
-        parts.append(_score_retrieval(examples, retrieval, ks))
+        found = [hits[: max(*ks, k)] for hits in retrieval.found]
+        parts.append(_score_retrieval(examples, replace(retrieval, found=found), ks))
     if generate is not None:
         if retrieval is not None:
             readings = retrieval.readings(examples, k)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,18 +10,6 @@ from accelerate.utils import gather_object
 from rqa.collators import ConcatenatedCollator, Row
 from rqa.decoder import AnswerLM
 from rqa.passages import Reading
-
-# Said in full, because transformers fills every gap from the checkpoint's own generation_config.
-GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -78,7 +65,6 @@ class Generator:
         with torch.no_grad(), self.accelerator.autocast():
             generated = model.generate(
                 **batch,
-                **GREEDY,
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=stop_ids,
                 pad_token_id=self.collator.pad_id,

@@ -9,8 +9,6 @@ import torch
 
 from rqa.errors import InputError
 
-Attention = Literal["sdpa", "flash_attention_2"]
-
 
 def bf16_is_fast(device: torch.device) -> bool:
     """Tell whether matrix products in bfloat16 are quicker than in float32 on `device`.
@@ -29,13 +27,13 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def attention_kernel(use_flash_attention: bool) -> Attention:
-    """Return the `attn_implementation` to load a model with.
+def attention_kernel(use_flash_attention: bool) -> Literal["flash_attention_2"] | None:
+    """Return the `attn_implementation` to load a model with; None is sdpa, or eager where a model has no sdpa.
 
     Raises InputError where flash attention is asked for and the package or a CUDA device is missing.
     """
     if not use_flash_attention:
-        return "sdpa"
+        return None
     if importlib.util.find_spec("flash_attn") is None:
         raise InputError(
             "--use_flash_attention true: the package flash-attn is not installed. "

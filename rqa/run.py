@@ -70,8 +70,9 @@ def make_accelerator(accumulation: int = 1, *, bf16: bool | None = None, fp16: b
             f"{world} processes were launched that do not see each other. On a machine without GPUs launch with "
             f"`ACCELERATE_USE_CPU=true torchrun --nproc_per_node {world} RECIPE …`"
         )
-    if accelerator.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
-        # The launcher's default for a CPU is one thread a process, however many cores there are.
+    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if accelerator.device.type == "cpu" and by_launcher and os.environ.get("OMP_NUM_THREADS") == "1":
+        # `accelerate launch` gives a process on a CPU one thread, however many cores there are.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     return accelerator
 

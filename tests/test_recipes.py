@@ -1,0 +1,171 @@
+"""The recipes, launched as a user does, on tiny models."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from world import World, files, launch, write_jsonl
+
+EXACT = {"--bf16": "false", "--max_new_tokens": "12"}
+MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+EVALUATION_FILES = {"score.json", "predictions.jsonl"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def swr(world):
+    """A whole run, by the launcher, with everything on."""
+    out = world.folder / "swr"
+    flags = {
+        "--model_name_or_path": world.model,
+        "--embedding_model": world.encoder,
+        "--embedding_max_num_to_retrieve": "2",
+        "--passage_order": "random",
+        "--gold_dropout": "0.2",
+        "--num_train_epochs": "2",
+        "--learning_rate": "1e-3",
+        "--logging_steps": "1",
+        "--eval_steps": "2",
+        "--gradient_checkpointing": "true",
+        "--output_dir": str(out),
+        **world.data,
+        **EXACT,
+    }
+    printed = launch("swr_starling.py", flags, by=("accelerate", "launch"))
+    return out, printed
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_leaves_exactly_its_files(swr):
+    out, _ = swr
+    model = {f"model/{name}" for name in MODEL_FILES | TOKENIZER_FILES}
+    evaluations = {f"{name}/{file}" for name in ("eval-000002", "eval-000004", "test") for file in EVALUATION_FILES}
+    assert files(out) == {"config.json", "metrics.jsonl", "timings.jsonl"} | model | evaluations
+
+
+def test_a_run_tells_what_it_does(swr):
+    out, printed = swr
+    assert "⟦</s>⟧" in printed
+    for update in range(1, 5):
+        assert f"update {update}/4  loss " in printed
+    metrics = rows(out / "metrics.jsonl")
+    updates = [row for row in metrics if "loss" in row and "number" in row]
+    assert [row["number"] for row in updates] == [1, 2, 3, 4]
+    assert sum(row["examples"] for row in updates) == 2 * 13
+    assert [row["evaluation"] for row in metrics if "evaluation" in row] == ["eval-000002", "eval-000004", "test"]
+    assert metrics[-1] == {"evaluation": "test"} | json.loads((out / "test/score.json").read_text())["metrics"]
+
+
+def test_training_changed_every_matrix(swr, world):
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (world.model, swr[0] / "model"))
+    assert before.keys() == after.keys()
+    assert not [name for name, tensor in before.items() if tensor.ndim == 2 and tensor.equal(after[name])]
+
+
+def test_the_plain_class_loads_the_model_and_its_template(swr):
+    model, loading = AutoModelForCausalLM.from_pretrained(swr[0] / "model", output_loading_info=True)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert not any(loading.values())
+    assert AutoTokenizer.from_pretrained(swr[0] / "model").chat_template
+
+
+def test_evaluating_the_saved_model_gives_the_scores_of_the_run(swr, world):
+    out = world.folder / "evaluated"
+    flags = {
+        "--qa_model_name_or_path": str(swr[0] / "model"),
+        "--embedding_model_name_or_path": world.encoder,
+        "--embedding_max_num_to_retrieve": "2",
+        "--document_path": world.corpus,
+        "--index_path": str(world.folder / "index"),
+        "--eval_data_path": world.test,
+        "--batch_size": "3",
+        "--output_dir": str(out),
+        **EXACT,
+    }
+    launch("evaluate.py", flags)
+    assert files(out) == EVALUATION_FILES | {"config.json"}
+    ours, theirs = (json.loads((folder / "score.json").read_text())["metrics"] for folder in (out, swr[0] / "test"))
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    for a, b in zip(rows(out / "predictions.jsonl"), rows(swr[0] / "test/predictions.jsonl"), strict=True):
+        assert (a["answer"], a["id"]) == (b["answer"], b["id"])
+        assert a["passages"] == b["passages"]
+    printed = launch("compare.py", {str(out): str(swr[0] / "test")})
+    assert f"{theirs['rougeL']:.2f}" in printed
+
+
+def test_a_run_repeats_from_its_own_config_and_from_a_pickle_of_the_corpus(swr, world):
+    out = world.folder / "again"
+    launch(
+        "swr_starling.py",
+        {
+            "--config": str(swr[0] / "config.json"),
+            "--output_dir": str(out),
+            "--full_dataset_file_path": world.pickle,
+            "--full_dataset_index_path": str(world.folder / "index-of-pickle"),
+        },
+        by=("accelerate", "launch"),  # with as many threads: sums are rounded by them
+    )
+    for name in ("metrics.jsonl", "test/predictions.jsonl", "eval-000002/predictions.jsonl"):
+        assert (out / name).read_text() == (swr[0] / name).read_text()
+    assert (out / "model/model.safetensors").read_bytes() == (swr[0] / "model/model.safetensors").read_bytes()
+
+
+def test_sft_reads_gold_where_there_is_no_retriever(world):
+    out = world.folder / "sft"
+    flags = {
+        "--model_name_or_path": world.model,
+        "--eval_embedding_model": "",
+        "--train_file": world.train,
+        "--test_file": world.test,
+        "--max_steps": "1",
+        "--output_dir": str(out),
+        **EXACT,
+    }
+    printed = launch("sft_mistral.py", flags)
+    assert "[1] Lamp" in printed
+    assert "[2]" not in printed
+    score = json.loads((out / "test/score.json").read_text())
+    assert score["passages_read"] == "gold"
+    assert not [name for name in score["metrics"] if "@" in name]
+
+
+def test_an_index_is_built_once_and_refused_for_another_corpus(world, tmp_path):
+    flags = {"--embedding_model": world.encoder, "--document_path": world.corpus, "--index_path": str(tmp_path / "i")}
+    first, second = (launch("build_index.py", flags) for _ in range(2))
+    assert "building" in first
+    assert "building" not in second
+    other = write_jsonl(tmp_path / "other.jsonl", rows(Path(world.corpus))[1:])
+    refused = launch("build_index.py", {**flags, "--document_path": other}, expect=2)
+    assert "corpus" in refused
+    assert "Traceback" not in refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"--use_flash_attention": "true"}, "flash-attn is not installed"),
+        ({"--train_file": "no/such.jsonl"}, "no/such.jsonl"),
+        ({"--max_answer_length": "2"}, "train.jsonl:1: the answer takes"),
+        ({"--max_prompt_length": "20"}, "--max_prompt_length is 20"),
+        ({"--model_name_or_path": "no/such/model"}, "no/such/model: neither"),
+        ({"--output_dir": "{model}"}, "name a new folder"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(world, flags, message):
+    """The encoder of this command does not exist either: nothing gets as far as that."""
+    flags = {name: value.format(model=world.model) for name, value in flags.items()}
+    out = {"--output_dir": str(world.folder / "never")}
+    base = {"--model_name_or_path": world.model, "--embedding_model": "no/such/encoder"}
+    printed = launch("swr_starling.py", {**base, **world.data, **out, **flags}, expect=2)
+    assert message in printed
+    assert "Traceback" not in printed
