@@ -164,7 +164,7 @@ class Optimization:
 
     learning_rate: float = flag(5e-6, "peak learning rate")
     num_train_epochs: float = flag(2.0, "times to see each example; a fraction stops within an epoch")
-    max_steps: int = flag(-1, "stop after so many updates, if the epochs have not ended before; -1: no limit")
+    max_steps: int = flag(-1, "train for so many updates, whatever --num_train_epochs; -1: for the epochs")
     per_device_train_batch_size: int = flag(2, "examples in one forward pass on one device")
     gradient_accumulation_steps: int = flag(4, "forward passes in one update")
     group_by_length: bool = flag(True, "put examples of like length into one update: less padding")
@@ -182,9 +182,8 @@ class Optimization:
         return Layout(self.per_device_train_batch_size, self.gradient_accumulation_steps, processes, rank)
 
     def num_steps(self, updates_per_epoch: int) -> int:
-        """Return the number of updates that the epochs and `max_steps` allow."""
-        steps = math.ceil(self.num_train_epochs * updates_per_epoch)
-        return steps if self.max_steps == -1 else min(steps, self.max_steps)
+        """Return the number of updates: `max_steps`, or what the epochs come to."""
+        return math.ceil(self.num_train_epochs * updates_per_epoch) if self.max_steps == -1 else self.max_steps
 
     def rate(self, num_steps: int) -> Callable[[int], float]:
         """Return the learning rate of each update, from 0, of `num_steps`."""
@@ -201,7 +200,7 @@ class Optimization:
         at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps")
         at_least(self, 0, "learning_rate", "num_train_epochs", "warmup_ratio", "weight_decay", "max_grad_norm", "seed")
         if self.max_steps == 0 or self.max_steps < -1:
-            raise InputError(f"--max_steps: expected at least 1, or -1 for no limit, found {self.max_steps}")
+            raise InputError(f"--max_steps: expected at least 1, or -1 for the epochs, found {self.max_steps}")
 
 
 @dataclass(frozen=True)

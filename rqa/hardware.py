@@ -50,9 +50,3 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, KiB on Linux
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until `device` has finished its work, so that a clock read next is right. A CPU has nothing queued."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

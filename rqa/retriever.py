@@ -80,6 +80,9 @@ class Encoder:
         own_query, own_passage = prompts.get("query"), prompts.get("document") or prompts.get("passage")
         self.query_prefix = query_prefix if query_prefix is not None else own_query or ""
         self.passage_prefix = passage_prefix if passage_prefix is not None else own_passage or ""
+        log.info(
+            "encoder %s: before queries %r, before passages %r", name_or_path, self.query_prefix, self.passage_prefix
+        )
 
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
         """Return (n, D) float32. Queries are few and decide the ranking: always computed in float32."""

@@ -33,7 +33,8 @@ SHOWN = 600  # characters of either end of a prompt
 
 def cli(main: Callable[[], None]) -> None:
     """Run a recipe's `main`: what the user can mend is printed, and the exit status is 2."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    is_main = os.environ.get("RANK", "0") == "0"  # the accelerator, who knows better, is made later
+    logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.ERROR, stream=sys.stderr)
     for chatty in ("absl", "faiss", "httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not sys.stderr.isatty():

@@ -131,7 +131,7 @@ def test_impossible_values_name_the_flag(concern, argv, message):
         parse_configs(concern, argv=argv)
 
 
-@pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(2, -1, 20), (1.5, -1, 15), (2, 7, 7), (1, 70, 10)])
+@pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(2, -1, 20), (1.5, -1, 15), (2, 7, 7), (1, 70, 70)])
 def test_number_of_updates(epochs, max_steps, expected):
     assert config.Optimization(num_train_epochs=epochs, max_steps=max_steps).num_steps(10) == expected
 
