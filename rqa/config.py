@@ -107,7 +107,7 @@ class Index:
 class Passages:
     """Which passages a training example reads: the keyword arguments of `passages_for`."""
 
-    passage_order: Order = flag("gold_first", "how gold and retrieved passages are ordered in training")
+    passage_order: Order = flag("ranked", "how gold and retrieved passages are ordered in training")
     gold_dropout: float = flag(0.0, "share of examples that read no gold passage and learn to answer --refusal_answer")
     hard_negatives: int = flag(0, "of an example's own hard negatives, how many it reads")
     refusal_answer: str = flag(REFUSAL_ANSWER, "the answer where the passages do not tell")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from rqa.data import Example, Passage
 
-Order = Literal["gold_first", "ranked", "random"]
+Order = Literal["ranked", "random", "gold_first"]
 
 REFUSAL_ANSWER = "The passages do not contain the answer to this question."
 
@@ -39,7 +39,7 @@ def passages_for(
     k: int,
     seed: int,
     epoch: int,
-    passage_order: Order = "gold_first",
+    passage_order: Order = "ranked",
     gold_dropout: float = 0.0,
     hard_negatives: int = 0,
     refusal_answer: str = REFUSAL_ANSWER,
@@ -48,12 +48,14 @@ def passages_for(
 
     `candidates` are the retrieved passages, best first. The gold passages, then the first `hard_negatives` of the
     example's own, then the first `k` candidates are taken without repetition until there are k + 1 (or all the gold,
-    where that is more). With no candidates and k = 0 this is the gold alone: SFT.
+    where that is more). With no candidates and k = 0 this is the gold alone, in its own order: SFT.
 
-    `passage_order` is how they are read: "gold_first"; "ranked", as retrieval ranked them, each passage that it missed
-    put at a random place; or "random". With probability `gold_dropout` the gold is left out, wherever it came from, the
-    candidates after the first `k` take its place (the number of passages must not tell), and the target is
-    `refusal_answer`; so it is for an example marked unanswerable.
+    `passage_order` is how they are read: "ranked", the first `k` candidates as retrieval ranked them, each passage that
+    is not among them at a random place; "random"; or "gold_first", which teaches to trust whatever comes first.
+
+    With probability `gold_dropout` the gold is left out, wherever it came from, the candidates after the first `k` take
+    its place (the number of passages must not tell), and the target is `refusal_answer`; so it is for an example marked
+    unanswerable.
     """
     rng = random.Random(f"{seed}/{epoch}/{example.id}")  # a text seeds by its SHA-512: the same in every process
     gold = {passage.id for passage in example.gold_passages}
@@ -67,8 +69,8 @@ def passages_for(
     rank = {passage.id: i for i, passage in enumerate(chosen)}
     if passage_order == "random":
         rng.shuffle(chosen)
-    elif passage_order == "ranked":
-        chosen = _as_ranked(chosen, candidates, rng)
+    elif passage_order == "ranked" and candidates:
+        chosen = _as_ranked(chosen, candidates[:k], rng)
     answer = refusal_answer if dropped or example.unanswerable else example.answers[0]
     return Reading(example, tuple(chosen), answer, tuple(rank[passage.id] for passage in chosen))
 
