@@ -59,20 +59,18 @@ class Generator:
         return [answers[i] for i in range(len(rows))]
 
     def _generate(self, model: AnswerLM, rows: Sequence[Row]) -> list[Answer]:
-        tokenizer = self.collator.builder.tokenizer
-        stop_ids = self.collator.builder.stop_ids
+        builder = self.collator.builder
         batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
         with torch.no_grad(), self.accelerator.autocast():
             generated = model.generate(
                 **batch,
                 max_new_tokens=self.max_new_tokens,
-                eos_token_id=stop_ids,
+                eos_token_id=builder.stop_ids,
                 pad_token_id=self.collator.pad_id,
             ).tolist()
         answers = []
         for row, ids in zip(rows, generated, strict=True):
-            end = next((i for i, id in enumerate(ids) if id in stop_ids), None)
-            text = str(tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            end = next((i for i, id in enumerate(ids) if id in builder.stop_ids), None)
             num_tokens = len(ids) if end is None else end + 1
-            answers.append(Answer(text.strip(), num_tokens, len(row.prompt), finished=end is not None))
+            answers.append(Answer(builder.answer_text(ids), num_tokens, len(row.prompt), finished=end is not None))
         return answers

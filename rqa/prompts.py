@@ -2,12 +2,14 @@
 
 A prompt is a list of pieces. Template pieces (instruction, prefixes, separators, what a chat template writes) may hold
 control tokens; data pieces (passages, messages, the question, the answer) never do: a passage in which "<|im_end|>"
-stands is read as text. Between two control tokens the text is tokenised in one go, so that the ids are those that the
+stands is read as text. (What a tokenizer added without calling it special, as Gemma did with runs of newlines, is
+vocabulary like any other.) Between two control tokens the text is tokenised in one go, so that the ids are those that the
 model has met in its pretraining.
 """
 
 import re
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -85,18 +87,17 @@ class PromptBuilder:
         self.instruction = instruction
         self.max_prompt_length = max_prompt_length
         self._added_tokens = tokenizer.get_added_vocab()
-        by_length = sorted(map(re.escape, self._added_tokens), key=len, reverse=True)
-        self._control = re.compile(f"({'|'.join(by_length)})" if by_length else r"(?!)")
+        self._control = _control_pattern(tokenizer)
+        self._inner_tokenizer = _inner(tokenizer)
         self._bos = self._automatic_bos()
         # A literal BOS beside the automatic one would double it; where BOS is eos too, it ends turns and stays.
         self._own_bos = {tokenizer.bos_token} if self._bos and self._bos != (tokenizer.eos_token_id,) else set()
-        # A tokenizer that opens every text with a space of its own would make two of it.
-        opens_with_space = tokenizer.tokenize("a")[0].startswith("▁")
-        self._answer_lead = "" if chat is None or opens_with_space else " "
         self._rendered = lru_cache(maxsize=None)(self._render_template)
-        self._terminator = self._answer_terminator()
-        # The separator stops an answer where it is one token; a longer one cannot be seen token by token, eos can.
-        self.stop_ids = sorted({tokenizer.eos_token_id, *(self._terminator if len(self._terminator) <= 2 else ())})
+        self._lead = self._answer_lead()
+        self._separator = self._answer_separator()
+        # A separator of ordinary text, a newline say, can stand within an answer: there eos alone tells the end.
+        stops = set(self._added_tokens.values()).intersection(self._separator[:1])
+        self.stop_ids = sorted({tokenizer.eos_token_id, *stops})
 
     def prompt(self, reading: Reading) -> Prompt:
         """Return the prompt of a reading. Passages alone are cut to fit: the highest rank first, from its end.
@@ -126,7 +127,16 @@ class PromptBuilder:
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer and of what ends it: the separator after an assistant's turn, one eos."""
-        return self._encode([Piece(self._answer_lead + text, False)], bos=())[0] + self._terminator
+        ids, _ = self._encode([Piece(self._lead + text, False)], bos=())
+        return [*ids, *self._separator, self.tokenizer.eos_token_id]
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """Return the text of generated ids: what comes before that which ends an answer."""
+        end = next((i for i, id in enumerate(ids) if id in self.stop_ids), len(ids))
+        if self._separator and list(ids[end - len(self._separator) : end]) == self._separator:
+            end -= len(self._separator)
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text).strip()
 
     def _pieces(self, reading: Reading, bodies: Sequence[Piece]) -> list[Piece]:
         """Return the pieces of a prompt whose passages are `bodies`."""
@@ -156,25 +166,28 @@ class PromptBuilder:
         ids = list(self._bos if bos is None else bos)
         ranks = [UNCUT] * len(ids)
         run: list[Piece] = []
+        tokenizer = self.tokenizer if bos is None else self._inner_tokenizer
         for piece in pieces:
             parts = self._control.split(piece.text) if piece.is_template else [piece.text]
             for part in parts:
                 if piece.is_template and part in self._added_tokens:
-                    self._encode_run(run, ids, ranks)
-                    run = []
+                    self._encode_run(tokenizer, run, ids, ranks)
+                    run, tokenizer = [], self._inner_tokenizer
                     if part not in self._own_bos:
                         ids.append(self._added_tokens[part])
                         ranks.append(UNCUT)
                 elif part:
                     run.append(piece._replace(text=part))
-        self._encode_run(run, ids, ranks)
+        self._encode_run(tokenizer, run, ids, ranks)
         return ids, ranks
 
-    def _encode_run(self, run: Sequence[Piece], ids: list[int], ranks: list[int]) -> None:
+    def _encode_run(
+        self, tokenizer: PreTrainedTokenizerBase, run: Sequence[Piece], ids: list[int], ranks: list[int]
+    ) -> None:
         """Append the ids of text without control tokens. A token over the edge of a passage belongs to the template."""
         if not run:
             return
-        encoded = self.tokenizer(
+        encoded = tokenizer(
             "".join(piece.text for piece in run),
             add_special_tokens=False,
             split_special_tokens=True,
@@ -193,16 +206,26 @@ class PromptBuilder:
         bos = self.tokenizer.bos_token_id
         return (bos,) if bos is not None and self.tokenizer("a")["input_ids"][0] == bos else ()
 
-    def _answer_terminator(self) -> list[int]:
-        eos = self.tokenizer.eos_token_id
+    def _answer_lead(self) -> str:
+        """Return the white space before an answer that is not yet in the prompt."""
+        if self._inner_tokenizer.tokenize("a")[0].startswith("▁"):
+            return ""  # the tokenizer opens every text with a space of its own
+        if self.chat is not None:
+            return " "
+        opening, written = self._rendered(())[1], self._rendered(("user", "assistant"), False)[1]
+        lead = written.removeprefix(opening)
+        return lead if lead.isspace() else ""
+
+    def _answer_separator(self) -> list[int]:
+        """Return what stands between an answer and its eos."""
         if self.chat is not None:
             separator = self._encode([Piece(self.chat.sep_sys)], bos=())[0]
-            return separator if eos in separator else [*separator, eos]
-        # What the template writes after an assistant's message, up to its first control token.
-        after = self._rendered(("user", "assistant"), False)[2]
-        control = self._control.search(after)
-        first = [self._added_tokens[control[0]]] if control else []
-        return first if eos in first else [*first, eos]
+        else:
+            # What the template writes after an assistant's message, up to its first control token.
+            control = self._control.search(self._rendered(("user", "assistant"), False)[2])
+            separator = [self._added_tokens[control[control.lastindex or 0]]] if control else []
+        eos = self.tokenizer.eos_token_id
+        return separator[: separator.index(eos)] if eos in separator else separator
 
     def _render_template(self, history: tuple[Role, ...], ask: bool = True) -> list[str]:
         """Render the chat template over placeholders: what it writes before, between and after the messages.
@@ -225,3 +248,19 @@ class PromptBuilder:
                 "give --user_prefix and --assistant_prefix instead"
             )
         return parts
+
+
+def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Return what matches a control token as the one group that takes part, and the white space that it swallows."""
+    tokens = sorted(tokenizer.added_tokens_decoder.values(), key=lambda token: -len(token.content))
+    space = r"\s*"
+    patterns = (f"{space * token.lstrip}({re.escape(token.content)}){space * token.rstrip}" for token in tokens)
+    return re.compile("|".join(patterns) if tokens else "(?!)")
+
+
+def _inner(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer for text after a control token: some put a space before the first text alone."""
+    if getattr(tokenizer.backend_tokenizer.pre_tokenizer, "prepend_scheme", None) == "first":
+        tokenizer = deepcopy(tokenizer)
+        tokenizer.backend_tokenizer.pre_tokenizer.prepend_scheme = "never"
+    return tokenizer

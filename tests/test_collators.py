@@ -1,0 +1,164 @@
+"""rqa.collators: labels by position, in every chat format; padding, batch mates and order change no row."""
+
+import re
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+import torch
+from tiny_tokenizers import FORMATS, TEMPLATES, builder
+
+from rqa.collators import IGNORED, ConcatenatedCollator, Row
+from rqa.data import DataError, Example, Passage, Turn
+from rqa.passages import Reading
+from rqa.prompts import PromptBuilder
+
+HISTORY = (Turn("user", "Cats?"), Turn("assistant", "Yes."))
+PASSAGES = (Passage("Boil the water, and the rest.", "Water"), Passage("Cats and dogs."), Passage("The end.</s>"))
+ANSWERS = ("The cat.", "a <|im_end|> or </s>, and <|end_of_turn|>", "no", "A\n\nlonger 水 one.")
+
+
+def example(i, answer=None):
+    """Different lengths, every other one with a history."""
+    answer = ANSWERS[i] if answer is None else answer
+    return Example(f"{i}", "Who?" * (i + 1), (answer,), chat_history=HISTORY * (i % 2), where=f"train.jsonl:{i + 1}")
+
+
+READINGS = [Reading.ranked(example(i), PASSAGES[:passages]) for i, passages in enumerate((1, 0, 3, 2))]
+
+
+@pytest.fixture(params=FORMATS)
+def collator(request):
+    return ConcatenatedCollator(builder(request.param))
+
+
+def cutting(collator, budget):
+    """The same collator with a smaller budget, which cuts passages."""
+    old = collator.builder
+    return ConcatenatedCollator(PromptBuilder(old.tokenizer, old.chat, max_prompt_length=budget))
+
+
+def test_the_targets_are_the_answer_and_what_ends_a_turn_and_one_eos(collator):
+    tokenizer, batch = collator.builder.tokenizer, collator(READINGS)
+    ends = {"", "<|end_of_turn|>", "<|end|>", "#\n"}  # before eos: a turn's end that is not eos itself
+    for labels, ids, answer in zip(batch["labels"], batch["input_ids"], ANSWERS, strict=True):
+        targets = labels[labels != IGNORED]
+        assert targets.equal(ids[labels != IGNORED])
+        assert targets.tolist().count(tokenizer.eos_token_id) == 1
+        text = tokenizer.decode(targets).removesuffix(tokenizer.eos_token)
+        assert text.removeprefix(" ").removeprefix(answer) in ends
+
+
+def test_rows_are_prompt_then_answer_then_padding(collator):
+    batch = collator(READINGS)
+    for row, reading in enumerate(READINGS):
+        prompt, answer = collator.builder.prompt(reading).ids, collator.builder.answer(reading.answer)
+        padding = batch["input_ids"].shape[1] - len(prompt) - len(answer)
+        assert batch["input_ids"][row].tolist() == [*prompt, *answer, *[collator.pad_id] * padding]
+        assert batch["labels"][row].tolist() == [*[IGNORED] * len(prompt), *answer, *[IGNORED] * padding]
+    assert min(row.tolist()[::-1].index(answer[-1]) for row in batch["input_ids"]) == 0  # no more than it takes
+
+
+def test_prompts_are_left_padded_prefixes_of_the_training_rows(collator):
+    rows, batch = collator(READINGS)["input_ids"], collator.prompts(READINGS)
+    lengths = batch["attention_mask"].sum(1)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(READINGS), max(lengths))
+    for row, ids, mask, length in zip(rows, batch["input_ids"], batch["attention_mask"], lengths, strict=True):
+        assert mask.equal((torch.arange(len(mask)) >= len(mask) - length).long())
+        assert ids[mask.bool()].equal(row[:length])
+        assert (ids[~mask.bool()] == collator.pad_id).all()
+
+
+def test_also_where_passages_are_cut_the_prompt_does_not_depend_on_the_answer(collator):
+    lengths = [len(collator.builder.prompt(reading).ids) for reading in READINGS]
+    smaller = cutting(collator, lengths[1] + 9)
+    others = [Reading.ranked(reading.example, reading.passages, "Another, longer answer.") for reading in READINGS]
+    rows, prompts = smaller.encode(READINGS), smaller.prompts(others)
+    assert [row.cut > 0 for row in rows] == [length > lengths[1] + 9 for length in lengths]
+    for row, ids, mask in zip(rows, prompts["input_ids"], prompts["attention_mask"], strict=True):
+        assert ids[mask.bool()].tolist() == row.prompt
+
+
+def test_a_row_is_the_same_whatever_is_beside_it(collator):
+    alone = [{name: rows[0].tolist() for name, rows in collator([reading]).items()} for reading in READINGS]
+    for order in [(0, 1, 2, 3), (2, 0), *permutations((1, 3, 0))]:
+        batch = collator([READINGS[i] for i in order])
+        for name, rows in batch.items():
+            for i, row in zip(order, rows.tolist(), strict=True):
+                assert row[: len(alone[i][name])] == alone[i][name]
+                assert set(row[len(alone[i][name]) :]) <= {collator.pad_id if name == "input_ids" else IGNORED}
+
+
+def test_encoding_first_and_collating_later_is_the_same(collator):
+    rows = collator.encode(iter(READINGS))
+    batches = [
+        (collator(READINGS), collator.collate(rows)),
+        (collator.prompts(READINGS), collator.collate_prompts(rows)),
+    ]
+    for called, collated in batches:
+        assert called.keys() == collated.keys()
+        assert all(called[name].equal(collated[name]) for name in called)
+    lengths = (collator(READINGS)["labels"] != IGNORED).sum(1) + collator.prompts(READINGS)["attention_mask"].sum(1)
+    assert list(map(len, rows)) == lengths.tolist()
+
+
+def test_no_rows_are_one_position_without_a_target():
+    collator = ConcatenatedCollator(builder("chatml's template"))
+    empty = collator([])
+    assert {name: tensor.tolist() for name, tensor in empty.items()} == {
+        "input_ids": [[collator.pad_id]],
+        "labels": [[IGNORED]],
+    }
+    assert empty["input_ids"].dtype == empty["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_padding_is_the_tokenizers_own_or_eos(name):
+    tokenizer = builder(f"{name}'s template").tokenizer
+    expected = tokenizer.eos_token_id if tokenizer.pad_token is None else tokenizer.pad_token_id
+    assert ConcatenatedCollator(builder(f"{name}'s template")).pad_id == expected
+
+
+def test_a_row_knows_its_length_and_what_was_cut():
+    collator = ConcatenatedCollator(builder("chatml's template"))
+    (whole,) = collator.encode(READINGS[:1])
+    (row,) = cutting(collator, len(whole.prompt) - 5).encode(READINGS[:1])
+    assert (len(whole), whole.cut) == (len(whole.prompt) + len(whole.answer), 0)
+    assert (len(row), row.cut) == (len(whole) - 5, 5)
+    assert Row([1, 2], [3]) == Row([1, 2], [3], cut=0)
+
+
+# What cannot be trained on
+
+
+def problems(collator, examples):
+    with pytest.raises(DataError) as caught:
+        collator.check(examples)
+    return str(caught.value).splitlines()
+
+
+def test_answers_and_questions_that_do_not_fit_are_told_by_file_and_line():
+    built = builder("chatml's template")
+    examples = [replace(example(i % 4, "the " * i), where=f"train.jsonl:{i + 1}") for i in range(30)]
+    asked = [len(built.prompt(Reading.ranked(example, ())).ids) for example in examples]
+    answered = [len(built.answer(example.answers[0])) for example in examples]
+    collator = ConcatenatedCollator(PromptBuilder(built.tokenizer, max_prompt_length=asked[2]), answered[15])
+    expected = []
+    for i, (question, answer) in enumerate(zip(asked, answered, strict=True), 1):
+        if question > asked[2]:
+            expected.append(
+                f"train.jsonl:{i}: instruction, history and question alone take {question} tokens, "
+                f"--max_prompt_length is {asked[2]}"
+            )
+        if answer > answered[15]:
+            expected.append(f"train.jsonl:{i}: the answer takes {answer} tokens, --max_answer_length is {answered[15]}")
+    assert len(expected) > 20
+    assert problems(collator, examples) == [*expected[:20], f"and {len(expected) - 20} more"]
+    assert problems(collator, examples[:18]) == [line for line in expected if int(re.findall("[0-9]+", line)[0]) <= 18]
+
+
+def test_what_fits_is_not_refused_whatever_its_passages_and_an_unanswerable_question_needs_no_answer():
+    built = builder("chatml's template")
+    length = max(len(built.prompt(Reading.ranked(example(i), ())).ids) for i in range(4))
+    collator = ConcatenatedCollator(PromptBuilder(built.tokenizer, max_prompt_length=length), 40)
+    collator.check([*(replace(example(i), gold_passages=PASSAGES) for i in range(4)), replace(example(0), answers=())])
