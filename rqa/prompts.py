@@ -3,8 +3,8 @@
 A prompt is a list of pieces. Template pieces (instruction, prefixes, separators, what a chat template writes) may hold
 control tokens; data pieces (passages, messages, the question, the answer) never do: a passage in which "<|im_end|>"
 stands is read as text. (What a tokenizer added without calling it special, as Gemma did with runs of newlines, is
-vocabulary like any other.) Between two control tokens the text is tokenised in one go, so that the ids are those that the
-model has met in its pretraining.
+vocabulary like any other.) Between two control tokens the text is tokenised in one go, so that the ids are those that
+the model has met in its pretraining.
 """
 
 import re
@@ -130,10 +130,10 @@ class PromptBuilder:
         ids, _ = self._encode([Piece(self._lead + text, False)], bos=())
         return [*ids, *self._separator, self.tokenizer.eos_token_id]
 
-    def answer_text(self, ids: Sequence[int]) -> str:
+    def answer_text(self, ids: list[int]) -> str:
         """Return the text of generated ids: what comes before that which ends an answer."""
         end = next((i for i, id in enumerate(ids) if id in self.stop_ids), len(ids))
-        if self._separator and list(ids[end - len(self._separator) : end]) == self._separator:
+        if self._separator and ids[end - len(self._separator) : end] == self._separator:
             end -= len(self._separator)
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text).strip()

@@ -45,9 +45,7 @@ class Retriever(Protocol):
 def query_of(example: Example, *, history_turns: int = 1) -> str:
     """Return the text to retrieve with: the question, after the last `history_turns` messages of the user before it."""
     earlier = [turn.text for turn in example.chat_history if turn.role == "user"]
-    return "\n".join(
-        [*earlier[len(earlier) - history_turns :], example.question] if history_turns else [example.question]
-    )
+    return "\n".join([*earlier[max(0, len(earlier) - history_turns) :], example.question])
 
 
 class Encoder:
@@ -107,8 +105,8 @@ class Encoder:
         return vectors
 
     def fingerprint(self) -> str:
-        """Return a hash of the weights: the same checkpoint in another folder is the same encoder."""
-        digest = hashlib.sha256()
+        """Return a hash of modules, longest input and weights: a checkpoint in another folder is the same encoder."""
+        digest = hashlib.sha256(f"{self.model!r} {self.model.max_seq_length}".encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -138,8 +136,9 @@ class DenseRetriever:
         ]
 
     def fingerprint(self) -> str:
-        """Return the corpus' and the index's, which holds the vectors that the encoder made."""
-        return f"corpus {self.passages.fingerprint[:16]} index {self.index.fingerprint[:16]}"
+        """Return the corpus', the index's, which holds the vectors that the encoder made, and the prefix of queries."""
+        corpus, index = self.passages.fingerprint[:16], self.index.fingerprint[:16]
+        return f"corpus {corpus} index {index} query_prefix {self.encoder.query_prefix!r}"
 
 
 def open_retriever(

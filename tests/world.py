@@ -113,5 +113,15 @@ def launch(recipe: str, flags: dict[str, str], *, expect: int = 0, by: tuple[str
     return done.stdout + done.stderr
 
 
+def launch_two(script: str, folder: Path) -> list[Path]:
+    """Run a test file as a script, with a file to write as its argument, on two processes that see each other."""
+    out = [folder / "rank0", folder / "rank1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *map(str, out)], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
