@@ -127,7 +127,7 @@ class PromptBuilder:
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer and of what ends it: the separator after an assistant's turn, one eos."""
-        ids, _ = self._encode([Piece(self._lead + text, False)], bos=())
+        ids, _ = self._encode([Piece(self._lead + text, False)], start=False)
         return [*ids, *self._separator, self.tokenizer.eos_token_id]
 
     def answer_text(self, ids: list[int]) -> str:
@@ -161,12 +161,15 @@ class PromptBuilder:
             pieces += [Piece(f"{prefix[turn.role]}: "), Piece(turn.text, False), Piece(separator[turn.role])]
         return [*pieces, Piece(f"{chat.assistant_prefix}:")]
 
-    def _encode(self, pieces: Iterable[Piece], bos: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
-        """Return the ids of `pieces`, and for each token the rank of the passage that it lies in, or UNCUT."""
-        ids = list(self._bos if bos is None else bos)
+    def _encode(self, pieces: Iterable[Piece], *, start: bool = True) -> tuple[list[int], list[int]]:
+        """Return the ids of `pieces`, and for each token the rank of the passage that it lies in, or UNCUT.
+
+        Without `start` something stands before them.
+        """
+        ids = list(self._bos) if start else []
         ranks = [UNCUT] * len(ids)
         run: list[Piece] = []
-        tokenizer = self.tokenizer if bos is None else self._inner_tokenizer
+        tokenizer = self.tokenizer if start else self._inner_tokenizer
         for piece in pieces:
             parts = self._control.split(piece.text) if piece.is_template else [piece.text]
             for part in parts:
@@ -219,7 +222,7 @@ class PromptBuilder:
     def _answer_separator(self) -> list[int]:
         """Return what stands between an answer and its eos."""
         if self.chat is not None:
-            separator = self._encode([Piece(self.chat.sep_sys)], bos=())[0]
+            separator = self._encode([Piece(self.chat.sep_sys)], start=False)[0]
         else:
             # What the template writes after an assistant's message, up to its first control token.
             control = self._control.search(self._rendered(("user", "assistant"), False)[2])
