@@ -101,7 +101,8 @@ def evaluate(
             readings = [Reading.ranked(example, example.gold_passages) for example in examples]
         parts.append(_score_answers(readings, generate, refusal_answer))
         if loss is not None:
-            parts.append(Scores({"loss": loss(readings)}, [{}] * len(examples)))
+            answered = [replace(reading, answer=reading.answer or refusal_answer) for reading in readings]
+            parts.append(Scores({"loss": loss(answered)}, [{}] * len(examples)))
     return Scores(
         metrics={name: value for part in parts for name, value in part.metrics.items()},
         predictions=[

@@ -1,0 +1,244 @@
+"""rqa.run: refusals before a run begins, and the files that it leaves."""
+
+import json
+import logging
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from tiny_models import BOS, EOS, tokenizer
+from world import World, files
+
+from rqa import config
+from rqa.collators import Row
+from rqa.data import Passage, load_examples, open_passages
+from rqa.errors import InputError
+from rqa.evaluate import Scores, retrieve_all
+from rqa.retriever import open_retriever
+from rqa.run import RunLog, cli, headline, log_rows, make_accelerator, new_folder, retrieve_splits
+from rqa.train import Step
+
+MAIN, OTHER = (SimpleNamespace(is_main_process=main, device=torch.device("cpu")) for main in (True, False))
+STEPS = [
+    Step(number, 4.0 / number, 1.5, 1e-3, 10 * number, 100, 8, number == 3, seconds=0.5, batch_seconds=0.1)
+    for number in range(1, 6)
+]
+CONFIGS = (config.Prompt(user_prefix="水", assistant_prefix="A"), config.Run(output_dir="out"))
+
+
+@pytest.fixture(autouse=True)
+def _launched_by_nobody(monkeypatch):
+    for name in ("WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("rqa.run.bf16_is_fast", lambda device: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, "rqa")
+    return caplog
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World.make(tmp_path_factory.mktemp("world"))
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# Starting
+
+
+def test_what_the_user_can_mend_is_a_message_and_status_2(capsys):
+    def main():
+        raise InputError("--seed: expected a number, found a cat")
+
+    with pytest.raises(SystemExit) as exit:
+        cli(main)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: --seed: expected a number, found a cat\n"
+    with pytest.raises(ZeroDivisionError):
+        cli(lambda: 1 / 0)
+
+
+SAID = [(None, {"bf16": True}, "bf16"), (None, {"bf16": False}, "no"), (None, {"fp16": True}, "fp16")]
+LAUNCHED = [("no", {"bf16": True}, "bf16"), ("bf16", {}, "bf16"), ("bf16", {"bf16": True}, "bf16")]
+UNSAID = [(None, {}, None), ("no", {}, None)]
+
+
+@pytest.mark.parametrize(("launched", "flags", "said"), [*SAID, *LAUNCHED, *UNSAID])
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_precision_is_what_is_said_or_else_bfloat16_where_that_is_fast(monkeypatch, launched, flags, said, fast):
+    monkeypatch.setattr("rqa.run.bf16_is_fast", lambda device: fast and device.type == "cpu")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert make_accelerator(**flags).mixed_precision == (said or ("bf16" if fast else "no"))
+
+
+@pytest.mark.parametrize(
+    ("launched", "flags", "message"),
+    [
+        (None, {"bf16": True, "fp16": True}, "--bf16 true and --fp16 true exclude each other"),
+        ("fp16", {"bf16": True}, "the flags ask for mixed precision 'bf16', accelerate's configuration for 'fp16'"),
+        ("bf16", {"fp16": True}, "the flags ask for mixed precision 'fp16', accelerate's configuration for 'bf16'"),
+        ("bf16", {"bf16": False}, "the flags ask for mixed precision 'no', accelerate's configuration for 'bf16'"),
+    ],
+)
+def test_precisions_that_contradict_each_other_are_refused(monkeypatch, launched, flags, message):
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    with pytest.raises(InputError) as refused:
+        make_accelerator(**flags)
+    assert str(refused.value) == message
+
+
+def test_the_accumulation_is_the_one_asked_for_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
+    accelerator = make_accelerator(3, bf16=False)
+    model, synced = accelerator.prepare(torch.nn.Linear(1, 1)), []
+    for _ in range(6):
+        with accelerator.accumulate(model):
+            synced.append(accelerator.sync_gradients)
+    assert (accelerator.gradient_accumulation_steps, synced) == (3, [False, False, True] * 2)
+
+
+def test_processes_that_do_not_see_each_other_are_refused_with_the_right_command(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 RECIPE"):
+        make_accelerator(bf16=False)
+
+
+@pytest.mark.parametrize(("launcher", "threads"), [(True, "1"), (True, "2"), (False, "1")])
+def test_a_launcher_that_gives_one_thread_does_not_prevail(monkeypatch, launcher, threads):
+    monkeypatch.setattr("rqa.run.os.sched_getaffinity", lambda process: set(range(6)))
+    set_to = []
+    monkeypatch.setattr("rqa.run.torch.set_num_threads", set_to.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    make_accelerator(bf16=False)
+    assert set_to == ([6] if launcher and threads == "1" else [])
+
+
+# The folder
+
+
+def test_a_new_folder_holds_a_config_that_repeats_the_run(tmp_path):
+    folder = new_folder(MAIN, str(tmp_path / "a/b"), CONFIGS)
+    assert (folder, files(folder)) == (tmp_path / "a/b", {"config.json"})
+    assert config.parse_configs(config.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
+
+
+def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path):
+    new_folder(MAIN, str(tmp_path), CONFIGS)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(
+        InputError, match=f"--output_dir {tmp_path}: a run's files are there already; name a new folder"
+    ):
+        new_folder(MAIN, str(tmp_path), [config.Run(output_dir="other")])
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_other_processes_make_no_folder_and_refuse_none(tmp_path):
+    assert new_folder(OTHER, str(tmp_path / "new"), CONFIGS) == tmp_path / "new"
+    assert not (tmp_path / "new").exists()
+    new_folder(MAIN, str(tmp_path / "new"), CONFIGS)
+    new_folder(OTHER, str(tmp_path / "new"), CONFIGS)
+
+
+# Retrieving
+
+
+def test_each_split_gets_its_own_passages(world, log):
+    splits = [load_examples(path) if path else [] for path in (world.train, "", world.test)]
+    missing = replace(splits[2][1], gold_passages=(*splits[2][1].gold_passages, Passage("Nowhere.")))
+    splits[2][1:3] = [missing, replace(splits[2][2], gold_passages=(Passage("Nowhere else."),))]
+    passages, index, options = open_passages(world.corpus), str(world.folder / "split"), {"query_prefix": "q: "}
+    accelerator = Accelerator(cpu=True)
+    found = retrieve_splits(accelerator, passages, world.encoder, index, splits, 4, history_turns=0, **options)
+    retriever = open_retriever(passages, world.encoder, world.folder / "split", device=accelerator.device, **options)
+    expected = [retrieve_all(retriever, split, 4, history_turns=0) for split in splits]
+    assert [each.found for each in found] == [each.found for each in expected]
+    assert {each.fingerprint for each in found} == {retriever.fingerprint()}
+    assert [len(each.found) for each in found] == [13, 0, 7]
+    assert f"2 examples have gold passages that the corpus lacks, first {world.test}:2" in log.messages
+
+
+@pytest.mark.parametrize(("main", "expected"), [(True, ["open", "wait"]), (False, ["wait", "open"])])
+def test_the_main_process_opens_the_index_while_the_others_wait(monkeypatch, main, expected):
+    calls = []
+    monkeypatch.setattr("rqa.run.open_retriever", lambda *args, **options: calls.append("open"))
+    accelerator = SimpleNamespace(is_main_process=main, device=None, wait_for_everyone=lambda: calls.append("wait"))
+    assert retrieve_splits(accelerator, [], "encoder", "index", (), 3, history_turns=1) == []
+    assert calls == expected
+
+
+# The log
+
+
+def test_the_first_row_is_shown_with_its_targets_in_brackets(log):
+    encode = tokenizer().encode
+    log_rows(
+        [Row([BOS, *encode("Who?")], [*encode("I."), EOS], cut=2), Row([BOS] * 9, [EOS]), Row([5], [6], 1)], tokenizer()
+    )
+    counts, shown = log.messages
+    assert counts == (
+        "rows: 3, tokens in a row 7 (most 10), 25.0 % of them targets; passages cut in 2 rows, 13.04 % of tokens"
+    )  # 5 of 20, and 3 of 23
+    assert shown == "the first row, its target tokens in brackets:\n<s>Who?⟦I⟧⟦.⟧⟦</s>⟧\n"
+    log_rows([Row(encode("a" * 700 + "b" * 700), [EOS])], tokenizer())
+    assert f"\n{'a' * 600} […] {'b' * 600}⟦</s>⟧\n" in log.messages[-1]
+
+
+def test_what_repeats_goes_into_one_file_and_what_does_not_into_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("rqa.run.peak_memory_gib", lambda device: 1.25)
+    run_log = RunLog(MAIN, tmp_path, num_steps=5, logging_steps=2)
+    for step in STEPS:
+        run_log.step(step)
+    times = {"seconds", "batch_seconds"}
+    assert rows(tmp_path / "metrics.jsonl") == [{k: v for k, v in asdict(s).items() if k not in times} for s in STEPS]
+    assert rows(tmp_path / "timings.jsonl") == [
+        {"number": step.number, "seconds": 0.5, "batch_seconds": 0.1, "memory_gib": 1.25} for step in STEPS
+    ]
+
+
+def test_lines_tell_of_the_updates_since_the_last(tmp_path, log, monkeypatch):
+    monkeypatch.setattr("rqa.run.peak_memory_gib", lambda device: 1.25)
+    run_log = RunLog(MAIN, tmp_path, num_steps=5, logging_steps=2)
+    for step in STEPS:
+        run_log.step(replace(step, seconds=60.0))
+    same = "gradient norm 1.500  rate 1.00e-03  0.13 examples/s  2 tokens/s  1.2 GiB"
+    assert log.messages == [
+        f"update 2/5  loss {(4.0 * 10 + 2.0 * 20) / 30:.4f}  {same}  3.0 min left",
+        f"update 4/5  loss {(4 / 3 * 30 + 1.0 * 40) / 70:.4f}  {same}  1.0 min left",
+        f"update 5/5  loss 0.8000  {same}  0.0 min left",
+    ]
+
+
+def test_an_evaluation_is_recorded_told_and_written(tmp_path, log):
+    scores = Scores({"rougeL": 12.3456, "loss": 1.0, "hit@3": 50.0, "recall@1": 25.0}, [{"id": "a"}], {"examples": 1})
+    RunLog(MAIN, tmp_path, 5, 2).evaluation("eval-000002", scores)
+    scores.write(tmp_path / "expected")
+    assert rows(tmp_path / "metrics.jsonl") == [{"evaluation": "eval-000002", **scores.metrics}]
+    for name in ("score.json", "predictions.jsonl"):
+        assert (tmp_path / "eval-000002" / name).read_text() == (tmp_path / "expected" / name).read_text()
+    assert (
+        log.messages
+        == [f"eval-000002: {headline(scores.metrics)}"]
+        == ["eval-000002: loss 1  recall@1 25  rougeL 12.3"]
+    )
+
+
+def test_other_processes_write_and_say_nothing(tmp_path, log):
+    run_log = RunLog(OTHER, tmp_path, 5, 1)
+    run_log.step(STEPS[0])
+    run_log.evaluation("test", Scores({"loss": 1.0}, []))
+    assert not files(tmp_path)
+    assert not log.messages
