@@ -35,7 +35,7 @@ quickstart: $(QUICKSTART)/after/test/score.json
 	$(BIN)/python recipes/compare.py $(QUICKSTART)/before $(QUICKSTART)/after/test
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slow: lint
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -171,7 +171,7 @@ class Optimization:
     lr_scheduler_type: Schedule = flag("cosine", "course of the learning rate after the warm-up")
     warmup_ratio: float = flag(0.1, "share of the updates in which the rate rises")
     weight_decay: float = flag(0.01, "decay of the weight matrices")
-    max_grad_norm: float = flag(1.0, "the gradient is scaled down to this norm")
+    max_grad_norm: float = flag(1.0, "the gradient is scaled down to this norm; inf: never")
     optim: OptimizerName = flag("adamw", "optimizer")
     bf16: bool | None = flag(None, "true or false: bfloat16 autocast; default: where this device computes it fast")
     fp16: bool = flag(False, "float16 autocast with loss scaling (CUDA)")
@@ -198,7 +198,9 @@ class Optimization:
     def check(self) -> None:
         """Raise InputError for values that cannot be."""
         at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps")
-        at_least(self, 0, "learning_rate", "num_train_epochs", "warmup_ratio", "weight_decay", "max_grad_norm", "seed")
+        at_least(self, 0, "learning_rate", "num_train_epochs", "warmup_ratio", "weight_decay", "seed")
+        if not self.max_grad_norm > 0:
+            raise InputError(f"--max_grad_norm: expected more than 0 (inf: no clipping), found {self.max_grad_norm}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"--max_steps: expected at least 1, or -1 for the epochs, found {self.max_steps}")
 

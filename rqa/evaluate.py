@@ -101,7 +101,9 @@ def evaluate(
             readings = [Reading.ranked(example, example.gold_passages) for example in examples]
         parts.append(_score_answers(readings, generate, refusal_answer))
         if loss is not None:
-            answered = [replace(reading, answer=reading.answer or refusal_answer) for reading in readings]
+            answered = [
+                replace(reading, answer=_references(reading.example, refusal_answer)[0]) for reading in readings
+            ]
             parts.append(Scores({"loss": loss(answered)}, [{}] * len(examples)))
     return Scores(
         metrics={name: value for part in parts for name, value in part.metrics.items()},
@@ -157,7 +159,7 @@ def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answ
     answers = generate(readings)
     seconds = time.perf_counter() - start
 
-    references = [reading.example.answers or (refusal_answer,) for reading in readings]
+    references = [_references(reading.example, refusal_answer) for reading in readings]
     scored = [metrics.answer_scores(answer.text, refs) for answer, refs in zip(answers, references, strict=True)]
     bleu = metrics.corpus_bleu([answer.text for answer in answers], references)
     lengths = [float(metrics.answer_length(answer.text)) for answer in answers]
@@ -177,6 +179,10 @@ def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answ
     }
     scores = {"bleu": bleu.score, **metrics.mean_scores(scored), "answer_words": math.fsum(lengths) / len(lengths)}
     return Scores(scores, predictions, about)
+
+
+def _references(example: Example, refusal_answer: str) -> tuple[str, ...]:
+    return (refusal_answer,) if example.unanswerable or not example.answers else example.answers
 
 
 class AnswerLoss:

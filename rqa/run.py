@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,8 @@ def make_accelerator(accumulation: int = 1, *, bf16: bool | None = None, fp16: b
             f"{world} processes were launched that do not see each other. On a machine without GPUs launch with "
             f"`ACCELERATE_USE_CPU=true torchrun --nproc_per_node {world} RECIPE …`"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("mixed precision fp16 needs a GPU: on a CPU give --bf16 true, or neither")
     by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ
     if accelerator.device.type == "cpu" and by_launcher and os.environ.get("OMP_NUM_THREADS") == "1":
         # `accelerate launch` gives a process on a CPU one thread, however many cores there are.
@@ -188,7 +191,8 @@ class RunLog:
     def _append(self, name: str, row: dict[str, Any]) -> None:
         if self.main:
             with (self.directory / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+                file.write(json.dumps(finite) + "\n")  # NaN is no JSON
 
     def _say(self, line: str) -> None:
         if self.main:

@@ -123,6 +123,7 @@ def test_shipped_training_configs_fit(path):
         (config.Prompt(), ["--user_prefix", "Q"], "go together"),
         (config.Optimization(), ["--max_steps", "0"], "--max_steps"),
         (config.Optimization(), ["--per_device_train_batch_size", "0"], "--per_device_train_batch_size"),
+        (config.Optimization(), ["--max_grad_norm", "0"], "--max_grad_norm"),
         (config.Run(), [], "--output_dir is required"),
     ],
 )

@@ -28,7 +28,7 @@ EXAMPLES = [
     Example("a", "When?", ("In the year 1907 of the lamp.", "1907"), (P[3],), HISTORY),
     Example("b", "Where exactly was it?", ("In the old town of Rome, Italy.",), (P[0], P[8])),
     Example("c", "Who?", ("Nobody knows.",)),
-    Example("d", "Why?", (), (P[11],), unanswerable=True),
+    Example("d", "Why?", ("Because.",), (P[11],), unanswerable=True),
     Example("e", "What is it that shines over the town at night?", ("The lamp that was lit in 1907.",), (P[1],)),
 ]
 FOUND = [[3, 1, 2, 0, 4, 5, 6, 7, 9, 10, 8, 11], [5, 8, 3], [0, 1, 2], [], [2, 4, 1, 3]]
@@ -79,7 +79,7 @@ def clock(monkeypatch):
 
 
 def references(example):
-    return example.answers or (REFUSAL_ANSWER,)
+    return (REFUSAL_ANSWER,) if example.unanswerable else example.answers
 
 
 # Scores
@@ -176,7 +176,7 @@ def test_the_loss_is_that_of_the_first_reference_of_what_was_read(clock, found):
     scored = []
     loss = lambda readings: scored.extend(readings) or 0.0  # noqa: E731
     evaluate(EXAMPLES, retrieval=found, generate=clock.generate, loss=loss, k=2, refusal_answer="No.")
-    assert [reading.answer for reading in scored] == [(e.answers or ("No.",))[0] for e in EXAMPLES]
+    assert [reading.answer for reading in scored] == ["No." if e.unanswerable else e.answers[0] for e in EXAMPLES]
     assert [replace(reading, answer="") for reading in scored] == [replace(r, answer="") for r in clock.calls[1]]
 
 

@@ -67,7 +67,7 @@ def test_what_the_user_can_mend_is_a_message_and_status_2(capsys):
         cli(lambda: 1 / 0)
 
 
-SAID = [(None, {"bf16": True}, "bf16"), (None, {"bf16": False}, "no"), (None, {"fp16": True}, "fp16")]
+SAID = [(None, {"bf16": True}, "bf16"), (None, {"bf16": False}, "no")]
 LAUNCHED = [("no", {"bf16": True}, "bf16"), ("bf16", {}, "bf16"), ("bf16", {"bf16": True}, "bf16")]
 UNSAID = [(None, {}, None), ("no", {}, None)]
 
@@ -88,6 +88,7 @@ def test_the_precision_is_what_is_said_or_else_bfloat16_where_that_is_fast(monke
         (None, {"bf16": True, "fp16": True}, "--bf16 true and --fp16 true exclude each other"),
         ("fp16", {"bf16": True}, "the flags ask for mixed precision 'bf16', accelerate's configuration for 'fp16'"),
         ("bf16", {"fp16": True}, "the flags ask for mixed precision 'fp16', accelerate's configuration for 'bf16'"),
+        (None, {"fp16": True}, "mixed precision fp16 needs a GPU: on a CPU give --bf16 true, or neither"),
         ("bf16", {"bf16": False}, "the flags ask for mixed precision 'no', accelerate's configuration for 'bf16'"),
     ],
 )
@@ -207,6 +208,12 @@ def test_what_repeats_goes_into_one_file_and_what_does_not_into_another(tmp_path
     assert rows(tmp_path / "timings.jsonl") == [
         {"number": step.number, "seconds": 0.5, "batch_seconds": 0.1, "memory_gib": 1.25} for step in STEPS
     ]
+
+
+def test_what_is_not_finite_is_written_as_null(tmp_path):
+    RunLog(MAIN, tmp_path, 5, 9).step(replace(STEPS[0], loss=float("nan"), gradient_norm=float("inf"), skipped=True))
+    [row] = rows(tmp_path / "metrics.jsonl")
+    assert (row["loss"], row["gradient_norm"], row["skipped"]) == (None, None, True)
 
 
 def test_lines_tell_of_the_updates_since_the_last(tmp_path, log, monkeypatch):
