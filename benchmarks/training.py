@@ -58,9 +58,10 @@ class Timer:
 
 def main() -> None:
     """Print both tables."""
-    lm, _, _, data, mix, prompt, opt, _ = config.parse_configs(
+    lm, _, retrieval, _, data, mix, prompt, opt, _ = config.parse_configs(
         config.Model(),
         config.Retriever(),
+        config.Retrieval(),
         config.Index(),
         config.Data(),
         config.Passages(),
@@ -72,12 +73,12 @@ def main() -> None:
     builder = PromptBuilder(load_tokenizer(lm.model_name_or_path), prompt.chat, prompt.instruction)
     collator = ConcatenatedCollator(builder, prompt.max_answer_length)
 
-    def encode(epoch: int, positions: list[int]) -> list[Row]:
+    k = retrieval.embedding_max_num_to_retrieve
+
+    def encode(epoch: int, positions: Sequence[int]) -> list[Row]:
+        found = {i: [corpus[(i + j) % len(corpus)] for j in range(k)] for i in positions}
         return collator.encode(
-            passages_for(
-                train[i], [corpus[(i + j) % len(corpus)] for j in (1, 2)], k=2, seed=0, epoch=epoch, **vars(mix)
-            )
-            for i in positions
+            passages_for(train[i], found[i], k=k, seed=opt.seed, epoch=epoch, **vars(mix)) for i in positions
         )
 
     lengths = [len(row) for row in encode(0, epoch_order(len(train), seed=opt.seed, epoch=0))]

@@ -34,9 +34,9 @@ class Evaluation:
     index_path: str = config.flag("", "folder of the corpus' index; built there when it does not exist")
     eval_data_path: str = config.flag("", "examples, JSONL")
     output_dir: str = config.flag("", "new folder for the scores and the predictions")
-    embedding_max_num_to_retrieve: int = config.flag(3, "passages that the generator reads")
-    query_history: int = config.flag(1, "messages of the user before the question that go into the query")
-    refusal_answer: str = config.flag(REFUSAL_ANSWER, "the reference of examples marked unanswerable, without answers")
+    refusal_answer: str = config.flag(
+        REFUSAL_ANSWER, "the reference of examples that are unanswerable or have no answer"
+    )
     batch_size: int = config.flag(8, "questions answered at a time on one device")
     bf16: bool | None = config.flag(None, "true or false: bfloat16 autocast; default: where this device is fast in it")
     use_flash_attention: bool = config.flag(False, "use flash attention 2 (needs CUDA and the package flash-attn)")
@@ -44,8 +44,7 @@ class Evaluation:
     def check(self) -> None:
         """Raise InputError for values that cannot be."""
         config.require(self, "eval_data_path", "output_dir")
-        config.at_least(self, 1, "embedding_max_num_to_retrieve", "batch_size")
-        config.at_least(self, 0, "query_history")
+        config.at_least(self, 1, "batch_size")
         if self.embedding_model_name_or_path:
             config.require(self, "document_path", "index_path")
         elif not self.qa_model_name_or_path:
@@ -54,23 +53,23 @@ class Evaluation:
 
 def main() -> None:
     """Retrieve, answer, score, write."""
-    configs = config.parse_configs(Evaluation(), config.Index(), config.Prompt())
-    flags, index, prompt = configs
+    configs = config.parse_configs(Evaluation(), config.Retrieval(), config.Index(), config.Prompt())
+    flags, retrieval, index, prompt = configs
     attention = attention_kernel(flags.use_flash_attention)
     examples = load_examples(flags.eval_data_path, **prompt.speakers)
     accelerator = make_accelerator(bf16=flags.bf16)
     folder = new_folder(accelerator, flags.output_dir, configs)
 
-    k, retrieval = flags.embedding_max_num_to_retrieve, None
+    k, found = retrieval.embedding_max_num_to_retrieve, None
     if flags.embedding_model_name_or_path:
-        [retrieval] = retrieve_splits(
+        [found] = retrieve_splits(
             accelerator,
             open_passages(flags.document_path),
             flags.embedding_model_name_or_path,
             flags.index_path,
             (examples,),
             max(k, *KS),
-            history_turns=flags.query_history,
+            history_turns=retrieval.query_history,
             **vars(index),
         )
 
@@ -82,9 +81,7 @@ def main() -> None:
         model = accelerator.prepare(AnswerLM.from_pretrained(flags.qa_model_name_or_path, attention=attention))
         generate = Generator(accelerator, model, collator, flags.batch_size, prompt.generation_limit)
         loss = AnswerLoss(accelerator, model, collator, flags.batch_size)
-    scores = evaluate(
-        examples, retrieval=retrieval, generate=generate, loss=loss, k=k, refusal_answer=flags.refusal_answer
-    )
+    scores = evaluate(examples, retrieval=found, generate=generate, loss=loss, k=k, refusal_answer=flags.refusal_answer)
     if accelerator.is_main_process:
         scores.write(folder)
         log.info("%s: %s", folder, headline(scores.metrics))

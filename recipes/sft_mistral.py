@@ -33,6 +33,7 @@ def main() -> None:
     configs = config.parse_configs(
         config.Model(model_name_or_path="mistralai/Mistral-7B-Instruct-v0.2"),
         config.EvalRetriever(eval_embedding_model="intfloat/e5-base-v2"),
+        config.Retrieval(embedding_max_num_to_retrieve=3),
         config.Index(),
         config.Data(),
         config.Prompt(),
@@ -41,13 +42,13 @@ def main() -> None:
         ),
         config.Run(per_device_eval_batch_size=4, logging_steps=10, eval_steps=50),
     )
-    lm, retrieval, index, data, prompt, opt, run = configs
+    lm, retriever, retrieval, index, data, prompt, opt, run = configs
     attention = attention_kernel(lm.use_flash_attention)
 
     # Records: whatever is wrong with the files is told before anything is loaded.
     train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
     passages = None
-    if retrieval.eval_embedding_model:
+    if retriever.eval_embedding_model:
         config.require(data, "full_dataset_file_path")
         passages = open_passages(data.full_dataset_file_path)
 
@@ -65,7 +66,7 @@ def main() -> None:
         eval_found, test_found = retrieve_splits(
             accelerator,
             passages,
-            retrieval.eval_embedding_model,
+            retriever.eval_embedding_model,
             data.full_dataset_index_path,
             (evals, tests),
             max(k, *KS),

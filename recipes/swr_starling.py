@@ -31,7 +31,8 @@ def main() -> None:
     """Train, export, test."""
     configs = config.parse_configs(
         config.Model(model_name_or_path="berkeley-nest/Starling-LM-7B-alpha"),
-        config.Retriever(embedding_max_num_to_retrieve=3),
+        config.Retriever(),
+        config.Retrieval(embedding_max_num_to_retrieve=3),
         config.Index(),
         config.Data(),
         config.Passages(),
@@ -41,7 +42,7 @@ def main() -> None:
         ),
         config.Run(per_device_eval_batch_size=2, logging_steps=10, eval_steps=50),
     )
-    lm, retrieval, index, data, mix, prompt, opt, run = configs
+    lm, retriever, retrieval, index, data, mix, prompt, opt, run = configs
     config.require(data, "full_dataset_file_path")
     attention = attention_kernel(lm.use_flash_attention)
 
@@ -62,7 +63,7 @@ def main() -> None:
     found, eval_found, test_found = retrieve_splits(
         accelerator,
         passages,
-        retrieval.embedding_model,
+        retriever.embedding_model,
         data.full_dataset_index_path,
         (train, evals, tests),
         k + max(KS),

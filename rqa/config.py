@@ -63,14 +63,10 @@ class Retriever:
     """The frozen retriever."""
 
     embedding_model: str = flag("", "checkpoint folder or hub name of the sentence encoder")
-    embedding_max_num_to_retrieve: int = flag(3, "passages to retrieve for a question, and to read at inference")
-    query_history: int = flag(1, "messages of the user before the question that go into the query")
 
     def check(self) -> None:
         """Raise InputError for values that cannot be."""
         require(self, "embedding_model")
-        at_least(self, 1, "embedding_max_num_to_retrieve")
-        at_least(self, 0, "query_history")
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,12 @@ class EvalRetriever:
     """The retriever that evaluation alone uses."""
 
     eval_embedding_model: str = flag("", "sentence encoder for evaluation; none: answers are made from gold passages")
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How much is retrieved, and for which query."""
+
     embedding_max_num_to_retrieve: int = flag(3, "passages to retrieve for a question, and to read at inference")
     query_history: int = flag(1, "messages of the user before the question that go into the query")
 

@@ -102,6 +102,7 @@ def test_shipped_training_configs_fit(path):
     configs = parse_configs(
         config.Model(),
         config.Retriever(),
+        config.Retrieval(),
         config.Index(),
         config.Data(),
         config.Passages(),
