@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from world import World, files, launch, write_jsonl
+from world import ACCELERATE_LAUNCH, World, files, launch, write_jsonl
 
 EXACT = {"--bf16": "false", "--max_new_tokens": "12"}
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
@@ -38,7 +38,7 @@ def swr(world):
         **world.data,
         **EXACT,
     }
-    printed = launch("swr_starling.py", flags, by=("accelerate", "launch"))
+    printed = launch("swr_starling.py", flags, by=ACCELERATE_LAUNCH)
     return out, printed
 
 
@@ -113,7 +113,7 @@ def test_a_run_repeats_from_its_own_config_and_from_a_pickle_of_the_corpus(swr, 
             "--full_dataset_file_path": world.pickle,
             "--full_dataset_index_path": str(world.folder / "index-of-pickle"),
         },
-        by=("accelerate", "launch"),  # with as many threads: sums are rounded by them
+        by=ACCELERATE_LAUNCH,  # with as many threads: sums are rounded by them
     )
     for name in ("metrics.jsonl", "test/predictions.jsonl", "eval-000002/predictions.jsonl"):
         assert (out / name).read_text() == (swr[0] / name).read_text()

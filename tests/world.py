@@ -12,6 +12,8 @@ from types import ModuleType
 import tiny_models
 
 ROOT = Path(__file__).parents[1]
+# `accelerate launch` of this interpreter, whether or not its environment's scripts are on the path.
+ACCELERATE_LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
 PLACES = ["Rome", "Oslo", "Lima", "Bern", "Cairo", "Delhi", "Quito", "Sofia", "Tunis", "Paris", "Accra", "Minsk"]
 
 
