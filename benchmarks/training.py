@@ -70,7 +70,8 @@ def main() -> None:
         config.Run(),
     )
     train, corpus = load_examples(data.train_file), open_passages(data.full_dataset_file_path)
-    builder = PromptBuilder(load_tokenizer(lm.model_name_or_path), prompt.chat, prompt.instruction)
+    tokenizer = load_tokenizer(lm.model_name_or_path)
+    builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
     collator = ConcatenatedCollator(builder, prompt.max_answer_length)
 
     k = retrieval.embedding_max_num_to_retrieve
