@@ -58,7 +58,12 @@ def main() -> None:
     attention = attention_kernel(flags.use_flash_attention)
     examples = load_examples(flags.eval_data_path, **prompt.speakers)
     accelerator = make_accelerator(bf16=flags.bf16)
-    folder = new_folder(accelerator, flags.output_dir, configs)
+    folder = new_folder(accelerator, flags.output_dir)
+    if flags.qa_model_name_or_path:
+        tokenizer = load_tokenizer(flags.qa_model_name_or_path)
+        builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
+        collator = ConcatenatedCollator(builder, prompt.max_answer_length)
+        collator.check(examples)
 
     k, found = retrieval.embedding_max_num_to_retrieve, None
     if flags.embedding_model_name_or_path:
@@ -75,15 +80,13 @@ def main() -> None:
 
     generate = loss = None
     if flags.qa_model_name_or_path:
-        tokenizer = load_tokenizer(flags.qa_model_name_or_path)
-        builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
-        collator = ConcatenatedCollator(builder, prompt.max_answer_length)
         model = accelerator.prepare(AnswerLM.from_pretrained(flags.qa_model_name_or_path, attention=attention))
         generate = Generator(accelerator, model, collator, flags.batch_size, prompt.generation_limit)
         loss = AnswerLoss(accelerator, model, collator, flags.batch_size)
     scores = evaluate(examples, retrieval=found, generate=generate, loss=loss, k=k, refusal_answer=flags.refusal_answer)
     if accelerator.is_main_process:
         scores.write(folder)
+        config.write_config(folder / "config.json", configs)
         log.info("%s: %s", folder, headline(scores.metrics))
 
 

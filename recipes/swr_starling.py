@@ -54,9 +54,9 @@ def main() -> None:
     tokenizer = load_tokenizer(lm.model_name_or_path)
     builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
     collator = ConcatenatedCollator(builder, prompt.max_answer_length)
-    collator.check(train)
+    collator.check([*train, *evals, *tests])
     accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16, fp16=opt.fp16)
-    folder = new_folder(accelerator, run.output_dir, configs)
+    folder = new_folder(accelerator, run.output_dir)
 
     # Passages: the retriever is frozen, so it works once, and its memory is free again before training.
     k = retrieval.embedding_max_num_to_retrieve
@@ -96,7 +96,7 @@ def main() -> None:
     layout = opt.layout(accelerator.num_processes, accelerator.process_index)
     num_steps = opt.num_steps(num_updates_per_epoch(len(train), layout))
     updates = endless_updates(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length)
-    run_log = RunLog(accelerator, folder, num_steps, run.logging_steps)
+    run_log = RunLog(accelerator, folder, configs, num_steps, run.logging_steps)
     for step in train_steps(
         accelerator,
         model,

@@ -148,13 +148,17 @@ class RunLog:
     metrics.jsonl holds what is the same when the run is repeated, timings.jsonl the rest.
     """
 
-    def __init__(self, accelerator: Accelerator, directory: Path, num_steps: int, logging_steps: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, directory: Path, configs: Sequence[Any], num_steps: int, logging_steps: int
+    ) -> None:
         self.directory = directory
         self.num_steps = num_steps
         self.logging_steps = logging_steps
         self.device = accelerator.device
         self.main = accelerator.is_main_process
         self.recent: list[Step] = []
+        if self.main:
+            write_config(directory / "config.json", configs)
         self.bar = tqdm(total=num_steps, unit="update", disable=not (self.main and sys.stderr.isatty()))
 
     def step(self, step: Step) -> None:
@@ -206,12 +210,11 @@ def headline(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
 
 
-def new_folder(accelerator: Accelerator, path: str, configs: Sequence[Any]) -> Path:
-    """Make the output folder of a run and write its config.json. InputError where a run's files are there already."""
+def new_folder(accelerator: Accelerator, path: str) -> Path:
+    """Make the output folder of a run. InputError where a run's files are there already."""
     folder = Path(path)
     if accelerator.is_main_process:
         if (folder / "config.json").exists():
             raise InputError(f"--output_dir {path}: a run's files are there already; name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder / "config.json", configs)
     return folder

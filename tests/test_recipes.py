@@ -150,6 +150,19 @@ def test_an_index_is_built_once_and_refused_for_another_corpus(world, tmp_path):
     assert "Traceback" not in refused
 
 
+@pytest.mark.parametrize("split", ["eval", "test"])
+def test_a_question_too_long_for_its_prompt_is_told_before_training_not_after(world, tmp_path, split):
+    long = {**rows(Path(world.test))[0], "question": "Why? " * 3000}
+    path = write_jsonl(tmp_path / "long.jsonl", [*rows(Path(world.test)), long])
+    flags = {"--model_name_or_path": world.model, "--embedding_model": "no/such/encoder", **world.data}
+    out = {"--output_dir": str(tmp_path / "never")}
+    trained = launch("swr_starling.py", {**flags, f"--{split}_file": path, **out}, expect=2)
+    evaluated = {"--qa_model_name_or_path": world.model, "--eval_data_path": path}
+    for printed in (trained, launch("evaluate.py", {**evaluated, **out}, expect=2)):
+        assert f"long.jsonl:{len(rows(Path(path)))}: instruction, history and question alone take" in printed
+    assert not files(tmp_path / "never")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

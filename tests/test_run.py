@@ -131,27 +131,30 @@ def test_a_launcher_that_gives_one_thread_does_not_prevail(monkeypatch, launcher
 # The folder
 
 
-def test_a_new_folder_holds_a_config_that_repeats_the_run(tmp_path):
-    folder = new_folder(MAIN, str(tmp_path / "a/b"), CONFIGS)
-    assert (folder, files(folder)) == (tmp_path / "a/b", {"config.json"})
+def test_a_run_writes_a_config_that_repeats_it_once_it_is_about_to_train(tmp_path):
+    for _ in range(2):  # what failed before, an encoder that does not load say, leaves the folder free
+        folder = new_folder(MAIN, str(tmp_path / "a/b"))
+        assert (folder, files(folder)) == (tmp_path / "a/b", set())
+    RunLog(MAIN, folder, CONFIGS, 5, 1)
+    assert files(folder) == {"config.json"}
     assert config.parse_configs(config.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
 
 
 def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path):
-    new_folder(MAIN, str(tmp_path), CONFIGS)
-    before = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text("a run's, or a model's")
     with pytest.raises(
         InputError, match=f"--output_dir {tmp_path}: a run's files are there already; name a new folder"
     ):
-        new_folder(MAIN, str(tmp_path), [config.Run(output_dir="other")])
-    assert (tmp_path / "config.json").read_text() == before
+        new_folder(MAIN, str(tmp_path))
+    assert files(tmp_path) == {"config.json"}
+    assert (tmp_path / "config.json").read_text() == "a run's, or a model's"
 
 
 def test_other_processes_make_no_folder_and_refuse_none(tmp_path):
-    assert new_folder(OTHER, str(tmp_path / "new"), CONFIGS) == tmp_path / "new"
+    assert new_folder(OTHER, str(tmp_path / "new")) == tmp_path / "new"
     assert not (tmp_path / "new").exists()
-    new_folder(MAIN, str(tmp_path / "new"), CONFIGS)
-    new_folder(OTHER, str(tmp_path / "new"), CONFIGS)
+    RunLog(MAIN, new_folder(MAIN, str(tmp_path / "new")), CONFIGS, 5, 1)
+    new_folder(OTHER, str(tmp_path / "new"))
 
 
 # Retrieving
@@ -200,7 +203,7 @@ def test_the_first_row_is_shown_with_its_targets_in_brackets(log):
 
 def test_what_repeats_goes_into_one_file_and_what_does_not_into_another(tmp_path, monkeypatch):
     monkeypatch.setattr("rqa.run.peak_memory_gib", lambda device: 1.25)
-    run_log = RunLog(MAIN, tmp_path, num_steps=5, logging_steps=2)
+    run_log = RunLog(MAIN, tmp_path, CONFIGS, num_steps=5, logging_steps=2)
     for step in STEPS:
         run_log.step(step)
     times = {"seconds", "batch_seconds"}
@@ -211,14 +214,16 @@ def test_what_repeats_goes_into_one_file_and_what_does_not_into_another(tmp_path
 
 
 def test_what_is_not_finite_is_written_as_null(tmp_path):
-    RunLog(MAIN, tmp_path, 5, 9).step(replace(STEPS[0], loss=float("nan"), gradient_norm=float("inf"), skipped=True))
+    RunLog(MAIN, tmp_path, CONFIGS, 5, 9).step(
+        replace(STEPS[0], loss=float("nan"), gradient_norm=float("inf"), skipped=True)
+    )
     [row] = rows(tmp_path / "metrics.jsonl")
     assert (row["loss"], row["gradient_norm"], row["skipped"]) == (None, None, True)
 
 
 def test_lines_tell_of_the_updates_since_the_last(tmp_path, log, monkeypatch):
     monkeypatch.setattr("rqa.run.peak_memory_gib", lambda device: 1.25)
-    run_log = RunLog(MAIN, tmp_path, num_steps=5, logging_steps=2)
+    run_log = RunLog(MAIN, tmp_path, CONFIGS, num_steps=5, logging_steps=2)
     for step in STEPS:
         run_log.step(replace(step, seconds=60.0))
     same = "gradient norm 1.500  rate 1.00e-03  0.13 examples/s  2 tokens/s  1.2 GiB"
@@ -231,7 +236,7 @@ def test_lines_tell_of_the_updates_since_the_last(tmp_path, log, monkeypatch):
 
 def test_an_evaluation_is_recorded_told_and_written(tmp_path, log):
     scores = Scores({"rougeL": 12.3456, "loss": 1.0, "hit@3": 50.0, "recall@1": 25.0}, [{"id": "a"}], {"examples": 1})
-    RunLog(MAIN, tmp_path, 5, 2).evaluation("eval-000002", scores)
+    RunLog(MAIN, tmp_path, CONFIGS, 5, 2).evaluation("eval-000002", scores)
     scores.write(tmp_path / "expected")
     assert rows(tmp_path / "metrics.jsonl") == [{"evaluation": "eval-000002", **scores.metrics}]
     for name in ("score.json", "predictions.jsonl"):
@@ -244,7 +249,7 @@ def test_an_evaluation_is_recorded_told_and_written(tmp_path, log):
 
 
 def test_other_processes_write_and_say_nothing(tmp_path, log):
-    run_log = RunLog(OTHER, tmp_path, 5, 1)
+    run_log = RunLog(OTHER, tmp_path, CONFIGS, 5, 1)
     run_log.step(STEPS[0])
     run_log.evaluation("test", Scores({"loss": 1.0}, []))
     assert not files(tmp_path)
