@@ -21,18 +21,21 @@ help:
 	$(BIN)/pip install --constraint constraints.txt --editable ".[demo,test]"
 	touch $@
 
-data/models: .venv/installed recipes/demo_models.py
+# A stamp is written last, so that what was interrupted is begun again; `|`: a newer file alone changes no result.
+data/models/made: | .venv/installed
 	$(BIN)/python recipes/demo_models.py --output_dir data/models
 	touch $@
 
-data/stdlib: .venv/installed recipes/demo_data.py
+data/stdlib/made: | .venv/installed
 	$(BIN)/python recipes/demo_data.py --output_dir data/stdlib
 	touch $@
 
-$(QUICKSTART)/before/score.json: data/models data/stdlib
+$(QUICKSTART)/before/config.json: | data/models/made data/stdlib/made
+	rm -rf $(QUICKSTART)/before
 	$(BIN)/accelerate launch recipes/evaluate.py --config recipes/configs/quickstart_before.yaml
 
-$(QUICKSTART)/after/test/score.json: $(QUICKSTART)/before/score.json
+$(QUICKSTART)/after/test/score.json: | $(QUICKSTART)/before/config.json
+	rm -rf $(QUICKSTART)/after
 	$(BIN)/accelerate launch recipes/swr_starling.py --config recipes/configs/quickstart.yaml
 
 quickstart: $(QUICKSTART)/after/test/score.json

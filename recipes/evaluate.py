@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rqa import config
 from rqa.collators import ConcatenatedCollator
 from rqa.data import load_examples, open_passages
-from rqa.decoder import AnswerLM
+from rqa.decoder import AnswerLM, check_window
 from rqa.errors import InputError
 from rqa.evaluate import KS, AnswerLoss, evaluate
 from rqa.generate import Generator
@@ -55,15 +55,16 @@ def main() -> None:
     """Retrieve, answer, score, write."""
     configs = config.parse_configs(Evaluation(), config.Retrieval(), config.Index(), config.Prompt())
     flags, retrieval, index, prompt = configs
-    attention = attention_kernel(flags.use_flash_attention)
     examples = load_examples(flags.eval_data_path, **prompt.speakers)
     accelerator = make_accelerator(bf16=flags.bf16)
+    attention = attention_kernel(flags.use_flash_attention, accelerator.mixed_precision)
     folder = new_folder(accelerator, flags.output_dir)
     if flags.qa_model_name_or_path:
         tokenizer = load_tokenizer(flags.qa_model_name_or_path)
         builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
         collator = ConcatenatedCollator(builder, prompt.max_answer_length)
         collator.check(examples)
+        check_window(flags.qa_model_name_or_path, prompt.max_row_length)
 
     k, found = retrieval.embedding_max_num_to_retrieve, None
     if flags.embedding_model_name_or_path:
@@ -80,7 +81,8 @@ def main() -> None:
 
     generate = loss = None
     if flags.qa_model_name_or_path:
-        model = accelerator.prepare(AnswerLM.from_pretrained(flags.qa_model_name_or_path, attention=attention))
+        lm = AnswerLM.from_pretrained(flags.qa_model_name_or_path, attention=attention)
+        model = accelerator.prepare(lm.requires_grad_(False))  # so that no process makes room for gradients
         generate = Generator(accelerator, model, collator, flags.batch_size, prompt.generation_limit)
         loss = AnswerLoss(accelerator, model, collator, flags.batch_size)
     scores = evaluate(examples, retrieval=found, generate=generate, loss=loss, k=k, refusal_answer=flags.refusal_answer)

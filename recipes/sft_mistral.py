@@ -1,10 +1,10 @@
 """SFT: train a decoder on gold passages; test it, where there is a retriever, on retrieved ones.
 
-    accelerate launch recipes/sft_mistral.py --bf16 true --use_flash_attention true \
-        --user_prefix "<s>[INST]" --assistant_prefix "[/INST]" --sep_user " " --sep_sys "</s>" \
-        --eval_embedding_model intfloat/e5-base-v2 \
-        --train_file path/to/train_w_qa.jsonl --eval_file path/to/eval_w_qa.jsonl --test_file path/to/test_w_qa.jsonl \
-        --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index/dir/of/document \
+    accelerate launch recipes/sft_mistral.py --bf16 true --use_flash_attention true \\
+        --user_prefix "<s>[INST]" --assistant_prefix "[/INST]" --sep_user " " --sep_sys "</s>" \\
+        --eval_embedding_model intfloat/e5-base-v2 \\
+        --train_file path/to/train_w_qa.jsonl --eval_file path/to/eval_w_qa.jsonl --test_file path/to/test_w_qa.jsonl \\
+        --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index/dir/of/document \\
         --output_dir path/to/save/dir
 
 Any decoder does, on disk or of the hub; without chat flags its own chat template is used.
@@ -18,7 +18,7 @@ from rqa.batching import endless_updates, num_updates_per_epoch
 from rqa.checkpoint import export
 from rqa.collators import ConcatenatedCollator, Row
 from rqa.data import load_splits, open_passages
-from rqa.decoder import AnswerLM
+from rqa.decoder import AnswerLM, check_window
 from rqa.evaluate import KS, AnswerLoss, evaluate
 from rqa.generate import Generator
 from rqa.hardware import attention_kernel
@@ -43,7 +43,6 @@ def main() -> None:
         config.Run(per_device_eval_batch_size=4, logging_steps=10, eval_steps=50),
     )
     lm, retriever, retrieval, index, data, prompt, opt, run = configs
-    attention = attention_kernel(lm.use_flash_attention)
 
     # Records: whatever is wrong with the files is told before anything is loaded.
     train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
@@ -56,8 +55,11 @@ def main() -> None:
     tokenizer = load_tokenizer(lm.model_name_or_path)
     builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
     collator = ConcatenatedCollator(builder, prompt.max_answer_length)
-    collator.check([*train, *evals, *tests])
+    collator.check(train, answers=True)
+    collator.check([*evals, *tests])
+    check_window(lm.model_name_or_path, prompt.max_row_length)
     accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16, fp16=opt.fp16)
+    attention = attention_kernel(lm.use_flash_attention, accelerator.mixed_precision)
     folder = new_folder(accelerator, run.output_dir)
 
     # Passages: gold alone in training; in evaluation what the retriever finds, where there is one.
@@ -108,7 +110,7 @@ def main() -> None:
         seed=opt.seed,
     ):
         run_log.step(step)
-        if evals and step.number % run.eval_steps == 0:
+        if evals and (step.number % run.eval_steps == 0 or step.number == num_steps):
             run_log.evaluation(f"eval-{step.number:06d}", score(evals, retrieval=eval_found))
 
     # The plain model, and its test

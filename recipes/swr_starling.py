@@ -17,7 +17,7 @@ from rqa.batching import endless_updates, num_updates_per_epoch
 from rqa.checkpoint import export
 from rqa.collators import ConcatenatedCollator, Row
 from rqa.data import load_splits, open_passages
-from rqa.decoder import AnswerLM
+from rqa.decoder import AnswerLM, check_window
 from rqa.evaluate import KS, AnswerLoss, evaluate
 from rqa.generate import Generator
 from rqa.hardware import attention_kernel
@@ -44,7 +44,6 @@ def main() -> None:
     )
     lm, retriever, retrieval, index, data, mix, prompt, opt, run = configs
     config.require(data, "full_dataset_file_path")
-    attention = attention_kernel(lm.use_flash_attention)
 
     # Records: whatever is wrong with the files is told before anything is loaded.
     train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
@@ -54,8 +53,11 @@ def main() -> None:
     tokenizer = load_tokenizer(lm.model_name_or_path)
     builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
     collator = ConcatenatedCollator(builder, prompt.max_answer_length)
-    collator.check([*train, *evals, *tests])
+    collator.check(train, answers=True)
+    collator.check([*evals, *tests])
+    check_window(lm.model_name_or_path, prompt.max_row_length)
     accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16, fp16=opt.fp16)
+    attention = attention_kernel(lm.use_flash_attention, accelerator.mixed_precision)
     folder = new_folder(accelerator, run.output_dir)
 
     # Passages: the retriever is frozen, so it works once, and its memory is free again before training.
@@ -108,7 +110,7 @@ def main() -> None:
         seed=opt.seed,
     ):
         run_log.step(step)
-        if evals and step.number % run.eval_steps == 0:
+        if evals and (step.number % run.eval_steps == 0 or step.number == num_steps):
             run_log.evaluation(f"eval-{step.number:06d}", score(evals, retrieval=eval_found))
 
     # The plain model, and its test

@@ -75,15 +75,16 @@ class ConcatenatedCollator:
         mask = [[1] * len(prompt) for prompt in ids]
         return {"input_ids": _padded(ids, self.pad_id, left=True), "attention_mask": _padded(mask, 0, left=True)}
 
-    def check(self, examples: Iterable[Example]) -> None:
-        """Raise DataError unless every question fits its prompt and every answer `max_answer_length`."""
+    def check(self, examples: Iterable[Example], *, answers: bool = False) -> None:
+        """Raise DataError unless every question fits its prompt and, with `answers`, every target its length."""
         error = DataError()
         for example in examples:
             try:
                 self.builder.prompt(Reading.ranked(example, ()))
             except InputError as problem:
                 error.add(example.where, str(problem))
-            length = len(self.builder.answer(example.answers[0])) if example.answers else 0
+            is_target = answers and not example.unanswerable
+            length = len(self.builder.answer(example.answers[0])) if is_target else 0
             if length > self.max_answer_length:
                 error.add(
                     example.where, f"the answer takes {length} tokens, --max_answer_length is {self.max_answer_length}"

@@ -141,11 +141,19 @@ class Prompt:
             at_least(self, 1, "max_new_tokens")
         if (self.user_prefix is None) != (self.assistant_prefix is None):
             raise InputError("--user_prefix and --assistant_prefix go together, found one of them")
+        default = ChatFormat("", "")
+        if self.user_prefix is None and (self.sep_user, self.sep_sys) != (default.sep_user, default.sep_sys):
+            raise InputError("--sep_user and --sep_sys go with --user_prefix and --assistant_prefix, found them alone")
 
     @property
     def generation_limit(self) -> int:
         """Tokens to generate at most."""
         return self.max_answer_length if self.max_new_tokens is None else self.max_new_tokens
+
+    @property
+    def max_row_length(self) -> int:
+        """Tokens of the longest row that can be trained on, or generated."""
+        return self.max_prompt_length + max(self.max_answer_length, self.generation_limit)
 
     @property
     def speakers(self) -> dict[str, str | None]:
@@ -213,7 +221,7 @@ class Run:
 
     output_dir: str = flag("", "new folder for the model, the metrics and the predictions")
     logging_steps: int = flag(10, "updates between two lines of the log")
-    eval_steps: int = flag(50, "updates between two evaluations")
+    eval_steps: int = flag(50, "updates between two evaluations on --eval_file; there is one after the last update too")
     per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device")
 
     def check(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from rqa.collators import IGNORED
 from rqa.errors import InputError
@@ -104,6 +104,20 @@ class AnswerLM(nn.Module):
         finally:
             self.plain.generation_config = own
         return ids[:, input_ids.shape[1] :]
+
+
+def check_window(name_or_path: str, num_tokens: int) -> None:
+    """Raise InputError where rows of `num_tokens` may exceed the positions that a checkpoint was made for."""
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name_or_path}: no decoder can be loaded from it: {error}") from error
+    window = getattr(config, "max_position_embeddings", None)  # a model without positions has none
+    if window is not None and num_tokens > window:
+        raise InputError(
+            f"{name_or_path} reads at most {window} tokens: prompt and answer may have {num_tokens}; "
+            "lower --max_prompt_length, --max_answer_length or --max_new_tokens"
+        )
 
 
 def _up_to_last_target(labels: Tensor) -> Tensor:

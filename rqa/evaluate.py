@@ -1,6 +1,6 @@
 """The automatic evaluation: retrieve, answer, score, time, write.
 
-All scores are in per cent, all times in seconds.
+All scores are in per cent but the loss, in nats per token; all times are in seconds.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from rqa import metrics
+from rqa import __version__, metrics
 from rqa.collators import IGNORED, ConcatenatedCollator
 from rqa.data import Example, Passage
 from rqa.generate import Answer
@@ -115,7 +115,8 @@ def evaluate(
             "examples": len(examples),
             "passages_read": f"the first {k} retrieved" if retrieval else "gold",
             **{name: value for part in parts for name, value in part.about.items()},
-            "versions": {name: version(name) for name in ("rqa", "torch", "transformers", "sacrebleu", "rouge-score")},
+            "versions": {"rqa": __version__}
+            | {name: version(name) for name in ("torch", "transformers", "sacrebleu", "rouge-score")},
         },
     )
 

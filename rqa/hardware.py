@@ -27,10 +27,11 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def attention_kernel(use_flash_attention: bool) -> Literal["flash_attention_2"] | None:
+def attention_kernel(use_flash_attention: bool, mixed_precision: str) -> Literal["flash_attention_2"] | None:
     """Return the `attn_implementation` to load a model with; None is sdpa, or eager where a model has no sdpa.
 
-    Raises InputError where flash attention is asked for and the package or a CUDA device is missing.
+    Raises InputError where flash attention is asked for and the package, a CUDA device or a precision of 16 bits, which
+    its kernels need, is missing.
     """
     if not use_flash_attention:
         return None
@@ -41,6 +42,8 @@ def attention_kernel(use_flash_attention: bool) -> Literal["flash_attention_2"] 
         )
     if not torch.cuda.is_available():
         raise InputError("--use_flash_attention true: flash attention needs a CUDA device, and torch sees none.")
+    if mixed_precision not in ("bf16", "fp16"):
+        raise InputError("--use_flash_attention true: flash attention computes in 16 bits: give --bf16 true")
     return "flash_attention_2"
 
 

@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,8 @@ from rqa.train import Step
 
 log = logging.getLogger("rqa")
 
+# While one process builds an index the others wait: a large corpus takes longer than torch's ten minutes.
+WAIT = timedelta(hours=12)
 SHOWN = 600  # characters of either end of a prompt
 
 
@@ -65,6 +68,7 @@ def make_accelerator(accumulation: int = 1, *, bf16: bool | None = None, fp16: b
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=accumulation, sync_with_dataloader=False, adjust_scheduler=False
         ),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
     )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != accelerator.num_processes:

@@ -133,7 +133,7 @@ def test_a_row_knows_its_length_and_what_was_cut():
 
 def problems(collator, examples):
     with pytest.raises(DataError) as caught:
-        collator.check(examples)
+        collator.check(examples, answers=True)
     return str(caught.value).splitlines()
 
 
@@ -161,4 +161,7 @@ def test_what_fits_is_not_refused_whatever_its_passages_and_an_unanswerable_ques
     built = builder("chatml's template")
     length = max(len(built.prompt(Reading.ranked(example(i), ())).ids) for i in range(4))
     collator = ConcatenatedCollator(PromptBuilder(built.tokenizer, max_prompt_length=length), 40)
-    collator.check([*(replace(example(i), gold_passages=PASSAGES) for i in range(4)), replace(example(0), answers=())])
+    fits = [replace(example(i), gold_passages=PASSAGES) for i in range(4)]
+    unanswerable = [replace(example(0), answers=answers, unanswerable=True) for answers in ((), ("the " * 50,))]
+    collator.check([*fits, *unanswerable], answers=True)
+    collator.check([example(0, "the " * 50)])  # a reference of evaluation alone

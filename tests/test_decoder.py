@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import DECODERS, EOS, PAD, decoder, llama, random_batch, save_decoder
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, MambaConfig, T5Config, T5ForConditionalGeneration
 
-from rqa.decoder import AnswerLM
+from rqa.decoder import AnswerLM, check_window
 from rqa.errors import InputError
 
 ROWS = [(9, 4), (3, 12), (14, 1), (6, 6), (1, 2)]  # tokens of prompt and answer, longer than the windows of attention
@@ -198,6 +198,21 @@ def test_what_is_no_checkpoint_of_a_decoder_is_refused(tmp_path):
     (tmp_path / "pickled/model.safetensors").unlink()
     with pytest.raises(InputError, match=r"pickled: no decoder .*safetensors"):
         AnswerLM.from_pretrained(str(tmp_path / "pickled"))
+
+
+@pytest.mark.parametrize("make", [llama, lambda: decoder("gpt2")])
+def test_rows_longer_than_the_window_are_refused_before_loading(tmp_path, make):
+    path = save_decoder(tmp_path, make())
+    (tmp_path / "model.safetensors").unlink()
+    window = make().config.max_position_embeddings
+    check_window(path, window)
+    with pytest.raises(InputError, match=f"reads at most {window} tokens: prompt and answer may have {window + 1}; "):
+        check_window(path, window + 1)
+
+
+def test_a_model_without_positions_has_no_window(tmp_path):
+    MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
+    check_window(str(tmp_path), 10**9)
 
 
 # Generation

@@ -20,7 +20,7 @@ def machine(monkeypatch, *, package=True, cuda=True):
 @pytest.mark.parametrize("there", [True, False])
 def test_unasked_the_model_chooses_its_kernel(monkeypatch, there):
     machine(monkeypatch, package=there, cuda=there)
-    assert attention_kernel(False) is None
+    assert attention_kernel(False, "no") is None
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,16 @@ def test_unasked_the_model_chooses_its_kernel(monkeypatch, there):
 )
 def test_flash_attention_needs_its_package_and_a_cuda_device(monkeypatch, there, message):
     machine(monkeypatch)
-    assert attention_kernel(True) == "flash_attention_2"
+    assert attention_kernel(True, "bf16") == attention_kernel(True, "fp16") == "flash_attention_2"
     machine(monkeypatch, **there)
     with pytest.raises(InputError, match=f"--use_flash_attention true: .*{message}"):
-        attention_kernel(True)
+        attention_kernel(True, "bf16")
+
+
+def test_flash_attention_computes_in_16_bits(monkeypatch):
+    machine(monkeypatch)
+    with pytest.raises(InputError, match=r"--use_flash_attention true: .* in 16 bits: give --bf16 true"):
+        attention_kernel(True, "no")
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])

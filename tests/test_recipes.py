@@ -32,7 +32,7 @@ def swr(world):
         "--num_train_epochs": "2",
         "--learning_rate": "1e-3",
         "--logging_steps": "1",
-        "--eval_steps": "2",
+        "--eval_steps": "3",
         "--gradient_checkpointing": "true",
         "--output_dir": str(out),
         **world.data,
@@ -49,7 +49,7 @@ def rows(path: Path) -> list[dict]:
 def test_a_run_leaves_exactly_its_files(swr):
     out, _ = swr
     model = {f"model/{name}" for name in MODEL_FILES | TOKENIZER_FILES}
-    evaluations = {f"{name}/{file}" for name in ("eval-000002", "eval-000004", "test") for file in EVALUATION_FILES}
+    evaluations = {f"{name}/{file}" for name in ("eval-000003", "eval-000004", "test") for file in EVALUATION_FILES}
     assert files(out) == {"config.json", "metrics.jsonl", "timings.jsonl"} | model | evaluations
 
 
@@ -62,7 +62,7 @@ def test_a_run_tells_what_it_does(swr):
     updates = [row for row in metrics if "loss" in row and "number" in row]
     assert [row["number"] for row in updates] == [1, 2, 3, 4]
     assert sum(row["examples"] for row in updates) == 2 * 13
-    assert [row["evaluation"] for row in metrics if "evaluation" in row] == ["eval-000002", "eval-000004", "test"]
+    assert [row["evaluation"] for row in metrics if "evaluation" in row] == ["eval-000003", "eval-000004", "test"]
     assert metrics[-1] == {"evaluation": "test"} | json.loads((out / "test/score.json").read_text())["metrics"]
 
 
@@ -115,7 +115,7 @@ def test_a_run_repeats_from_its_own_config_and_from_a_pickle_of_the_corpus(swr, 
         },
         by=ACCELERATE_LAUNCH,  # with as many threads: sums are rounded by them
     )
-    for name in ("metrics.jsonl", "test/predictions.jsonl", "eval-000002/predictions.jsonl"):
+    for name in ("metrics.jsonl", "test/predictions.jsonl", "eval-000003/predictions.jsonl"):
         assert (out / name).read_text() == (swr[0] / name).read_text()
     assert (out / "model/model.safetensors").read_bytes() == (swr[0] / "model/model.safetensors").read_bytes()
 

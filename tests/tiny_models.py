@@ -39,7 +39,7 @@ COMMON = {
     "bos_token_id": BOS,
     "eos_token_id": EOS,
     "initializer_range": 0.3,
-    "max_position_embeddings": 2048,
+    "max_position_embeddings": 4096,
 }
 TEMPLATE = (
     "<s>{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
