@@ -82,7 +82,7 @@ def main() -> None:
     generate = loss = None
     if flags.qa_model_name_or_path:
         lm = AnswerLM.from_pretrained(flags.qa_model_name_or_path, attention=attention)
-        model = accelerator.prepare(lm.requires_grad_(False))  # so that no process makes room for gradients
+        model = accelerator.prepare_model(lm, evaluation_mode=True)  # no process makes room for gradients
         generate = Generator(accelerator, model, collator, flags.batch_size, prompt.generation_limit)
         loss = AnswerLoss(accelerator, model, collator, flags.batch_size)
     scores = evaluate(examples, retrieval=found, generate=generate, loss=loss, k=k, refusal_answer=flags.refusal_answer)

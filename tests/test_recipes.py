@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from world import ACCELERATE_LAUNCH, World, files, launch, write_jsonl
+from world import ACCELERATE_LAUNCH, World, files, launch, torchrun, write_jsonl
 
 EXACT = {"--bf16": "false", "--max_new_tokens": "12"}
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
@@ -79,8 +79,9 @@ def test_the_plain_class_loads_the_model_and_its_template(swr):
     assert AutoTokenizer.from_pretrained(swr[0] / "model").chat_template
 
 
-def test_evaluating_the_saved_model_gives_the_scores_of_the_run(swr, world):
-    out = world.folder / "evaluated"
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluating_the_saved_model_gives_the_scores_of_the_run(swr, world, monkeypatch, processes):
+    out = world.folder / f"evaluated-by-{processes}"
     flags = {
         "--qa_model_name_or_path": str(swr[0] / "model"),
         "--embedding_model_name_or_path": world.encoder,
@@ -92,7 +93,8 @@ def test_evaluating_the_saved_model_gives_the_scores_of_the_run(swr, world):
         "--output_dir": str(out),
         **EXACT,
     }
-    launch("evaluate.py", flags)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    launch("evaluate.py", flags, by=torchrun(processes))
     assert files(out) == EVALUATION_FILES | {"config.json"}
     ours, theirs = (json.loads((folder / "score.json").read_text())["metrics"] for folder in (out, swr[0] / "test"))
     assert ours == pytest.approx(theirs, rel=1e-6)

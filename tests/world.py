@@ -101,6 +101,11 @@ class World:
         }
 
 
+def torchrun(processes: int) -> tuple[str, ...]:
+    """Launch by torchrun of this interpreter; see ACCELERATE_LAUNCH."""
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+
+
 def launch(recipe: str, flags: dict[str, str], *, expect: int = 0, by: tuple[str, ...] = ()) -> str:
     """Run a recipe in a process of its own, by default with plain python; return what it printed."""
     argv = [word for flag in flags.items() for word in flag]
@@ -118,9 +123,10 @@ def launch(recipe: str, flags: dict[str, str], *, expect: int = 0, by: tuple[str
 def launch_two(script: str, folder: Path) -> list[Path]:
     """Run a test file as a script, with a file to write as its argument, on two processes that see each other."""
     out = [folder / "rank0", folder / "rank1"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *map(str, out)], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(
+        [*torchrun(2), script, *map(str, out)], capture_output=True, text=True, timeout=120, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
