@@ -9,12 +9,13 @@
 Any decoder does, on disk or of the hub; without chat flags its own chat template is used.
 """
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 
 from rqa import config
 from rqa.batching import endless_updates, num_updates_per_epoch
-from rqa.checkpoint import export
+from rqa.checkpoint import Checkpoints, export
 from rqa.collators import ConcatenatedCollator, Row
 from rqa.data import load_splits, open_passages
 from rqa.decoder import AnswerLM, check_window
@@ -23,7 +24,8 @@ from rqa.generate import Generator
 from rqa.hardware import attention_kernel
 from rqa.passages import passages_for
 from rqa.prompts import PromptBuilder, load_tokenizer
-from rqa.run import RunLog, cli, log_rows, make_accelerator, new_folder, retrieve_splits
+from rqa.run import RunLog, cli, identity_of, log, log_rows, make_accelerator, new_folder, retrieve_splits
+from rqa.signals import StopSignals, resume_command
 from rqa.train import make_optimizer, train_steps
 
 
@@ -40,7 +42,7 @@ def main() -> None:
         config.Optimization(
             per_device_train_batch_size=2, gradient_accumulation_steps=4, learning_rate=5e-6, num_train_epochs=2
         ),
-        config.Run(per_device_eval_batch_size=2, logging_steps=10, eval_steps=50),
+        config.Run(per_device_eval_batch_size=2, logging_steps=10, eval_steps=50, save_steps=50),
     )
     lm, retriever, retrieval, index, data, mix, prompt, opt, run = configs
     config.require(data, "full_dataset_file_path")
@@ -58,7 +60,7 @@ def main() -> None:
     check_window(lm.model_name_or_path, prompt.max_row_length)
     accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16, fp16=opt.fp16)
     attention = attention_kernel(lm.use_flash_attention, accelerator.mixed_precision)
-    folder = new_folder(accelerator, run.output_dir)
+    folder = new_folder(accelerator, run.output_dir, resume=bool(run.resume_from_checkpoint))
 
     # Passages: the retriever is frozen, so it works once, and its memory is free again before training.
     k = retrieval.embedding_max_num_to_retrieve
@@ -78,7 +80,8 @@ def main() -> None:
             passages_for(train[i], found.passages(i), k=k, seed=opt.seed, epoch=epoch, **vars(mix)) for i in positions
         )
 
-    log_rows(encode(0, range(min(len(train), 1000))), tokenizer)
+    first_rows = encode(0, range(min(len(train), 1000)))
+    log_rows(first_rows, tokenizer)
 
     # Model
     model = AnswerLM.from_pretrained(
@@ -94,12 +97,20 @@ def main() -> None:
         refusal_answer=mix.refusal_answer,
     )
 
-    # Loop
+    # State: that of a checkpoint, or a new run's.
     layout = opt.layout(accelerator.num_processes, accelerator.process_index)
     num_steps = opt.num_steps(num_updates_per_epoch(len(train), layout))
-    updates = endless_updates(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length)
-    run_log = RunLog(accelerator, folder, configs, num_steps, run.logging_steps)
-    for step in train_steps(
+    identity = identity_of(accelerator, model, configs, (train, evals, tests), first_rows, found)
+    selection = run.selection
+    checkpoints = Checkpoints(accelerator, folder, identity, selection, keep=run.save_total_limit)
+    first_step = checkpoints.resume(run.resume_from_checkpoint) if run.resume_from_checkpoint else 0
+    run_log = RunLog(
+        accelerator, folder, configs, num_steps, run.logging_steps, first_step=first_step, ids=[x.id for x in train]
+    )
+
+    # Loop
+    updates = endless_updates(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length, first_step)
+    steps = train_steps(
         accelerator,
         model,
         optimizer,
@@ -108,12 +119,27 @@ def main() -> None:
         num_steps=num_steps,
         max_grad_norm=opt.max_grad_norm,
         seed=opt.seed,
-    ):
-        run_log.step(step)
-        if evals and (step.number % run.eval_steps == 0 or step.number == num_steps):
-            run_log.evaluation(f"eval-{step.number:06d}", score(evals, retrieval=eval_found))
+        first_step=first_step,
+    )
+    with StopSignals(accelerator) as signals:
+        for step in () if selection.is_over else steps:
+            run_log.step(step)
+            if evals and (step.number % run.eval_steps == 0 or step.number == num_steps):
+                scores = score(evals, retrieval=eval_found)
+                run_log.evaluation(f"eval-{step.number:06d}", scores)
+                selection.add(step.number, scores.metrics)
+            stop = signals.asked()
+            is_due = step.number % run.save_steps == 0 or step.number in (num_steps, selection.best)
+            saved = (is_due or stop or selection.is_over) and checkpoints.save(step.number)
+            if stop:
+                log.info("stopped after update %d; go on with:\n%s", step.number, resume_command(accelerator, folder))
+                sys.exit(not saved)
+            if selection.is_over:
+                break
 
     # The plain model, and its test
+    if selection.best:
+        checkpoints.load(selection.best)
     export(accelerator, model, tokenizer, folder / "model")
     if tests:
         run_log.evaluation("test", score(tests, retrieval=test_found))

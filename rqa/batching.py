@@ -6,13 +6,12 @@ same time are like each other, so that nobody waits.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Row = TypeVar("Row", bound=Sized)
-Batch = TypeVar("Batch")
 
 MicroBatch = list[int]  # positions in the window; an empty one is a slot without examples
 Update = list[list[MicroBatch]]  # [process][accumulation]
@@ -78,24 +77,29 @@ def endless_updates(
     num_examples: int,
     layout: Layout,
     encode: Callable[[int, Sequence[int]], Sequence[Row]],
-    collate: Callable[[Sequence[Row]], Batch],
+    collate: Callable[[Sequence[Row]], Mapping[str, Any]],
     seed: int,
     group_by_length: bool = True,
     first_update: int = 0,
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[dict[str, Any]]]:
     """Yield, for one update after another, this process's micro-batches: epoch after epoch, without end.
 
     `encode(epoch, positions)` makes the rows of a window of updates, whose `len` is their length; `collate` a batch of
-    those of a micro-batch, and of none one without targets. `first_update` starts there, with what would come there.
+    those of a micro-batch, and of none one without targets; their positions are added to it as "examples".
+    `first_update` starts there, with what would come there.
     """
     per_epoch = num_updates_per_epoch(num_examples, layout)
     first_epoch, skip = divmod(first_update, per_epoch)
     for epoch in count(first_epoch):
         order = epoch_order(num_examples, seed=seed, epoch=epoch)
         for start in range(skip // WINDOW * WINDOW, per_epoch, WINDOW):
-            rows = encode(epoch, order[start * layout.global_batch : (start + WINDOW) * layout.global_batch])
+            positions = order[start * layout.global_batch : (start + WINDOW) * layout.global_batch]
+            rows = encode(epoch, positions)
             lengths = [len(row) for row in rows]
             plan = plan_updates(lengths, layout, group_by_length=group_by_length, seed=f"{seed}/{epoch}/{start}")
             for update in plan[max(0, skip - start) :]:
-                yield [collate([rows[i] for i in micro_batch]) for micro_batch in update[layout.rank]]
+                yield [
+                    {**collate([rows[i] for i in micro_batch]), "examples": [positions[i] for i in micro_batch]}
+                    for micro_batch in update[layout.rank]
+                ]
         skip = 0

@@ -18,9 +18,17 @@ from rqa.batching import Layout
 from rqa.errors import InputError
 from rqa.passages import REFUSAL_ANSWER, Order
 from rqa.prompts import INSTRUCTION, ChatFormat
+from rqa.selection import HIGHER_IS_BETTER, Selection
 from rqa.train import OptimizerName, Schedule, learning_rate_at
 
 T = TypeVar("T")
+
+# What may change when a run is resumed: flags that shape no result, and those whose content tells, not their name.
+FREE = frozenset(
+    "model_name_or_path embedding_model eval_embedding_model train_file eval_file test_file full_dataset_file_path "
+    "full_dataset_index_path deepspeed bf16 fp16 output_dir logging_steps save_steps save_total_limit "
+    "resume_from_checkpoint report_to run_group".split()
+)
 
 
 def flag(default: T, help: str) -> T:
@@ -223,11 +231,28 @@ class Run:
     logging_steps: int = flag(10, "updates between two lines of the log")
     eval_steps: int = flag(50, "updates between two evaluations on --eval_file; there is one after the last update too")
     per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device")
+    metric_for_best_model: str = flag("", "metric of the evaluation whose best model is kept, exported and tested")
+    early_stopping_patience: int | None = flag(None, "stop after so many evaluations without a better one")
+    save_steps: int = flag(50, "updates between two checkpoints; there is one after the last update too")
+    save_total_limit: int = flag(2, "newest checkpoints that are kept, beside the best")
+    resume_from_checkpoint: str = flag("", "folder of a checkpoint, or latest: go on from there")
+
+    @property
+    def selection(self) -> Selection:
+        """What the best model is chosen by."""
+        return Selection(self.metric_for_best_model, self.early_stopping_patience)
 
     def check(self) -> None:
         """Raise InputError for values that cannot be."""
         require(self, "output_dir")
-        at_least(self, 1, "logging_steps", "eval_steps", "per_device_eval_batch_size")
+        at_least(self, 1, "logging_steps", "eval_steps", "per_device_eval_batch_size", "save_steps", "save_total_limit")
+        metric = self.metric_for_best_model
+        if metric and metric not in HIGHER_IS_BETTER:
+            raise InputError(f"--metric_for_best_model: expected one of {', '.join(HIGHER_IS_BETTER)}, found {metric}")
+        if self.early_stopping_patience is not None:
+            at_least(self, 1, "early_stopping_patience")
+            if not metric:
+                raise InputError("--early_stopping_patience goes with --metric_for_best_model, found it alone")
 
 
 def require(config: Any, *names: str) -> None:
@@ -296,7 +321,13 @@ def _flags_of(path: Path, known: set[str]) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
+def fixed_flags(configs: Sequence[Any]) -> dict[str, Any]:
+    """Return the flags that cannot change when a run is resumed."""
+    return {f"--{name}": value for config in configs for name, value in vars(config).items() if name not in FREE}
+
+
 def write_config(path: Path, configs: Sequence[Any]) -> None:
-    """Write resolved configs as one flat JSON file, which `--config` takes."""
+    """Write resolved configs as one flat JSON file, which `--config` takes and which begins a run of its own."""
     values = {name: value for config in configs for name, value in vars(config).items()}
+    values.pop("resume_from_checkpoint", None)
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

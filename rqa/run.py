@@ -1,26 +1,29 @@
 """Around a run: the accelerator, its folder, its log."""
 
+import hashlib
 import json
 import logging
 import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
+from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar as disable_progress_bars
 
 from rqa.collators import Row
-from rqa.config import write_config
+from rqa.config import fixed_flags, write_config
 from rqa.data import Example, PassageStore
 from rqa.errors import InputError
 from rqa.evaluate import Retrieval, Scores, retrieve_all
@@ -39,7 +42,7 @@ def cli(main: Callable[[], None]) -> None:
     """Run a recipe's `main`: what the user can mend is printed, and the exit status is 2."""
     is_main = os.environ.get("RANK", "0") == "0"  # the accelerator, who knows better, is made later
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.ERROR, stream=sys.stderr)
-    for chatty in ("absl", "faiss", "httpx", "sentence_transformers"):
+    for chatty in ("absl", "accelerate", "faiss", "httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -149,27 +152,42 @@ def log_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
 class RunLog:
     """The growing files of a run, its progress bar and its lines on the terminal; silent but on the main process.
 
-    metrics.jsonl holds what is the same when the run is repeated, timings.jsonl the rest.
+    metrics.jsonl holds what is the same when the run is repeated, timings.jsonl the rest. `ids` are those of the
+    training examples, for updates that had to be skipped.
     """
 
     def __init__(
-        self, accelerator: Accelerator, directory: Path, configs: Sequence[Any], num_steps: int, logging_steps: int
+        self,
+        accelerator: Accelerator,
+        directory: Path,
+        configs: Sequence[Any],
+        num_steps: int,
+        logging_steps: int,
+        *,
+        first_step: int = 0,
+        ids: Sequence[str],
     ) -> None:
         self.directory = directory
         self.num_steps = num_steps
         self.logging_steps = logging_steps
+        self.ids = ids
         self.device = accelerator.device
         self.main = accelerator.is_main_process
         self.recent: list[Step] = []
         if self.main:
             write_config(directory / "config.json", configs)
-        self.bar = tqdm(total=num_steps, unit="update", disable=not (self.main and sys.stderr.isatty()))
+        hidden = not (self.main and sys.stderr.isatty())
+        self.bar = tqdm(total=num_steps, initial=first_step, unit="update", disable=hidden)
 
     def step(self, step: Step) -> None:
         """Record an update, and print a line after every `logging_steps` of them and after the last."""
-        times = {"seconds": step.seconds, "batch_seconds": step.batch_seconds}
-        self._append("metrics.jsonl", {name: value for name, value in asdict(step).items() if name not in times})
+        row = asdict(step)
+        times = {name: row.pop(name) for name in ("seconds", "batch_seconds")}
+        suspects = [self.ids[i] for i in row.pop("suspects")]
+        self._append("metrics.jsonl", row | ({"suspects": suspects} if step.skipped else {}))
         self._append("timings.jsonl", {"number": step.number, **times, "memory_gib": peak_memory_gib(self.device)})
+        if step.skipped:
+            self._say(f"update {step.number}: skipped, its gradient is not finite; examples: {_shortened(suspects)}")
         self.bar.update()
         self.recent.append(step)
         if step.number % self.logging_steps == 0 or step.number == self.num_steps:
@@ -208,17 +226,64 @@ class RunLog:
                 log.info("%s", line)
 
 
+def _shortened(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def headline(metrics: Mapping[str, float]) -> str:
     """Return the main scores in one line."""
     names = ("loss", "recall@1", "recall@3", "bleu", "rougeL", "em", "f1")
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
 
 
-def new_folder(accelerator: Accelerator, path: str) -> Path:
-    """Make the output folder of a run. InputError where a run's files are there already."""
+def new_folder(accelerator: Accelerator, path: str, *, resume: bool = False) -> Path:
+    """Make the output folder of a run. InputError where a run's files are there that it does not `resume`."""
     folder = Path(path)
     if accelerator.is_main_process:
-        if (folder / "config.json").exists():
-            raise InputError(f"--output_dir {path}: a run's files are there already; name a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "config.json").exists() and not resume:
+            raise InputError(
+                f"--output_dir {path}: a run's files are there already; name a new folder, or go on with that run: "
+                "--resume_from_checkpoint latest"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(f"--output_dir {path}: cannot be written to: {error}") from error
     return folder
+
+
+def identity_of(
+    accelerator: Accelerator,
+    model: nn.Module,
+    configs: Sequence[Any],
+    splits: Sequence[Sequence[Example]],
+    rows: Sequence[Row],
+    retrieval: Retrieval | None,
+) -> dict[str, Any]:
+    """Return what a run must have in common with a checkpoint to go on from it, named as the user knows it.
+
+    Files are told by what was read from them, the tokenizer and the prompts by some training `rows` that they made.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    return {
+        **fixed_flags(configs),
+        "processes": accelerator.num_processes,
+        "distribution": f"{accelerator.distributed_type.value}{f' stage {plugin.zero_stage}' if plugin else ''}",
+        "mixed precision": accelerator.mixed_precision,
+        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
+        "tokens of the first rows": _digest(rows),
+        **{
+            f"--{name}_file": _digest([replace(example, where="") for example in examples])
+            for name, examples in zip(("train", "eval", "test"), splits, strict=True)
+        },
+        "retriever": retrieval.fingerprint if retrieval else "none",
+    }
+
+
+def _digest(values: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(repr(value).encode())
+    return digest.hexdigest()[:16]

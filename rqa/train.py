@@ -5,18 +5,19 @@ There is no trainer and there are no callbacks: the body of the `for` is where t
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rqa.collators import IGNORED
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 Schedule = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "adafactor"]
 
@@ -35,6 +36,7 @@ class Step:
     positions: int  # that were computed, padding included
     examples: int
     skipped: bool  # the gradient was not finite, and the weights stayed as they were
+    suspects: tuple[int, ...]  # of a skipped update, the examples whose loss was not finite, or all if none was
     seconds: float  # for the whole update
     batch_seconds: float  # of these, waited for the batch
 
@@ -86,15 +88,19 @@ def train_steps(
 
     `model` and `optimizer` come from `accelerator.prepare`; `model(**batch)` returns each example's negative
     log-likelihood, (B,), in nats. `updates` yields the micro-batches of one update on this process: as many as
-    `accelerator.gradient_accumulation_steps`. Torch's random numbers (dropout) start anew in every update from
+    `accelerator.gradient_accumulation_steps`. A batch may name its "examples", a list of numbers, for `Step.suspects`;
+    the model does not see them. Torch's random numbers (dropout) start anew in every update from
     (seed, update, process), whatever ran between two of them.
 
-    An update whose gradient is not finite is skipped; FloatingPointError after three in a row.
+    An update whose gradient is not finite is skipped, on all processes; FloatingPointError after three in a row. While
+    a scaler of float16 looks for its scale, only those count whose loss is not finite either.
     """
     skipped_in_a_row = 0
     for step in range(first_step, num_steps):
         start = time.perf_counter()
-        micro_batches = [_to(accelerator.device, batch) for batch in next(updates)]
+        micro_batches = next(updates)
+        examples_of = [batch.get("examples", []) for batch in micro_batches]
+        micro_batches = [_tensors_to(accelerator.device, batch) for batch in micro_batches]
         batch_seconds = time.perf_counter() - start
         if len(micro_batches) != accelerator.gradient_accumulation_steps:
             raise ValueError(
@@ -117,13 +123,13 @@ def train_steps(
             counts += torch.stack([is_target.sum(), is_target.any(-1).sum(), positions])
         tokens, examples, num_positions = accelerator.reduce(counts, "sum").tolist()
 
-        loss = torch.zeros((), device=accelerator.device)
+        losses = []
         for batch in micro_batches:
             with accelerator.accumulate(model):
-                nll = model(**batch).sum()
+                nll = model(**batch)  # (B,)
                 # Accelerate takes the mean over processes and micro-batches; undo it, then divide by the tokens.
-                accelerator.backward(nll * accelerator.num_processes * len(micro_batches) / tokens)
-                loss += nll.detach() / tokens
+                accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / tokens)
+                losses.append(nll.detach())
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
                     skipped = not math.isfinite(norm)  # the norm is global: all processes decide alike
@@ -131,16 +137,19 @@ def train_steps(
                     optimizer.step()  # a scaler of float16 skips by itself, and must see it to lower its scale
                 optimizer.zero_grad()
 
-        skipped_in_a_row = skipped_in_a_row + 1 if skipped and accelerator.scaler is None else 0
+        loss = accelerator.reduce(torch.cat(losses).sum() / tokens, "sum").item()
+        is_fault = skipped and (accelerator.scaler is None or not math.isfinite(loss))
+        skipped_in_a_row = skipped_in_a_row + 1 if is_fault else 0
         yield Step(
             number=step + 1,
-            loss=accelerator.reduce(loss, "sum").item(),
+            loss=loss,
             gradient_norm=norm,
             learning_rate=rate,
             target_tokens=tokens,
             positions=num_positions,
             examples=examples,
             skipped=skipped,
+            suspects=_suspects(examples_of, losses) if skipped else (),
             seconds=time.perf_counter() - start,
             batch_seconds=batch_seconds,
         )
@@ -150,5 +159,16 @@ def train_steps(
             )
 
 
-def _to(device: torch.device, batch: Batch) -> Batch:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+def _tensors_to(device: torch.device, batch: Batch) -> dict[str, Tensor]:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items() if isinstance(value, Tensor)}
+
+
+def _suspects(examples_of: Sequence[Sequence[int]], losses: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return the examples of an update, on all processes, whose loss is not finite, or all if every loss is."""
+    named = [
+        (example, math.isfinite(loss))
+        for examples, nll in zip(examples_of, losses, strict=True)
+        for example, loss in zip(examples, nll.tolist(), strict=False)  # a slot without examples has one dummy row
+    ]
+    everywhere = gather_object(named)
+    return tuple(sorted(example for example, finite in everywhere if not finite or all(ok for _, ok in everywhere)))

@@ -17,9 +17,16 @@ class Row(int):
         return 20 + (self * 7919 % 1000) ** 2 // 1000
 
 
+def collate(rows):
+    return {"rows": list(rows)}
+
+
 def updates(n, layout, **options):
-    """What one process collates: lists of positions."""
-    return endless_updates(n, layout, lambda epoch, rows: [Row(row) for row in rows], list, **{"seed": 0} | options)
+    """What one process collates: lists of positions, which each batch names as its examples."""
+    encode = lambda epoch, rows: [Row(row) for row in rows]  # noqa: E731
+    for update in endless_updates(n, layout, encode, collate, **{"seed": 0} | options):
+        assert all(batch["examples"] == batch["rows"] for batch in update)
+        yield [batch["rows"] for batch in update]
 
 
 def global_updates(n, micro_batch, accumulation, processes, count, **options):
@@ -96,7 +103,7 @@ def test_encode_is_asked_for_each_epoch_and_window_in_turn():
         return [Row(row) for row in rows]
 
     n = 2 * WINDOW + 1
-    list(islice(endless_updates(n, Layout(1), encode, list, seed=0, first_update=WINDOW), n))
+    list(islice(endless_updates(n, Layout(1), encode, collate, seed=0, first_update=WINDOW), n))
     assert asked == [(0, WINDOW), (0, 1), (1, WINDOW)]
 
 

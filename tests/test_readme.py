@@ -62,7 +62,7 @@ def test_the_loop_runs(world, tmp_path):
     done = subprocess.run(
         [sys.executable, "loop.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
     )
-    losses = [float(line.split()[1]) for line in done.stdout.splitlines()]
+    losses = [float(loss) for loss in re.findall(r"^\d+ (\S+)$", done.stdout, flags=re.MULTILINE)]
     assert len(losses) == 20
     assert losses[-1] < losses[0]
     assert "model.safetensors" in files(tmp_path / "trained")

@@ -101,7 +101,14 @@ def plain_loop():
             group["lr"] = RATE(number - 1)
         optimizer.step()
         optimizer.zero_grad()
-        steps.append({"number": number, "loss": loss.item(), "gradient_norm": norm.item(), "skipped": False})
+        steps.append(
+            {
+                "number": number,
+                "loss": loss.item(),
+                "gradient_norm": norm.item(),
+                "skipped": False,
+            }
+        )
     assert min(step["gradient_norm"] for step in steps) > 2 * MAX_NORM  # every update is clipped
     return steps, {f"plain.{name}": tensor for name, tensor in lm.state_dict().items()}
 
@@ -115,7 +122,8 @@ def assert_is_plain_loop(found, plain_loop, slots):
             "examples": SIZES[i],
             "positions": batch["input_ids"].numel() + max(0, slots - SIZES[i]),
         }
-        assert step == pytest.approx(expected | counts, rel=2e-5)
+        assert step["suspects"] == ()
+        assert {k: v for k, v in step.items() if k != "suspects"} == pytest.approx(expected | counts, rel=2e-5)
     assert_same(trained, plain_loop[1], rtol=1e-4, atol=2e-6)
 
 
@@ -191,39 +199,54 @@ class Poisonable(AnswerLM):
 
 
 def poisoned(factors):
-    """Yield whether each update was skipped, and the weights and the optimizer's state after it.
+    """Yield whether each update was skipped and its suspects, and the weights and the optimizer's state after it.
 
     Each update multiplies one row, of process 1 if there are two, by one of `factors`.
     """
     accelerator, model, optimizer = start(2, Poisonable(decoder()))
-    batches = [GLOBAL_BATCHES[0] | {"factor": torch.tensor([1.0] * 5 + [factor, 1.0, 1.0])} for factor in factors]
+    named = GLOBAL_BATCHES[0] | {"examples": list(range(100, 108))}
+    batches = [named | {"factor": torch.tensor([1.0] * 5 + [factor, 1.0, 1.0])} for factor in factors]
     for step in steps_of(accelerator, model, optimizer, batches, learning_rate=lambda step: 1e-2):
         moments = optimizer.state_dict()["state"].items()
-        yield step.skipped, weights(model) | {f"{i} {k}": v.clone() for i, of in moments for k, v in of.items()}
+        state = weights(model) | {f"{i} {k}": v.clone() for i, of in moments for k, v in of.items()}
+        yield (step.skipped, step.suspects), state
 
 
-@pytest.mark.parametrize("factor", [NAN, float("inf"), 3e38])  # the last overflows to inf, which is no NaN
-def test_an_update_whose_gradient_is_not_finite_is_skipped(factor):
-    skipped, states = zip(*poisoned([1, factor, 1]), strict=True)
-    assert skipped == (False, True, False)
+ALL = tuple(range(100, 108))
+CALM, POISON = (False, ()), (True, (105,))
+
+
+@pytest.mark.parametrize(
+    ("factor", "suspects"),
+    [
+        (NAN, (105,)),
+        (float("inf"), (105,)),
+        (3e38, (105,)),  # overflows to inf, which is no NaN
+        (1e30, ALL),  # every loss is finite, the norm is not: nobody can be told from the others
+    ],
+)
+def test_an_update_whose_gradient_is_not_finite_is_skipped_and_names_its_examples(factor, suspects):
+    found, states = zip(*poisoned([1, factor, 1]), strict=True)
+    assert found == (CALM, (True, suspects), CALM)
     assert_same(states[1], states[0], rtol=0, atol=0)
     _, without = zip(*poisoned([1, 1]), strict=True)
     assert_same(states[2], without[1], rtol=0, atol=0)
 
 
 def test_a_gradient_that_is_not_finite_on_one_process_is_skipped_on_all(two):
-    expected = list(poisoned([1, NAN, 1]))
+    expected = list(poisoned([1, NAN, 1, 1e30]))
+    assert [found for found, _ in expected] == [CALM, POISON, CALM, (True, ALL)]
     for rank in two:
-        for (skipped, found), (expected_skipped, state) in zip(rank["poisoned"], expected, strict=True):
-            assert skipped == expected_skipped
-            assert_same(found, state, rtol=1e-4, atol=2e-6)
+        for (found, state), (expected_found, expected_state) in zip(rank["poisoned"], expected, strict=True):
+            assert found == expected_found
+            assert_same(state, expected_state, rtol=1e-4, atol=2e-6)
 
 
 def test_three_in_a_row_are_an_error_and_fewer_are_not():
     found = []
     with pytest.raises(FloatingPointError, match="update 9: the gradient was not finite 3 times in a row"):
-        found.extend(skipped for skipped, _ in poisoned([NAN, NAN, 1, NAN, NAN, 1, NAN, NAN, NAN, 1]))
-    assert found == [True, True, False] * 2 + [True] * 3
+        found.extend(found for found, _ in poisoned([NAN, NAN, 1, NAN, NAN, 1, NAN, NAN, NAN, 1]))
+    assert found == [POISON, POISON, CALM] * 2 + [POISON] * 3
 
 
 # Rate and optimizer
@@ -255,5 +278,5 @@ def test_matrices_decay_biases_and_norms_do_not_and_the_frozen_are_left_out(name
 
 if __name__ == "__main__":
     results = {layout: run(accumulation) for layout, accumulation in LAYOUTS_OF_TWO.items()}
-    results["poisoned"] = list(poisoned([1, NAN, 1]))
+    results["poisoned"] = list(poisoned([1, NAN, 1, 1e30]))
     torch.save(results, Path(sys.argv[1 + Accelerator().process_index]))

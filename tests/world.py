@@ -106,7 +106,7 @@ def torchrun(processes: int) -> tuple[str, ...]:
     return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
 
 
-def launch(recipe: str, flags: dict[str, str], *, expect: int = 0, by: tuple[str, ...] = ()) -> str:
+def launch(recipe: str, flags: dict[str, str], *, expect: int | None = 0, by: tuple[str, ...] = ()) -> str:
     """Run a recipe in a process of its own, by default with plain python; return what it printed."""
     argv = [word for flag in flags.items() for word in flag]
     done = subprocess.run(
@@ -116,7 +116,7 @@ def launch(recipe: str, flags: dict[str, str], *, expect: int = 0, by: tuple[str
         timeout=240,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == expect, done.stderr[-3000:]
+    assert expect is None or done.returncode == expect, done.stderr[-3000:]
     return done.stdout + done.stderr
 
 

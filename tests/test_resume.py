@@ -1,0 +1,265 @@
+"""A run can be ended at any moment and gone on with: what it leaves is byte for byte what an unbroken run leaves."""
+
+import json
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_models
+from world import ACCELERATE_LAUNCH, ROOT, World, launch, torchrun
+
+CRASH = str(ROOT / "tests" / "crash.py")
+RESUME = {"--resume_from_checkpoint": "latest"}
+LAUNCHERS = {1: (sys.executable,), 2: torchrun(2)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    world = World.make(tmp_path_factory.mktemp("world"))
+    tiny_models.save_decoder(Path(world.model), tiny_models.decoder(dropout=0.2))
+    return world
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+def flags_of(world, out, **more):
+    flags = {
+        "--model_name_or_path": world.model,
+        "--embedding_model": world.encoder,
+        "--embedding_max_num_to_retrieve": "2",
+        "--passage_order": "random",
+        "--gold_dropout": "0.2",
+        "--per_device_train_batch_size": "1",
+        "--gradient_accumulation_steps": "2",
+        "--num_train_epochs": "2",
+        "--learning_rate": "1e-3",
+        "--logging_steps": "1",
+        "--eval_steps": "2",
+        "--save_steps": "3",
+        "--metric_for_best_model": "loss",
+        "--bf16": "false",
+        "--max_new_tokens": "6",
+        "--output_dir": str(out),
+        **world.data,
+    }
+    return flags | {f"--{name}": value for name, value in more.items()}
+
+
+def crashing(processes, out, at):
+    """Launch by crash.py, which ends the run when it touches its folder for the n-th time."""
+    return (*LAUNCHERS[processes], CRASH, str(out), str(at))
+
+
+@pytest.fixture(scope="module")
+def unbroken(world):
+    """By the number of processes: the folder of a run that nobody interrupted, and how often it touched it."""
+    made = {}
+
+    def of(processes):
+        if processes not in made:
+            out = world.folder / f"unbroken-{processes}"
+            printed = launch("swr_starling.py", flags_of(world, out), by=crashing(processes, out, 0))
+            made[processes] = out, int(re.search(r"touched (\d+) times", printed)[1])
+        return made[processes]
+
+    return of
+
+
+def outcome(out):
+    """All that is the same when a run is repeated."""
+    names = ["metrics.jsonl", "model/model.safetensors", "test/predictions.jsonl"]
+    return {name: (out / name).read_bytes() for name in names}
+
+
+def assert_crash_heals(world, unbroken, processes, out, moments):
+    """End a run at each of `moments` of what is left of it, and go on each time."""
+    flags = flags_of(world, out)
+    for at in moments:
+        launch("swr_starling.py", flags, by=crashing(processes, out, at), expect=None)
+        flags |= RESUME
+    launch("swr_starling.py", flags, by=LAUNCHERS[processes])
+    assert outcome(out) == outcome(unbroken(processes)[0])
+    assert not [path for path in out.rglob(".*partial*") if "model" not in path.name]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.55, 0.75, 0.97])
+def test_an_ended_run_goes_on_as_if_it_had_never_ended(world, unbroken, tmp_path, share):
+    """Ended before the first checkpoint, within a save, and after the last update."""
+    assert_crash_heals(world, unbroken, 1, tmp_path / "run", [1 + int(share * unbroken(1)[1])])
+
+
+def test_two_processes_go_on_too(world, unbroken, tmp_path):
+    assert_crash_heals(world, unbroken, 2, tmp_path / "run", [int(0.6 * unbroken(2)[1])])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_soak(world, unbroken, tmp_path, processes):
+    """Fifty ends at random, of runs that are ended again and again while they go on."""
+    rng, ends = random.Random(processes), 0
+    while ends < 50 // processes:
+        moments = [rng.randint(1, unbroken(processes)[1]) for _ in range(rng.randint(1, 4))]
+        assert_crash_heals(world, unbroken, processes, tmp_path / f"{ends}", moments)
+        ends += len(moments)
+        print(f"ended {ends} times")
+
+
+# Signals
+
+
+def start(world, out, by, **more):
+    argv = [word for flag in flags_of(world, out, **more).items() for word in flag]
+    return subprocess.Popen(
+        [*by, str(ROOT / "recipes/swr_starling.py"), *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def read_until(process, text):
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if text in line:
+            return printed
+    raise AssertionError(f"{text!r} was not printed:\n{printed}")
+
+
+MANY = {"num_train_epochs": "40", "eval_steps": "1000", "save_steps": "1000"}
+
+
+@pytest.mark.parametrize(
+    ("by", "number", "status"),
+    [
+        (LAUNCHERS[1], signal.SIGTERM, 0),
+        (LAUNCHERS[1], signal.SIGINT, 0),
+        (LAUNCHERS[1], signal.SIGHUP, 0),
+        (LAUNCHERS[2], signal.SIGTERM, 1),  # torchrun's own status
+        (ACCELERATE_LAUNCH, signal.SIGTERM, -signal.SIGTERM),  # it passes no signal on: its end is the request
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGHUP", "SIGTERM to torchrun", "SIGTERM to accelerate launch"],
+)
+def test_a_signal_stops_all_processes_after_the_same_update(world, tmp_path, by, number, status):
+    process = start(world, tmp_path / "run", by, **MANY)
+    read_until(process, "update 5/")
+    process.send_signal(number)
+    printed = read_until(process, "stopped after update ") + process.stdout.read()
+    assert process.wait(timeout=60) == status
+    stopped = int(re.search(r"stopped after update (\d+)", printed)[1])
+    [checkpoint] = (tmp_path / "run/checkpoints").iterdir()
+    assert checkpoint.name == f"step-{stopped:08d}"
+    assert stopped < 100
+
+
+def test_the_command_that_is_printed_goes_on(world, unbroken, tmp_path):
+    process = start(world, tmp_path / "run", LAUNCHERS[1])
+    read_until(process, "update 2/")
+    process.terminate()
+    command = read_until(process, "--resume_from_checkpoint").splitlines()[-1]
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    [argv] = re.fullmatch(r"accelerate launch (.*)", command).groups()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *shlex.split(argv)], timeout=120, check=True, env=environment)
+    assert outcome(tmp_path / "run") == outcome(unbroken(1)[0])
+
+
+def test_the_same_signal_again_stops_at_once(world, tmp_path):
+    process = start(world, tmp_path / "run", LAUNCHERS[1], **{**MANY, "eval_steps": "1", "max_new_tokens": "1900"})
+    read_until(process, "update 1/")
+    time.sleep(0.5)  # it evaluates now, for minutes
+    process.send_signal(signal.SIGINT)
+    read_until(process, "SIGINT: stopping after this update")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == -signal.SIGINT
+    process.stdout.close()
+
+
+# Full disks
+
+
+def limited(size):
+    """Let no file grow beyond `size` bytes, as a full disk would."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize(("save_steps", "status"), [("7", 0), ("2", 1)])
+def test_where_the_disk_is_full_training_goes_on_for_a_while(world, tmp_path, save_steps, status):
+    """The optimizer's file is twice as large as the model's: the one does not fit, the other does."""
+    weights = (Path(world.model) / "model.safetensors").stat().st_size
+    flags = flags_of(world, tmp_path / "run", save_steps=save_steps, metric_for_best_model="", eval_file="")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "recipes/swr_starling.py"), *(word for flag in flags.items() for word in flag)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=limited(int(1.5 * weights)),
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == status, done.stderr[-2000:]
+    assert "the checkpoint could not be written" in done.stderr
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+    assert (tmp_path / "run/model").exists() == (status == 0)
+    if status:
+        assert "3 checkpoints in a row could not be written" in done.stderr
+
+
+# Beginnings
+
+
+def test_a_run_that_is_not_the_same_is_refused(world, unbroken):
+    out = unbroken(1)[0]
+    before = outcome(out)
+    printed = launch("swr_starling.py", flags_of(world, out, seed="7", train_file=world.test) | RESUME, expect=2)
+    assert "the checkpoint is of another run:" in printed
+    assert re.search(r"  --seed: the checkpoint has 0, now given is 7\n", printed)
+    assert re.search(r"  --train_file: the checkpoint has '\w+', now given is '\w+'", printed)
+    assert "--optim" not in printed
+    refused = launch("swr_starling.py", flags_of(world, out), expect=2)
+    assert "--resume_from_checkpoint latest" in refused
+    assert outcome(out) == before
+
+
+def test_moved_files_are_the_same_files(world, unbroken, tmp_path):
+    """All that a run reads lies elsewhere, and so does the run; its end is repeated."""
+    for path in (world.train, world.test, world.eval, world.corpus):
+        shutil.copy(path, tmp_path)
+    shutil.copytree(world.model, tmp_path / "model")
+    shutil.copytree(unbroken(1)[0] / "checkpoints", tmp_path / "run/checkpoints")
+    moved = {
+        name: str(tmp_path / Path(world.data[f"--{name}"]).name)
+        for name in ("train_file", "eval_file", "test_file", "full_dataset_file_path")
+    }
+    flags = flags_of(world, tmp_path / "run", **moved, model_name_or_path=str(tmp_path / "model"))
+    launch("swr_starling.py", flags | RESUME)
+    assert outcome(tmp_path / "run") == outcome(unbroken(1)[0])
+
+
+def test_patience_and_the_best_model(world, tmp_path):
+    """At a rate that harms the first evaluation stays the best: its model is what is left."""
+    out = tmp_path / "run"
+    flags = flags_of(world, out, learning_rate="1", early_stopping_patience="2", eval_steps="1", warmup_ratio="0")
+    launch("swr_starling.py", flags)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["evaluation"]: row["loss"] for row in rows if "evaluation" in row}
+    del losses["test"]
+    best = min(losses, key=losses.get)
+    assert int(max(losses).split("-")[1]) == int(best.split("-")[1]) + 2
+    before = outcome(out)
+    launch("swr_starling.py", flags | RESUME)
+    assert outcome(out) == before
