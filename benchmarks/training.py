@@ -16,9 +16,10 @@ from rqa.batching import WINDOW, Layout, endless_updates, epoch_order, plan_upda
 from rqa.collators import ConcatenatedCollator, Row
 from rqa.data import load_examples, open_passages
 from rqa.decoder import AnswerLM
+from rqa.launch import make_accelerator
 from rqa.passages import passages_for
 from rqa.prompts import PromptBuilder, load_tokenizer
-from rqa.run import cli, make_accelerator
+from rqa.run import cli
 from rqa.train import make_optimizer, train_steps
 
 

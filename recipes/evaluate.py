@@ -19,9 +19,10 @@ from rqa.errors import InputError
 from rqa.evaluate import KS, AnswerLoss, evaluate
 from rqa.generate import Generator
 from rqa.hardware import attention_kernel
+from rqa.launch import make_accelerator
 from rqa.passages import REFUSAL_ANSWER
 from rqa.prompts import PromptBuilder, load_tokenizer
-from rqa.run import cli, headline, log, make_accelerator, new_folder, retrieve_splits
+from rqa.run import cli, headline, log, new_folder, retrieve_splits
 
 
 @dataclass(frozen=True)

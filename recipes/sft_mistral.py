@@ -23,9 +23,10 @@ from rqa.decoder import AnswerLM, check_window
 from rqa.evaluate import KS, AnswerLoss, evaluate
 from rqa.generate import Generator
 from rqa.hardware import attention_kernel
+from rqa.launch import make_accelerator
 from rqa.passages import passages_for
 from rqa.prompts import PromptBuilder, load_tokenizer
-from rqa.run import RunLog, cli, identity_of, log, log_rows, make_accelerator, new_folder, retrieve_splits
+from rqa.run import RunLog, cli, identity_of, log, log_rows, new_folder, retrieve_splits
 from rqa.signals import StopSignals, resume_command
 from rqa.train import make_optimizer, train_steps
 
@@ -60,7 +61,7 @@ def main() -> None:
     collator.check(train, answers=True)
     collator.check([*evals, *tests])
     check_window(lm.model_name_or_path, prompt.max_row_length)
-    accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16, fp16=opt.fp16)
+    accelerator = make_accelerator(**opt.launch)
     attention = attention_kernel(lm.use_flash_attention, accelerator.mixed_precision)
     folder = new_folder(accelerator, run.output_dir, resume=bool(run.resume_from_checkpoint))
 

@@ -193,7 +193,20 @@ class Optimization:
     optim: OptimizerName = flag("adamw", "optimizer")
     bf16: bool | None = flag(None, "true or false: bfloat16 autocast; default: where this device computes it fast")
     fp16: bool = flag(False, "float16 autocast with loss scaling (CUDA)")
+    deepspeed: str = flag("", "DeepSpeed's JSON file; what it leaves open, or calls auto, is said by the flags")
     seed: int = flag(0, "of the order of examples, the choice of passages, and dropout")
+
+    @property
+    def launch(self) -> dict[str, Any]:
+        """The keyword arguments of `make_accelerator`."""
+        names = ("per_device_train_batch_size", "max_grad_norm", "learning_rate", "weight_decay", "optim")
+        return {
+            "accumulation": self.gradient_accumulation_steps,
+            "bf16": self.bf16,
+            "fp16": self.fp16,
+            "deepspeed": self.deepspeed,
+            "flags": {name: getattr(self, name) for name in names},
+        }
 
     def layout(self, processes: int, rank: int) -> Layout:
         """Return how a global batch is spread."""

@@ -50,7 +50,9 @@ class Generator:
         model.eval()
         longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt))  # too much memory shows at once
         batches = [longest_first[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        # Every process makes as many calls, some of them again: sharded parameters are gathered by all together.
+        here, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = [batches[(start + here) % len(batches)] for start in range(0, len(batches), processes)]
         numbered = [
             pair for batch in mine for pair in zip(batch, self._generate(model, [rows[i] for i in batch]), strict=True)
         ]

@@ -6,8 +6,8 @@ n texts, D embedding size.
 import hashlib
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers.integrations import deepspeed
 
 from rqa.data import Example, Passage, PassageStore
 from rqa.errors import InputError
@@ -64,12 +65,13 @@ class Encoder:
         passage_prefix: str | None = None,
     ) -> None:
         try:
-            self.model = SentenceTransformer(
-                name_or_path,
-                device=str(device),
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-            ).eval()
+            with _whole_weights():
+                self.model = SentenceTransformer(
+                    name_or_path,
+                    device=str(device),
+                    trust_remote_code=False,
+                    model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+                ).eval()
         except (OSError, ValueError) as error:
             raise InputError(f"{name_or_path}: neither a checkpoint folder nor a model of the hub ({error})") from error
         self.device = device
@@ -111,6 +113,17 @@ class Encoder:
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Load a model that DeepSpeed does not shard: under ZeRO-3 transformers would load it with empty weights."""
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 class DenseRetriever:

@@ -1,4 +1,4 @@
-"""Around a run: the accelerator, its folder, its log."""
+"""Around a run: its folder, its log, what it is known by."""
 
 import hashlib
 import json
@@ -8,14 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
 from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -27,14 +24,12 @@ from rqa.config import fixed_flags, write_config
 from rqa.data import Example, PassageStore
 from rqa.errors import InputError
 from rqa.evaluate import Retrieval, Scores, retrieve_all
-from rqa.hardware import bf16_is_fast, default_device, peak_memory_gib
+from rqa.hardware import peak_memory_gib
 from rqa.retriever import open_retriever
 from rqa.train import Step
 
 log = logging.getLogger("rqa")
 
-# While one process builds an index the others wait: a large corpus takes longer than torch's ten minutes.
-WAIT = timedelta(hours=12)
 SHOWN = 600  # characters of either end of a prompt
 
 
@@ -51,46 +46,6 @@ def cli(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def make_accelerator(accumulation: int = 1, *, bf16: bool | None = None, fp16: bool = False) -> Accelerator:
-    """Return an Accelerator in the precision that the flags and `accelerate launch` agree upon.
-
-    Where neither speaks it is bfloat16 if the device computes that fast, else float32. Raises InputError where they
-    disagree, or where processes were launched that would not see each other.
-    """
-    if bf16 and fp16:
-        raise InputError("--bf16 true and --fp16 true exclude each other")
-    asked = "fp16" if fp16 else {True: "bf16", False: "no", None: None}[bf16]
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher writes "no" where nobody spoke
-    if launched != "no" and asked not in (None, launched):
-        raise InputError(f"the flags ask for mixed precision {asked!r}, accelerate's configuration for {launched!r}")
-    accelerator = Accelerator(
-        mixed_precision=asked or (launched if launched != "no" else None) or _default_precision(),
-        # sync_with_dataloader: the loop knows where an update ends. adjust_scheduler: there is no scheduler.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=accumulation, sync_with_dataloader=False, adjust_scheduler=False
-        ),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
-    )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != accelerator.num_processes:
-        raise InputError(
-            f"{world} processes were launched that do not see each other. On a machine without GPUs launch with "
-            f"`ACCELERATE_USE_CPU=true torchrun --nproc_per_node {world} RECIPE …`"
-        )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise InputError("mixed precision fp16 needs a GPU: on a CPU give --bf16 true, or neither")
-    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if accelerator.device.type == "cpu" and by_launcher and os.environ.get("OMP_NUM_THREADS") == "1":
-        # `accelerate launch` gives a process on a CPU one thread, however many cores there are.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
-    return accelerator
-
-
-def _default_precision() -> str:
-    device = torch.device("cpu") if parse_flag_from_env("ACCELERATE_USE_CPU") else default_device()
-    return "bf16" if bf16_is_fast(device) else "no"
 
 
 def retrieve_splits(

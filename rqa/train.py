@@ -92,8 +92,8 @@ def train_steps(
     the model does not see them. Torch's random numbers (dropout) start anew in every update from
     (seed, update, process), whatever ran between two of them.
 
-    An update whose gradient is not finite is skipped, on all processes; FloatingPointError after three in a row. While
-    a scaler of float16 looks for its scale, only those count whose loss is not finite either.
+    An update whose gradient is not finite is skipped, on all processes; FloatingPointError after three in a row. In
+    float16, whose scaler finds its scale by overflowing, only those count whose loss is not finite either.
     """
     skipped_in_a_row = 0
     for step in range(first_step, num_steps):
@@ -138,7 +138,7 @@ def train_steps(
                 optimizer.zero_grad()
 
         loss = accelerator.reduce(torch.cat(losses).sum() / tokens, "sum").item()
-        is_fault = skipped and (accelerator.scaler is None or not math.isfinite(loss))
+        is_fault = skipped and (accelerator.mixed_precision != "fp16" or not math.isfinite(loss))
         skipped_in_a_row = skipped_in_a_row + 1 if is_fault else 0
         yield Step(
             number=step + 1,

@@ -19,7 +19,7 @@ from rqa.data import Passage, load_examples, open_passages
 from rqa.errors import InputError
 from rqa.evaluate import Retrieval, Scores, retrieve_all
 from rqa.retriever import open_retriever
-from rqa.run import RunLog, cli, headline, identity_of, log_rows, make_accelerator, new_folder, retrieve_splits
+from rqa.run import RunLog, cli, headline, identity_of, log_rows, new_folder, retrieve_splits
 from rqa.train import Step
 
 MAIN, OTHER = (SimpleNamespace(is_main_process=main, device=torch.device("cpu")) for main in (True, False))
@@ -32,10 +32,7 @@ CONFIGS = (config.Prompt(user_prefix="水", assistant_prefix="A"), config.Run(ou
 
 
 @pytest.fixture(autouse=True)
-def _launched_by_nobody(monkeypatch):
-    for name in ("WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("rqa.run.bf16_is_fast", lambda device: False)
+def _fresh_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -67,67 +64,6 @@ def test_what_the_user_can_mend_is_a_message_and_status_2(capsys):
     assert capsys.readouterr().err == "error: --seed: expected a number, found a cat\n"
     with pytest.raises(ZeroDivisionError):
         cli(lambda: 1 / 0)
-
-
-SAID = [(None, {"bf16": True}, "bf16"), (None, {"bf16": False}, "no")]
-LAUNCHED = [("no", {"bf16": True}, "bf16"), ("bf16", {}, "bf16"), ("bf16", {"bf16": True}, "bf16")]
-UNSAID = [(None, {}, None), ("no", {}, None)]
-
-
-@pytest.mark.parametrize(("launched", "flags", "said"), [*SAID, *LAUNCHED, *UNSAID])
-@pytest.mark.parametrize("fast", [True, False])
-def test_the_precision_is_what_is_said_or_else_bfloat16_where_that_is_fast(monkeypatch, launched, flags, said, fast):
-    monkeypatch.setattr("rqa.run.bf16_is_fast", lambda device: fast and device.type == "cpu")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    if launched:
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    assert make_accelerator(**flags).mixed_precision == (said or ("bf16" if fast else "no"))
-
-
-@pytest.mark.parametrize(
-    ("launched", "flags", "message"),
-    [
-        (None, {"bf16": True, "fp16": True}, "--bf16 true and --fp16 true exclude each other"),
-        ("fp16", {"bf16": True}, "the flags ask for mixed precision 'bf16', accelerate's configuration for 'fp16'"),
-        ("bf16", {"fp16": True}, "the flags ask for mixed precision 'fp16', accelerate's configuration for 'bf16'"),
-        (None, {"fp16": True}, "mixed precision fp16 needs a GPU: on a CPU give --bf16 true, or neither"),
-        ("bf16", {"bf16": False}, "the flags ask for mixed precision 'no', accelerate's configuration for 'bf16'"),
-    ],
-)
-def test_precisions_that_contradict_each_other_are_refused(monkeypatch, launched, flags, message):
-    if launched:
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    with pytest.raises(InputError) as refused:
-        make_accelerator(**flags)
-    assert str(refused.value) == message
-
-
-def test_the_accumulation_is_the_one_asked_for_whatever_the_environment_says(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "7")
-    accelerator = make_accelerator(3, bf16=False)
-    model, synced = accelerator.prepare(torch.nn.Linear(1, 1)), []
-    for _ in range(6):
-        with accelerator.accumulate(model):
-            synced.append(accelerator.sync_gradients)
-    assert (accelerator.gradient_accumulation_steps, synced) == (3, [False, False, True] * 2)
-
-
-def test_processes_that_do_not_see_each_other_are_refused_with_the_right_command(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 RECIPE"):
-        make_accelerator(bf16=False)
-
-
-@pytest.mark.parametrize(("launcher", "threads"), [(True, "1"), (True, "2"), (False, "1")])
-def test_a_launcher_that_gives_one_thread_does_not_prevail(monkeypatch, launcher, threads):
-    monkeypatch.setattr("rqa.run.os.sched_getaffinity", lambda process: set(range(6)))
-    set_to = []
-    monkeypatch.setattr("rqa.run.torch.set_num_threads", set_to.append)
-    monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    if launcher:
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    make_accelerator(bf16=False)
-    assert set_to == ([6] if launcher and threads == "1" else [])
 
 
 # The folder

@@ -113,7 +113,7 @@ def plain_loop():
     return steps, {f"plain.{name}": tensor for name, tensor in lm.state_dict().items()}
 
 
-def assert_is_plain_loop(found, plain_loop, slots):
+def assert_is_plain_loop(found, plain_loop, slots, loosely=1):
     steps, _, trained = found
     for i, (step, expected, batch) in enumerate(zip(steps, plain_loop[0], GLOBAL_BATCHES, strict=True)):
         counts = {
@@ -123,8 +123,10 @@ def assert_is_plain_loop(found, plain_loop, slots):
             "positions": batch["input_ids"].numel() + max(0, slots - SIZES[i]),
         }
         assert step["suspects"] == ()
-        assert {k: v for k, v in step.items() if k != "suspects"} == pytest.approx(expected | counts, rel=2e-5)
-    assert_same(trained, plain_loop[1], rtol=1e-4, atol=2e-6)
+        assert {k: v for k, v in step.items() if k != "suspects"} == pytest.approx(
+            expected | counts, rel=2e-5 * loosely
+        )
+    assert_same(trained, plain_loop[1], rtol=1e-4 * loosely, atol=2e-6 * loosely)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -194,8 +196,14 @@ def test_a_step_counts_the_seconds_of_its_whole_update_and_of_its_batch(monkeypa
 class Poisonable(AnswerLM):
     """Multiplies the loss by what the batch says."""
 
-    def forward(self, input_ids, labels, factor):
+    def forward(self, input_ids, labels, factor=1.0):
         return super().forward(input_ids, labels) * factor
+
+
+def poison(factors):
+    """Batches in which one row is multiplied by one of `factors`, each with the numbers of its examples."""
+    named = GLOBAL_BATCHES[0] | {"examples": list(range(100, 108))}
+    return [named | {"factor": torch.tensor([1.0] * 5 + [factor, 1.0, 1.0])} for factor in factors]
 
 
 def poisoned(factors):
@@ -204,9 +212,7 @@ def poisoned(factors):
     Each update multiplies one row, of process 1 if there are two, by one of `factors`.
     """
     accelerator, model, optimizer = start(2, Poisonable(decoder()))
-    named = GLOBAL_BATCHES[0] | {"examples": list(range(100, 108))}
-    batches = [named | {"factor": torch.tensor([1.0] * 5 + [factor, 1.0, 1.0])} for factor in factors]
-    for step in steps_of(accelerator, model, optimizer, batches, learning_rate=lambda step: 1e-2):
+    for step in steps_of(accelerator, model, optimizer, poison(factors), learning_rate=lambda step: 1e-2):
         moments = optimizer.state_dict()["state"].items()
         state = weights(model) | {f"{i} {k}": v.clone() for i, of in moments for k, v in of.items()}
         yield (step.skipped, step.suspects), state
