@@ -106,7 +106,15 @@ def main() -> None:
     checkpoints = Checkpoints(accelerator, folder, identity, selection, keep=run.save_total_limit)
     first_step = checkpoints.resume(run.resume_from_checkpoint) if run.resume_from_checkpoint else 0
     run_log = RunLog(
-        accelerator, folder, configs, num_steps, run.logging_steps, first_step=first_step, ids=[x.id for x in train]
+        accelerator,
+        folder,
+        configs,
+        num_steps,
+        run.logging_steps,
+        first_step=first_step,
+        ids=[example.id for example in train],
+        tracker=run.tracker,
+        run_group=run.run_group,
     )
 
     # Loop

@@ -19,6 +19,7 @@ from rqa.errors import InputError
 from rqa.passages import REFUSAL_ANSWER, Order
 from rqa.prompts import INSTRUCTION, ChatFormat
 from rqa.selection import HIGHER_IS_BETTER, Selection
+from rqa.tracking import TrackerName, check_tracker
 from rqa.train import OptimizerName, Schedule, learning_rate_at
 
 T = TypeVar("T")
@@ -249,6 +250,13 @@ class Run:
     save_steps: int = flag(50, "updates between two checkpoints; there is one after the last update too")
     save_total_limit: int = flag(2, "newest checkpoints that are kept, beside the best")
     resume_from_checkpoint: str = flag("", "folder of a checkpoint, or latest: go on from there")
+    report_to: TrackerName | None = flag(None, "tracker; default: wandb where --run_group is given, else none")
+    run_group: str = flag("", "group of the run in Weights & Biases")
+
+    @property
+    def tracker(self) -> TrackerName:
+        """The tracker that is meant."""
+        return self.report_to or ("wandb" if self.run_group else "none")
 
     @property
     def selection(self) -> Selection:
@@ -266,6 +274,9 @@ class Run:
             at_least(self, 1, "early_stopping_patience")
             if not metric:
                 raise InputError("--early_stopping_patience goes with --metric_for_best_model, found it alone")
+        if self.run_group and self.tracker != "wandb":
+            raise InputError(f"--run_group goes with --report_to wandb, found --report_to {self.tracker}")
+        check_tracker(self.tracker)
 
 
 def require(config: Any, *names: str) -> None:
@@ -334,13 +345,18 @@ def _flags_of(path: Path, known: set[str]) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
+def flat(configs: Sequence[Any]) -> dict[str, Any]:
+    """Return the fields of all `configs` by name."""
+    return {name: value for config in configs for name, value in vars(config).items()}
+
+
 def fixed_flags(configs: Sequence[Any]) -> dict[str, Any]:
     """Return the flags that cannot change when a run is resumed."""
-    return {f"--{name}": value for config in configs for name, value in vars(config).items() if name not in FREE}
+    return {f"--{name}": value for name, value in flat(configs).items() if name not in FREE}
 
 
 def write_config(path: Path, configs: Sequence[Any]) -> None:
     """Write resolved configs as one flat JSON file, which `--config` takes and which begins a run of its own."""
-    values = {name: value for config in configs for name, value in vars(config).items()}
+    values = flat(configs)
     values.pop("resume_from_checkpoint", None)
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

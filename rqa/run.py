@@ -20,17 +20,19 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar as disable_progress_bars
 
 from rqa.collators import Row
-from rqa.config import fixed_flags, write_config
+from rqa.config import fixed_flags, flat, write_config
 from rqa.data import Example, PassageStore
 from rqa.errors import InputError
 from rqa.evaluate import Retrieval, Scores, retrieve_all
 from rqa.hardware import peak_memory_gib
 from rqa.retriever import open_retriever
+from rqa.tracking import Tracker, TrackerName
 from rqa.train import Step
 
 log = logging.getLogger("rqa")
 
 SHOWN = 600  # characters of either end of a prompt
+TRACKED = ("loss", "gradient_norm", "learning_rate")
 
 
 def cli(main: Callable[[], None]) -> None:
@@ -107,8 +109,8 @@ def log_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
 class RunLog:
     """The growing files of a run, its progress bar and its lines on the terminal; silent but on the main process.
 
-    metrics.jsonl holds what is the same when the run is repeated, timings.jsonl the rest. `ids` are those of the
-    training examples, for updates that had to be skipped.
+    metrics.jsonl holds what is the same when the run is repeated, timings.jsonl the rest; a `tracker` is told as well.
+    `ids` are those of the training examples, for updates that had to be skipped.
     """
 
     def __init__(
@@ -121,6 +123,8 @@ class RunLog:
         *,
         first_step: int = 0,
         ids: Sequence[str],
+        tracker: TrackerName = "none",
+        run_group: str = "",
     ) -> None:
         self.directory = directory
         self.num_steps = num_steps
@@ -131,6 +135,10 @@ class RunLog:
         self.recent: list[Step] = []
         if self.main:
             write_config(directory / "config.json", configs)
+        self.last_step = first_step
+        self.tracker = Tracker(
+            tracker if self.main else "none", directory, flat(configs), group=run_group, first_step=first_step
+        )
         hidden = not (self.main and sys.stderr.isatty())
         self.bar = tqdm(total=num_steps, initial=first_step, unit="update", disable=hidden)
 
@@ -140,6 +148,10 @@ class RunLog:
         times = {name: row.pop(name) for name in ("seconds", "batch_seconds")}
         suspects = [self.ids[i] for i in row.pop("suspects")]
         self._append("metrics.jsonl", row | ({"suspects": suspects} if step.skipped else {}))
+        self.last_step = step.number
+        self.tracker.log(
+            {f"train/{name}": row[name] for name in TRACKED} | {"train/seconds": step.seconds}, step.number
+        )
         self._append("timings.jsonl", {"number": step.number, **times, "memory_gib": peak_memory_gib(self.device)})
         if step.skipped:
             self._say(f"update {step.number}: skipped, its gradient is not finite; examples: {_shortened(suspects)}")
@@ -165,6 +177,8 @@ class RunLog:
     def evaluation(self, name: str, scores: Scores) -> None:
         """Record an evaluation, its predictions in the folder `name`."""
         self._append("metrics.jsonl", {"evaluation": name, **scores.metrics})
+        split = name.partition("-")[0]
+        self.tracker.log({f"{split}/{metric}": value for metric, value in scores.metrics.items()}, self.last_step)
         self._say(f"{name}: {headline(scores.metrics)}")
         if self.main:
             scores.write(self.directory / name)

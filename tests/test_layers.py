@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    "errors legacy jsonl data metrics selection index hardware ds_config launch retriever passages prompts batching "
-    "collators decoder train checkpoint generate evaluate config signals run"
+    "errors legacy jsonl data metrics selection tracking index hardware ds_config launch retriever passages prompts "
+    "batching collators decoder train checkpoint generate evaluate config signals run"
 ).split()
 
 
