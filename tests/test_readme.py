@@ -26,8 +26,11 @@ def world(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: re.findall(r"recipes/(\w+)", command)[0])
-def test_documented_commands_run(command, world, tmp_path):
-    """With its flags as they stand, but for what this machine lacks: the files, the models, a GPU."""
+def test_documented_commands_run(command, world, tmp_path, monkeypatch):
+    """With its flags as they stand, but for what this machine lacks: the files, the models, a GPU, a network."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     _, _, recipe, *words = shlex.split(command.replace("\\\n", " "))
     documented = dict(zip(words[::2], words[1::2], strict=True))
     here = {
@@ -46,9 +49,12 @@ def test_documented_commands_run(command, world, tmp_path):
         "--output_dir": str(tmp_path / "out"),
     }
     flags = {flag: here.get(flag, value) for flag, value in documented.items()}
-    launch(recipe.removeprefix("recipes/"), {**flags, "--max_new_tokens": "8"})
+    on_cpu = (sys.executable, str(ROOT / "tests/deepspeed_on_cpu.py"))
+    launch(recipe.removeprefix("recipes/"), {**flags, "--max_new_tokens": "8"}, by=on_cpu)
     test = tmp_path / "out" if "evaluate" in recipe else tmp_path / "out/test"
     assert {"score.json", "predictions.jsonl"} <= files(test)
+    if "--run_group" in flags:
+        assert list((tmp_path / "out/wandb").glob("offline-run-*"))
     config = json.loads((tmp_path / "out/config.json").read_text())
     for flag, value in flags.items():
         assert str(config[flag[2:]]).lower() == value.lower() or float(config[flag[2:]]) == float(value)
