@@ -19,7 +19,6 @@ from rqa.decoder import AnswerLM
 from rqa.launch import make_accelerator
 from rqa.passages import passages_for
 from rqa.prompts import PromptBuilder, load_tokenizer
-from rqa.run import cli
 from rqa.train import make_optimizer, train_steps
 
 
@@ -120,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    config.cli(main)

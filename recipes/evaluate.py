@@ -12,17 +12,8 @@ reads the gold passages. Writes score.json, predictions.jsonl and config.json.
 from dataclasses import dataclass
 
 from rqa import config
-from rqa.collators import ConcatenatedCollator
-from rqa.data import load_examples, open_passages
-from rqa.decoder import AnswerLM, check_window
 from rqa.errors import InputError
-from rqa.evaluate import KS, AnswerLoss, evaluate
-from rqa.generate import Generator
-from rqa.hardware import attention_kernel
-from rqa.launch import make_accelerator
 from rqa.passages import REFUSAL_ANSWER
-from rqa.prompts import PromptBuilder, load_tokenizer
-from rqa.run import cli, headline, log, new_folder, retrieve_splits
 
 
 @dataclass(frozen=True)
@@ -56,8 +47,20 @@ def main() -> None:
     """Retrieve, answer, score, write."""
     configs = config.parse_configs(Evaluation(), config.Retrieval(), config.Index(), config.Prompt())
     flags, retrieval, index, prompt = configs
+
+    # What takes seconds to import: --help and a misspelt flag need not wait for it.
+    from rqa.collators import ConcatenatedCollator
+    from rqa.data import load_examples, open_passages
+    from rqa.decoder import AnswerLM, check_window
+    from rqa.evaluate import KS, AnswerLoss, evaluate
+    from rqa.generate import Generator
+    from rqa.hardware import attention_kernel
+    from rqa.launch import make_accelerator
+    from rqa.prompts import PromptBuilder, load_tokenizer
+    from rqa.run import headline, log, new_folder, retrieve_splits
+
     examples = load_examples(flags.eval_data_path, **prompt.speakers)
-    accelerator = make_accelerator(bf16=flags.bf16)
+    accelerator = make_accelerator(bf16=flags.bf16, deepspeed=None)
     attention = attention_kernel(flags.use_flash_attention, accelerator.mixed_precision)
     folder = new_folder(accelerator, flags.output_dir)
     if flags.qa_model_name_or_path:
@@ -94,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    config.cli(main)

@@ -14,20 +14,6 @@ from collections.abc import Sequence
 from functools import partial
 
 from rqa import config
-from rqa.batching import endless_updates, num_updates_per_epoch
-from rqa.checkpoint import Checkpoints, export
-from rqa.collators import ConcatenatedCollator, Row
-from rqa.data import load_splits, open_passages
-from rqa.decoder import AnswerLM, check_window
-from rqa.evaluate import KS, AnswerLoss, evaluate
-from rqa.generate import Generator
-from rqa.hardware import attention_kernel
-from rqa.launch import make_accelerator
-from rqa.passages import passages_for
-from rqa.prompts import PromptBuilder, load_tokenizer
-from rqa.run import RunLog, cli, identity_of, log, log_rows, new_folder, retrieve_splits
-from rqa.signals import StopSignals, resume_command
-from rqa.train import make_optimizer, train_steps
 
 
 def main() -> None:
@@ -46,6 +32,23 @@ def main() -> None:
         config.Run(per_device_eval_batch_size=2, logging_steps=10, eval_steps=50, save_steps=50),
     )
     lm, retriever, retrieval, index, data, mix, prompt, opt, run = configs
+
+    # What takes seconds to import: --help and a misspelt flag need not wait for it.
+    from rqa.batching import endless_updates, num_updates_per_epoch
+    from rqa.checkpoint import Checkpoints, export
+    from rqa.collators import ConcatenatedCollator, Row
+    from rqa.data import load_splits, open_passages
+    from rqa.decoder import AnswerLM, check_window
+    from rqa.evaluate import KS, AnswerLoss, evaluate
+    from rqa.generate import Generator
+    from rqa.hardware import attention_kernel
+    from rqa.launch import make_accelerator
+    from rqa.passages import passages_for
+    from rqa.prompts import PromptBuilder, load_tokenizer
+    from rqa.run import RunLog, identity_of, log, log_rows, new_folder, retrieve_splits
+    from rqa.signals import StopSignals, resume_command
+    from rqa.train import make_optimizer, train_steps
+
     config.require(data, "full_dataset_file_path")
 
     # Records: whatever is wrong with the files is told before anything is loaded.
@@ -155,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli(main)
+    config.cli(main)

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +15,15 @@ from typing import Any, TypeVar
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar as disable_progress_bars
 
 from rqa.batching import Layout
 from rqa.errors import InputError
 from rqa.passages import REFUSAL_ANSWER, Order
 from rqa.prompts import INSTRUCTION, ChatFormat
+from rqa.schedule import OptimizerName, Schedule, learning_rate_at
 from rqa.selection import HIGHER_IS_BETTER, Selection
 from rqa.tracking import TrackerName, check_tracker
-from rqa.train import OptimizerName, Schedule, learning_rate_at
 
 T = TypeVar("T")
 
@@ -200,7 +203,10 @@ class Optimization:
     @property
     def launch(self) -> dict[str, Any]:
         """The keyword arguments of `make_accelerator`."""
-        names = ("per_device_train_batch_size", "max_grad_norm", "learning_rate", "weight_decay", "optim")
+        names = (
+            "per_device_train_batch_size max_grad_norm optim learning_rate weight_decay lr_scheduler_type warmup_ratio "
+            "max_steps"
+        ).split()
         return {
             "accumulation": self.gradient_accumulation_steps,
             "bf16": self.bf16,
@@ -235,6 +241,8 @@ class Optimization:
             raise InputError(f"--max_grad_norm: expected more than 0 (inf: no clipping), found {self.max_grad_norm}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"--max_steps: expected at least 1, or -1 for the epochs, found {self.max_steps}")
+        if self.deepspeed and not Path(self.deepspeed).is_file():
+            raise InputError(f"--deepspeed {self.deepspeed}: no such file")
 
 
 @dataclass(frozen=True)
@@ -360,3 +368,18 @@ def write_config(path: Path, configs: Sequence[Any]) -> None:
     values = flat(configs)
     values.pop("resume_from_checkpoint", None)
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cli(main: Callable[[], None]) -> None:
+    """Run a recipe's `main`: what the user can mend is printed, and the exit status is 2."""
+    is_main = os.environ.get("RANK", "0") == "0"  # the accelerator, who knows better, is made later
+    logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.ERROR, stream=sys.stderr)
+    for chatty in ("absl", "accelerate", "faiss", "httpx", "sentence_transformers"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

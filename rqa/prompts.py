@@ -12,14 +12,16 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rqa.data import Role, Turn
 from rqa.errors import InputError
 from rqa.passages import Reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 INSTRUCTION = "Answer the question using only the passages below."
 
@@ -51,8 +53,10 @@ class Prompt(NamedTuple):
     cut: int
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a checkpoint. Raises InputError where there is none."""
+    from transformers import AutoTokenizer  # takes a second, which the formats of flags need not wait for
+
     try:
         return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:  # of a mistyped path transformers says that it is no valid hub name
@@ -68,7 +72,7 @@ class PromptBuilder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         chat: ChatFormat | None = None,
         instruction: str = INSTRUCTION,
         max_prompt_length: int = 2048,
@@ -185,7 +189,7 @@ class PromptBuilder:
         return ids, ranks
 
     def _encode_run(
-        self, tokenizer: PreTrainedTokenizerBase, run: Sequence[Piece], ids: list[int], ranks: list[int]
+        self, tokenizer: "PreTrainedTokenizerBase", run: Sequence[Piece], ids: list[int], ranks: list[int]
     ) -> None:
         """Append the ids of text without control tokens. A token over the edge of a passage belongs to the template."""
         if not run:
@@ -253,7 +257,7 @@ class PromptBuilder:
         return parts
 
 
-def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def _control_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     """Return what matches a control token as the one group that takes part, and the white space that it swallows."""
     tokens = sorted(tokenizer.added_tokens_decoder.values(), key=lambda token: -len(token.content))
     space = r"\s*"
@@ -261,7 +265,7 @@ def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join(patterns) if tokens else "(?!)")
 
 
-def _inner(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def _inner(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
     """Return the tokenizer for text after a control token: some put a space before the first text alone."""
     if getattr(tokenizer.backend_tokenizer.pre_tokenizer, "prepend_scheme", None) == "first":
         tokenizer = deepcopy(tokenizer)

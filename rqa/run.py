@@ -4,9 +4,8 @@ import hashlib
 import json
 import logging
 import math
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -17,7 +16,6 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar as disable_progress_bars
 
 from rqa.collators import Row
 from rqa.config import fixed_flags, flat, write_config
@@ -33,21 +31,6 @@ log = logging.getLogger("rqa")
 
 SHOWN = 600  # characters of either end of a prompt
 TRACKED = ("loss", "gradient_norm", "learning_rate")
-
-
-def cli(main: Callable[[], None]) -> None:
-    """Run a recipe's `main`: what the user can mend is printed, and the exit status is 2."""
-    is_main = os.environ.get("RANK", "0") == "0"  # the accelerator, who knows better, is made later
-    logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.ERROR, stream=sys.stderr)
-    for chatty in ("absl", "accelerate", "faiss", "httpx", "sentence_transformers"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def retrieve_splits(

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rqa.collators import IGNORED
+from rqa.schedule import OptimizerName
 
 Batch = dict[str, Any]
-Schedule = Literal["cosine", "linear", "constant"]
-OptimizerName = Literal["adamw", "adafactor"]
-
 MAX_SKIPPED_IN_A_ROW = 3
 
 
@@ -39,22 +37,6 @@ class Step:
     suspects: tuple[int, ...]  # of a skipped update, the examples whose loss was not finite, or all if none was
     seconds: float  # for the whole update
     batch_seconds: float  # of these, waited for the batch
-
-
-def learning_rate_at(
-    step: int, *, peak: float, num_steps: int, num_warmup_steps: int = 0, schedule: Schedule = "cosine"
-) -> float:
-    """Return the rate of update `step`, from 0: a linear warm-up to `peak`, then a half cosine or a line to 0."""
-    if step < num_warmup_steps:
-        return peak * (step + 1) / num_warmup_steps
-    progress = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
-    match schedule:
-        case "cosine":
-            return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
-        case "linear":
-            return peak * (1.0 - progress)
-        case "constant":
-            return peak
 
 
 def make_optimizer(model: nn.Module, name: OptimizerName = "adamw", *, weight_decay: float = 0.0) -> Optimizer:

@@ -144,3 +144,15 @@ def test_number_of_updates(epochs, max_steps, expected):
 def test_the_config_file_is_readable_json(tmp_path):
     write_config(tmp_path / "config.json", [Cooking(), config.Run(output_dir="o")])
     assert json.loads((tmp_path / "config.json").read_text())["output_dir"] == "o"
+
+
+def test_what_the_user_can_mend_is_a_message_and_status_2(capsys):
+    def main():
+        raise InputError("--seed: expected a number, found a cat")
+
+    with pytest.raises(SystemExit) as exit:
+        config.cli(main)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: --seed: expected a number, found a cat\n"
+    with pytest.raises(ZeroDivisionError):
+        config.cli(lambda: 1 / 0)

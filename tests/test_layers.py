@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    "errors legacy jsonl data metrics selection tracking index hardware ds_config launch retriever passages prompts "
-    "batching collators decoder train checkpoint generate evaluate config signals run"
+    "errors legacy jsonl data metrics schedule selection tracking index hardware ds_config launch retriever passages "
+    "prompts batching collators decoder train checkpoint generate evaluate config signals run"
 ).split()
 
 
@@ -56,12 +56,34 @@ def test_nobody_imports_a_recipe(path):
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("rqa", {"torch", "numpy", "transformers"}), ("rqa.data", {"torch", "numpy"}), ("rqa.index", {"torch"})],
+    [
+        ("rqa", {"torch", "numpy", "transformers"}),
+        ("rqa.data", {"torch", "numpy"}),
+        ("rqa.index", {"torch"}),
+        ("rqa.config", {"torch", "accelerate", "faiss", "sentence_transformers"}),
+    ],
 )
 def test_what_stands_alone_does(module, absent):
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert not absent & set(loaded.split())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("flag", ["--help", "--mispelt"])
+def test_help_and_a_misspelt_flag_wait_for_nothing_heavy(path, flag):
+    code = f"""
+import runpy, sys
+sys.argv = ["recipe", "{flag}"]
+try:
+    runpy.run_path({str(path)!r}, run_name="__main__")
+except SystemExit as end:
+    print(end.code, *sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    status, *loaded = done.stdout.splitlines()[-1].split()
+    assert status == {"--help": "0", "--mispelt": "2"}[flag]
+    assert not {"torch", "accelerate", "faiss", "sentence_transformers"} & set(loaded)
 
 
 def from_state_on(path: Path) -> str:

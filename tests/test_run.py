@@ -19,7 +19,7 @@ from rqa.data import Passage, load_examples, open_passages
 from rqa.errors import InputError
 from rqa.evaluate import Retrieval, Scores, retrieve_all
 from rqa.retriever import open_retriever
-from rqa.run import RunLog, cli, headline, identity_of, log_rows, new_folder, retrieve_splits
+from rqa.run import RunLog, headline, identity_of, log_rows, new_folder, retrieve_splits
 from rqa.train import Step
 
 MAIN, OTHER = (SimpleNamespace(is_main_process=main, device=torch.device("cpu")) for main in (True, False))
@@ -49,21 +49,6 @@ def world(tmp_path_factory):
 
 def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-# Starting
-
-
-def test_what_the_user_can_mend_is_a_message_and_status_2(capsys):
-    def main():
-        raise InputError("--seed: expected a number, found a cat")
-
-    with pytest.raises(SystemExit) as exit:
-        cli(main)
-    assert exit.value.code == 2
-    assert capsys.readouterr().err == "error: --seed: expected a number, found a cat\n"
-    with pytest.raises(ZeroDivisionError):
-        cli(lambda: 1 / 0)
 
 
 # The folder

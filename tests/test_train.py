@@ -15,11 +15,11 @@ from accelerate.utils import GradientAccumulationPlugin
 from tiny_models import PAD, decoder, random_batch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
-from transformers import get_scheduler
 from world import launch_two
 
 from rqa.decoder import AnswerLM
-from rqa.train import learning_rate_at, make_optimizer, train_steps
+from rqa.schedule import learning_rate_at
+from rqa.train import make_optimizer, train_steps
 
 ROWS = [(3, 1), (9, 25), (4, 2), (12, 3), (5, 14), (2, 1), (8, 30), (6, 5)]  # tokens of prompt and answer
 SIZES = (8, 8, 5, 8, 1)  # examples of each update's global batch; the smaller leave slots empty
@@ -255,17 +255,7 @@ def test_three_in_a_row_are_an_error_and_fewer_are_not():
     assert found == [POISON, POISON, CALM] * 2 + [POISON] * 3
 
 
-# Rate and optimizer
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize("warmup", [0, 1, 10, 36])
-def test_rates_are_those_of_transformers_but_for_a_warm_up_that_starts_at_once(schedule, warmup):
-    name = "constant_with_warmup" if schedule == "constant" else schedule
-    theirs = get_scheduler(name, torch.optim.SGD([torch.zeros(1)]), warmup, 37).lr_lambdas[0]
-    ours = partial(learning_rate_at, peak=3e-4, num_steps=37, num_warmup_steps=warmup, schedule=schedule)
-    for step in range(38):
-        assert ours(step) == pytest.approx(3e-4 * theirs(step + (step < warmup)), rel=1e-9, abs=1e-12)
+# Optimizer
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("adafactor", torch.optim.Adafactor)])
