@@ -57,7 +57,8 @@ def main() -> None:
     from rqa.hardware import attention_kernel
     from rqa.launch import make_accelerator
     from rqa.prompts import PromptBuilder, load_tokenizer
-    from rqa.run import headline, log, new_folder, retrieve_splits
+    from rqa.retrieval import retrieve_splits
+    from rqa.run import headline, log, new_folder
 
     examples = load_examples(flags.eval_data_path, **prompt.speakers)
     accelerator = make_accelerator(bf16=flags.bf16, deepspeed=None)
@@ -80,6 +81,7 @@ def main() -> None:
             (examples,),
             max(k, *KS),
             history_turns=retrieval.query_history,
+            cached=False,  # its time is a result
             **vars(index),
         )
 

@@ -45,7 +45,8 @@ def main() -> None:
     from rqa.launch import make_accelerator
     from rqa.passages import passages_for
     from rqa.prompts import PromptBuilder, load_tokenizer
-    from rqa.run import RunLog, identity_of, log, log_rows, new_folder, retrieve_splits
+    from rqa.retrieval import retrieve_splits
+    from rqa.run import RunLog, identity_of, log, log_rows, new_folder
     from rqa.signals import StopSignals, resume_command
     from rqa.train import make_optimizer, train_steps
 

@@ -18,44 +18,15 @@ from torch import nn
 
 from rqa import __version__, metrics
 from rqa.collators import IGNORED, ConcatenatedCollator
-from rqa.data import Example, Passage
+from rqa.data import Example
 from rqa.generate import Answer
 from rqa.passages import REFUSAL_ANSWER, Reading
-from rqa.retriever import Retrieved, Retriever, query_of
+from rqa.retrieval import Retrieval
 
 KS = (1, 3, 5, 10)
 
 Generate = Callable[[Sequence[Reading]], list[Answer]]
 Loss = Callable[[Sequence[Reading]], float]
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """What a retriever found for each of some examples, best first, and what that took."""
-
-    found: list[list[Retrieved]]
-    seconds: float
-    fingerprint: str
-
-    def passages(self, i: int) -> list[Passage]:
-        """Return the passages of the example at position `i`, best first."""
-        return [hit.passage for hit in self.found[i]]
-
-    def readings(self, examples: Sequence[Example], k: int) -> list[Reading]:
-        """Return what a generator reads at inference: the first `k` passages of each example."""
-        return [
-            Reading.ranked(example, (hit.passage for hit in hits[:k]))
-            for example, hits in zip(examples, self.found, strict=True)
-        ]
-
-
-def retrieve_all(retriever: Retriever, examples: Sequence[Example], k: int, *, history_turns: int = 1) -> Retrieval:
-    """Retrieve `k` passages for each example, in one call. The first query is retrieved twice: a warm-up, not timed."""
-    queries = [query_of(example, history_turns=history_turns) for example in examples]
-    retriever.retrieve(queries[:1], k)
-    start = time.perf_counter()
-    found = retriever.retrieve(queries, k)
-    return Retrieval(found, time.perf_counter() - start, retriever.fingerprint())
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,19 @@ n texts, D embedding size.
 """
 
 import hashlib
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
+from huggingface_hub import snapshot_download
 from transformers.integrations import deepspeed
 
 from rqa.data import Example, Passage, PassageStore
@@ -22,7 +24,14 @@ from rqa.errors import InputError
 from rqa.hardware import bf16_is_fast
 from rqa.index import FaissIndex
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 log = logging.getLogger(__name__)
+
+PROMPTS = "config_sentence_transformers.json"
+PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model"]
+OTHER_RUNTIMES = ["onnx/*", "openvino/*"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ def query_of(example: Example, *, history_turns: int = 1) -> str:
 class Encoder:
     """A sentence-transformers checkpoint, which knows its pooling, prompts and normalisation.
 
-    A plain Hugging Face checkpoint is pooled by the mean. Vectors are normalised, so that inner product is cosine.
+    A plain Hugging Face checkpoint is pooled by the mean. Vectors are normalised, so that inner product is cosine. The
+    weights are loaded when the first text is embedded. Raises InputError where there is no checkpoint.
     """
 
     def __init__(
@@ -64,25 +74,36 @@ class Encoder:
         query_prefix: str | None = None,
         passage_prefix: str | None = None,
     ) -> None:
-        try:
-            with _whole_weights():
-                self.model = SentenceTransformer(
-                    name_or_path,
-                    device=str(device),
-                    trust_remote_code=False,
-                    model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-                ).eval()
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name_or_path}: neither a checkpoint folder nor a model of the hub ({error})") from error
+        self.name_or_path = name_or_path
+        self.folder = _checkpoint_folder(name_or_path)
         self.device = device
         self.batch_size = batch_size
-        prompts: dict[str, str | None] = self.model.prompts
+        prompts = _prompts(self.folder)
         own_query, own_passage = prompts.get("query"), prompts.get("document") or prompts.get("passage")
         self.query_prefix = query_prefix if query_prefix is not None else own_query or ""
         self.passage_prefix = passage_prefix if passage_prefix is not None else own_passage or ""
         log.info(
             "encoder %s: before queries %r, before passages %r", name_or_path, self.query_prefix, self.passage_prefix
         )
+
+    @cached_property
+    def model(self) -> "SentenceTransformer":
+        """The frozen model."""
+        from sentence_transformers import (
+            SentenceTransformer,  # takes two seconds, which a cached retrieval does without
+        )
+
+        try:
+            with _whole_weights():
+                model = SentenceTransformer(
+                    str(self.folder),
+                    device=str(self.device),
+                    trust_remote_code=False,
+                    model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+                )
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.name_or_path}: no encoder can be loaded from it: {error}") from error
+        return model.eval()
 
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
         """Return (n, D) float32. Queries are few and decide the ranking: always computed in float32."""
@@ -107,12 +128,46 @@ class Encoder:
         return vectors
 
     def fingerprint(self) -> str:
-        """Return a hash of modules, longest input and weights: a checkpoint in another folder is the same encoder."""
-        digest = hashlib.sha256(f"{self.model!r} {self.model.max_seq_length}".encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        """Return a hash of the checkpoint's files: the same in another folder, and known before it is loaded.
+
+        The file of prompts is left out: prefixes are told apart by themselves.
+        """
+        digest = hashlib.sha256()
+        for path in _checkpoint_files(self.folder):
+            with path.open("rb") as file:
+                digest.update(
+                    f"{path.relative_to(self.folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
+                )
         return digest.hexdigest()
+
+
+def _checkpoint_folder(name_or_path: str) -> Path:
+    """Return the folder of a checkpoint, of the hub's cache where it is a name there."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name_or_path, allow_patterns=PATTERNS, ignore_patterns=OTHER_RUNTIMES))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name_or_path}: neither a checkpoint folder nor a model of the hub ({error})") from error
+    if not _checkpoint_files(folder):
+        raise InputError(f"{name_or_path}: expected a checkpoint, found a folder without config.json and weights")
+    return folder
+
+
+def _checkpoint_files(folder: Path) -> list[Path]:
+    """Return the files that shape embeddings: weights, configurations, vocabularies."""
+    names = {path.relative_to(folder) for pattern in PATTERNS for path in folder.rglob(pattern)}
+    skipped = {Path(PROMPTS)} | {name for name in names if name.parts[0] in ("onnx", "openvino")}
+    return sorted(folder / name for name in names - skipped)
+
+
+def _prompts(folder: Path) -> dict[str, str | None]:
+    path = folder / PROMPTS
+    try:
+        prompts: dict[str, str | None] = json.loads(path.read_bytes()).get("prompts") or {} if path.exists() else {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: expected a JSON object: {error}") from error
+    return prompts
 
 
 @contextmanager
@@ -179,7 +234,6 @@ def open_retriever(
     provenance = {
         "corpus": passages.fingerprint,
         "encoder": encoder.fingerprint(),
-        "query_prefix": encoder.query_prefix,
         "passage_prefix": encoder.passage_prefix,
         "factory": index_factory,
     }

@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from rqa.collators import Row
 from rqa.config import fixed_flags, flat, write_config
-from rqa.data import Example, PassageStore
+from rqa.data import Example
 from rqa.errors import InputError
-from rqa.evaluate import Retrieval, Scores, retrieve_all
+from rqa.evaluate import Scores
 from rqa.hardware import peak_memory_gib
-from rqa.retriever import open_retriever
+from rqa.retrieval import Retrieval
 from rqa.tracking import Tracker, TrackerName
 from rqa.train import Step
 
@@ -31,41 +31,6 @@ log = logging.getLogger("rqa")
 
 SHOWN = 600  # characters of either end of a prompt
 TRACKED = ("loss", "gradient_norm", "learning_rate")
-
-
-def retrieve_splits(
-    accelerator: Accelerator,
-    passages: PassageStore,
-    embedding_model: str,
-    index_path: str,
-    splits: Sequence[Sequence[Example]],
-    k: int,
-    *,
-    history_turns: int,
-    **index_options: Any,
-) -> list[Retrieval]:
-    """Retrieve `k` passages for each example of each split, with a retriever that is opened, used once and let go.
-
-    Where there is no index the main process builds it while the others wait; see `open_retriever` for the options.
-    """
-    _log_missing_gold([example for examples in splits for example in examples], passages)
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-    retriever = open_retriever(passages, embedding_model, Path(index_path), device=accelerator.device, **index_options)
-    if accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-    return [retrieve_all(retriever, examples, k, history_turns=history_turns) for examples in splits]
-
-
-def _log_missing_gold(examples: Sequence[Example], passages: PassageStore) -> None:
-    """Warn of gold passages that the corpus lacks: each is a miss of the retriever that no retriever could avoid."""
-    missing = [
-        example.where
-        for example in examples
-        if any(passages.row_of(passage.id) is None for passage in example.gold_passages)
-    ]
-    if missing:
-        log.warning("%d examples have gold passages that the corpus lacks, first %s", len(missing), missing[0])
 
 
 def log_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:

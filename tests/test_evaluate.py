@@ -16,10 +16,11 @@ from rqa import metrics
 from rqa.collators import ConcatenatedCollator
 from rqa.data import Example, Passage, Turn
 from rqa.decoder import AnswerLM
-from rqa.evaluate import AnswerLoss, Retrieval, Scores, evaluate, retrieve_all
+from rqa.evaluate import AnswerLoss, Scores, evaluate
 from rqa.generate import Answer
 from rqa.passages import REFUSAL_ANSWER, Reading
 from rqa.prompts import PromptBuilder
+from rqa.retrieval import Retrieval, retrieve_all
 from rqa.retriever import Retrieved
 
 P = [Passage(f"The lamp of place {i} was lit. " * (i + 1), f"Lamp {i}", (f"{i}.html",)) for i in range(12)]

@@ -1,15 +1,19 @@
 """rqa.retriever: what is found is what brute force over the embeddings finds; an index of anything else is refused."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
 from tiny_models import save_encoder
 from transformers import AutoModel, AutoTokenizer
+from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from world import PLACES, passage, write_jsonl
 
 from rqa.data import Example, Passage, Turn, open_passages
@@ -120,7 +124,47 @@ def test_a_checkpoint_without_prompts_has_no_prefixes(path):
     assert (encoder.query_prefix, encoder.passage_prefix) == ("", "")
 
 
+def test_a_checkpoint_of_the_hub_is_that_of_its_cache(path, tmp_path, monkeypatch):
+    """Laid out as a download leaves it, with another runtime's files beside."""
+    repository = tmp_path / "models--some--encoder"
+    shutil.copytree(path, repository / "snapshots/0123")
+    (repository / "snapshots/0123/onnx").mkdir()
+    (repository / "snapshots/0123/onnx/config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0123")
+    monkeypatch.setattr(
+        "rqa.retriever.snapshot_download",
+        partial(snapshot_download, cache_dir=tmp_path, local_files_only=True),
+    )
+    hub, here = encoder_of("some/encoder"), encoder_of(path)
+    assert hub.fingerprint() == here.fingerprint()
+    np.testing.assert_array_equal(hub.encode_queries(QUERIES), here.encode_queries(QUERIES))
+
+
+def test_weights_are_whole_where_deepspeed_shards_what_is_loaded(path, monkeypatch):
+    """Under ZeRO-3 transformers loads a model with empty weights; the retriever is not DeepSpeed's."""
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    seen, plain = [], SentenceTransformer.__init__
+    monkeypatch.setattr(
+        SentenceTransformer,
+        "__init__",
+        lambda self, *args, **options: seen.append(is_deepspeed_zero3_enabled()) or plain(self, *args, **options),
+    )
+    try:
+        assert is_deepspeed_zero3_enabled()
+        model = encoder_of(path).model
+        assert is_deepspeed_zero3_enabled()
+    finally:
+        unset_hf_deepspeed_config()
+    assert seen == [False]
+    assert config.is_zero3()
+    assert all(parameter.numel() for parameter in model.parameters())
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="expected a checkpoint, found a folder without config"):
+        encoder_of(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="no-such-folder: neither a checkpoint folder nor a model of the hub"):
         encoder_of(str(tmp_path / "no-such-folder"))
 
@@ -177,9 +221,20 @@ def test_an_index_is_built_once_and_then_loaded(path, corpus, tmp_path, encoded)
     assert encoded == [len(corpus)]
     assert loaded.retrieve(QUERIES, 5) == built.retrieve(QUERIES, 5)
     assert loaded.fingerprint() == built.fingerprint()
-    other = open_retriever(corpus, with_config(path, tmp_path / "copy"), tmp_path / "index", device=CPU)
+    copy = with_config(path, tmp_path / "copy")
+    Path(copy, "README.md").write_text("Other words.")
+    other = open_retriever(corpus, copy, tmp_path / "index", device=CPU)
     assert encoded == [len(corpus)]  # the same checkpoint in another folder
     assert other.fingerprint() == built.fingerprint()
+
+
+def test_another_prefix_of_queries_needs_no_other_vectors(path, corpus, tmp_path, encoded):
+    built, other = (
+        open_retriever(corpus, path, tmp_path / "index", device=CPU, query_prefix=prefix) for prefix in ("", "q: ")
+    )
+    assert encoded == [len(corpus)]
+    assert built.fingerprint() != other.fingerprint()
+    assert other.retrieve(["Oslo"], 5) == built.retrieve(["q: Oslo"], 5)
 
 
 def other_corpus(folder, path, corpus, rows=ROWS[1:]):
@@ -217,7 +272,6 @@ def other_flags(folder, path, corpus, **options):
         ("encoder", other_weights),
         ("encoder", other_pooling),
         ("encoder", other_length),
-        ("query_prefix", partial(other_flags, query_prefix="q: ")),
         ("passage_prefix", partial(other_flags, passage_prefix="p: ")),
         ("factory", partial(other_flags, index_factory="SQ8")),
     ],

@@ -15,11 +15,11 @@ from world import World, files
 
 from rqa import config
 from rqa.collators import Row
-from rqa.data import Passage, load_examples, open_passages
+from rqa.data import load_examples
 from rqa.errors import InputError
-from rqa.evaluate import Retrieval, Scores, retrieve_all
-from rqa.retriever import open_retriever
-from rqa.run import RunLog, headline, identity_of, log_rows, new_folder, retrieve_splits
+from rqa.evaluate import Scores
+from rqa.retrieval import Retrieval
+from rqa.run import RunLog, headline, identity_of, log_rows, new_folder
 from rqa.train import Step
 
 MAIN, OTHER = (SimpleNamespace(is_main_process=main, device=torch.device("cpu")) for main in (True, False))
@@ -127,33 +127,6 @@ def test_other_processes_make_no_folder_and_refuse_none(tmp_path):
     assert not (tmp_path / "new").exists()
     RunLog(MAIN, new_folder(MAIN, str(tmp_path / "new")), CONFIGS, 5, 1, ids=IDS)
     new_folder(OTHER, str(tmp_path / "new"))
-
-
-# Retrieving
-
-
-def test_each_split_gets_its_own_passages(world, log):
-    splits = [load_examples(path) if path else [] for path in (world.train, "", world.test)]
-    missing = replace(splits[2][1], gold_passages=(*splits[2][1].gold_passages, Passage("Nowhere.")))
-    splits[2][1:3] = [missing, replace(splits[2][2], gold_passages=(Passage("Nowhere else."),))]
-    passages, index, options = open_passages(world.corpus), str(world.folder / "split"), {"query_prefix": "q: "}
-    accelerator = Accelerator(cpu=True)
-    found = retrieve_splits(accelerator, passages, world.encoder, index, splits, 4, history_turns=0, **options)
-    retriever = open_retriever(passages, world.encoder, world.folder / "split", device=accelerator.device, **options)
-    expected = [retrieve_all(retriever, split, 4, history_turns=0) for split in splits]
-    assert [each.found for each in found] == [each.found for each in expected]
-    assert {each.fingerprint for each in found} == {retriever.fingerprint()}
-    assert [len(each.found) for each in found] == [13, 0, 7]
-    assert f"2 examples have gold passages that the corpus lacks, first {world.test}:2" in log.messages
-
-
-@pytest.mark.parametrize(("main", "expected"), [(True, ["open", "wait"]), (False, ["wait", "open"])])
-def test_the_main_process_opens_the_index_while_the_others_wait(monkeypatch, main, expected):
-    calls = []
-    monkeypatch.setattr("rqa.run.open_retriever", lambda *args, **options: calls.append("open"))
-    accelerator = SimpleNamespace(is_main_process=main, device=None, wait_for_everyone=lambda: calls.append("wait"))
-    assert retrieve_splits(accelerator, [], "encoder", "index", (), 3, history_turns=1) == []
-    assert calls == expected
 
 
 # The log

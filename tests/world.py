@@ -120,12 +120,12 @@ def launch(recipe: str, flags: dict[str, str], *, expect: int | None = 0, by: tu
     return done.stdout + done.stderr
 
 
-def launch_two(script: str, folder: Path) -> list[Path]:
-    """Run a test file as a script, with a file to write as its argument, on two processes that see each other."""
+def launch_two(script: str, folder: Path, *argv: str) -> list[Path]:
+    """Run a test file as a script, its last arguments a file for each to write, by two processes that see each other."""
     out = [folder / "rank0", folder / "rank1"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*torchrun(2), script, *map(str, out)], capture_output=True, text=True, timeout=120, env=environment
+        [*torchrun(2), script, *argv, *map(str, out)], capture_output=True, text=True, timeout=120, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
