@@ -121,7 +121,7 @@ def launch(recipe: str, flags: dict[str, str], *, expect: int | None = 0, by: tu
 
 
 def launch_two(script: str, folder: Path, *argv: str) -> list[Path]:
-    """Run a test file as a script, its last arguments a file for each to write, by two processes that see each other."""
+    """Run a test file as a script, its last arguments a file for each to write, by two processes."""
     out = [folder / "rank0", folder / "rank1"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
