@@ -1,8 +1,8 @@
 """Which examples make up each update, and on which process each of them runs: pure functions of seed and position.
 
 An update's global batch is processes x accumulation x micro-batch examples, whatever their order in the file. Rows of
-like length are put into one micro-batch, so that little is padded, and the micro-batches that the processes run at the
-same time are like each other, so that nobody waits.
+like length are put into one micro-batch, so that little is padded, and the processes get as much to do, so that nobody
+waits.
 """
 
 import random
@@ -16,7 +16,7 @@ Row = TypeVar("Row", bound=Sized)
 MicroBatch = list[int]  # positions in the window; an empty one is a slot without examples
 Update = list[list[MicroBatch]]  # [process][accumulation]
 
-WINDOW = 50  # updates; within so many, length grouping keeps positions per real one near 1.02
+WINDOW = 2048  # rows, in whole updates; among so many there are enough of like length, and few wait in memory
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,32 @@ def plan_updates(lengths: Sequence[int], layout: Layout, *, group_by_length: boo
     globals_ = [rows[start : start + size] for start in range(0, len(rows), size)]
     if group_by_length:
         random.Random(seed).shuffle(globals_)  # else every window would run from long to short
-    return [_deal(sorted(rows, key=lambda row: -lengths[row]), layout) for rows in globals_]
+    return [_deal(sorted(rows, key=lambda row: -lengths[row]), lengths, layout) for rows in globals_]
 
 
-def _deal(rows: Sequence[int], layout: Layout) -> Update:
+def _deal(rows: Sequence[int], lengths: Sequence[int], layout: Layout) -> Update:
     """Cut the rows of one update, sorted by length, into micro-batches, and give each process as many.
 
-    A short last update is spread evenly, so that the fewest slots stay empty.
+    Those that run at the same time are neighbours, for where processes wait for each other after each of them; the
+    longest goes to the process that has had least to do, for where they wait after each update. A short last update is
+    spread evenly, so that the fewest slots stay empty.
     """
     slots = layout.processes * layout.accumulation
     cuts = [len(rows) * slot // slots for slot in range(slots + 1)]
     micro_batches = [list(rows[a:b]) for a, b in pairwise(cuts)]
-    return [micro_batches[process :: layout.processes] for process in range(layout.processes)]
+    update: Update = [[] for _ in range(layout.processes)]
+    loads = [0] * layout.processes
+    for start in range(0, slots, layout.processes):
+        least_first = sorted(range(layout.processes), key=loads.__getitem__)
+        for process, micro_batch in zip(least_first, micro_batches[start : start + layout.processes], strict=True):
+            update[process].append(micro_batch)
+            loads[process] += num_positions([lengths[row] for row in micro_batch])
+    return update
+
+
+def num_positions(lengths: Sequence[int]) -> int:
+    """Return the positions that a micro-batch of rows of these lengths computes, padding included."""
+    return len(lengths) * max(lengths, default=0)
 
 
 def num_updates_per_epoch(num_examples: int, layout: Layout) -> int:
@@ -89,11 +103,12 @@ def endless_updates(
     `first_update` starts there, with what would come there.
     """
     per_epoch = num_updates_per_epoch(num_examples, layout)
+    window = max(1, WINDOW // layout.global_batch)  # updates
     first_epoch, skip = divmod(first_update, per_epoch)
     for epoch in count(first_epoch):
         order = epoch_order(num_examples, seed=seed, epoch=epoch)
-        for start in range(skip // WINDOW * WINDOW, per_epoch, WINDOW):
-            positions = order[start * layout.global_batch : (start + WINDOW) * layout.global_batch]
+        for start in range(skip // window * window, per_epoch, window):
+            positions = order[start * layout.global_batch : (start + window) * layout.global_batch]
             rows = encode(epoch, positions)
             lengths = [len(row) for row in rows]
             plan = plan_updates(lengths, layout, group_by_length=group_by_length, seed=f"{seed}/{epoch}/{start}")
