@@ -15,6 +15,7 @@ from rqa.passages import Reading
 from rqa.prompts import PromptBuilder
 
 IGNORED = -100  # the label of a position that is no target
+KEPT = 4_000_000  # tokens of encoded rows, some 150 MB
 
 Batch = dict[str, Tensor]
 
@@ -46,6 +47,8 @@ class ConcatenatedCollator:
         self.max_answer_length = max_answer_length
         tokenizer = builder.tokenizer
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self._kept: dict[Reading, Row] = {}  # the most recent last
+        self._kept_tokens = 0
 
     def __call__(self, readings: Sequence[Reading]) -> Batch:
         """Return `input_ids` and `labels`, both (B, L), padded on the right."""
@@ -56,11 +59,20 @@ class ConcatenatedCollator:
         return self.collate_prompts(self.encode(readings))
 
     def encode(self, readings: Iterable[Reading]) -> list[Row]:
-        """Return the ids of each reading, unpadded."""
+        """Return the ids of each reading, unpadded.
+
+        Rows are kept: those of the next epoch, or of the next evaluation, are the same where the readings are.
+        """
         rows = []
         for reading in readings:
-            prompt = self.builder.prompt(reading)
-            rows.append(Row(prompt.ids, self.builder.answer(reading.answer), prompt.cut))
+            if (row := self._kept.pop(reading, None)) is None:
+                prompt = self.builder.prompt(reading)
+                row = Row(prompt.ids, self.builder.answer(reading.answer), prompt.cut)
+                self._kept_tokens += len(row)
+            self._kept[reading] = row
+            rows.append(row)
+        while self._kept_tokens > KEPT:
+            self._kept_tokens -= len(self._kept.pop(next(iter(self._kept))))
         return rows
 
     def collate(self, rows: Sequence[Row]) -> Batch:

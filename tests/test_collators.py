@@ -165,3 +165,46 @@ def test_what_fits_is_not_refused_whatever_its_passages_and_an_unanswerable_ques
     unanswerable = [replace(example(0), answers=answers, unanswerable=True) for answers in ((), ("the " * 50,))]
     collator.check([*fits, *unanswerable], answers=True)
     collator.check([example(0, "the " * 50)])  # a reference of evaluation alone
+
+
+# Rows that are kept
+
+
+@pytest.fixture
+def prompted(monkeypatch):
+    """The questions of the prompts that were built."""
+    questions, plain = [], PromptBuilder.prompt
+    monkeypatch.setattr(
+        PromptBuilder,
+        "prompt",
+        lambda self, reading: questions.append(reading.example.question) or plain(self, reading),
+    )
+    return questions
+
+
+def test_no_reading_is_encoded_twice_and_each_by_all_that_it_says(prompted):
+    collator = ConcatenatedCollator(builder("chatml's template"))
+    others = [replace(READINGS[2], answer="no."), replace(READINGS[2], passages=PASSAGES[::-1])]
+    rows = collator.encode([*READINGS, *others])
+    assert len(prompted) == len(READINGS) + len(others)
+    again = [replace(reading, example=replace(reading.example)) for reading in [*others, *READINGS]]
+    assert collator.encode(again) == [*rows[4:], *rows[:4]]
+    assert len(prompted) == len(READINGS) + len(others)
+    assert rows == [
+        ConcatenatedCollator(builder("chatml's template")).encode([reading])[0] for reading in [*READINGS, *others]
+    ]
+
+
+def test_the_least_recent_rows_make_room(monkeypatch, prompted):
+    first, second, third, _ = READINGS
+    collator = ConcatenatedCollator(builder("chatml's template"))
+    sizes = [len(row) for row in ConcatenatedCollator(builder("chatml's template")).encode([first, second, third])]
+    monkeypatch.setattr("rqa.collators.KEPT", sum(sizes) - 1)
+    collator.encode([first, second])
+    del prompted[:]
+    collator.encode([first])
+    collator.encode([third])
+    collator.encode([third, first])
+    assert prompted == [third.example.question]  # the second went
+    collator.encode([second])
+    assert prompted == [third.example.question, second.example.question]
