@@ -10,15 +10,14 @@
 Any decoder does, on disk or of the hub; without chat flags its own chat template is used.
 """
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 
 from rqa import config
 
 
-def main() -> None:
-    """Train, export, test."""
+def main() -> int:
+    """Train, export, test; return the exit status."""
     configs = config.parse_configs(
         config.Model(model_name_or_path="mistralai/Mistral-7B-Instruct-v0.2"),
         config.EvalRetriever(eval_embedding_model="intfloat/e5-base-v2"),
@@ -145,7 +144,7 @@ def main() -> None:
             saved = (is_due or stop or selection.is_over) and checkpoints.save(step.number)
             if stop:
                 log.info("stopped after update %d; go on with:\n%s", step.number, resume_command(accelerator, folder))
-                sys.exit(not saved)
+                return int(not saved)
             if selection.is_over:
                 break
 
@@ -155,6 +154,7 @@ def main() -> None:
     export(accelerator, model, tokenizer, folder / "model")
     if tests:
         run_log.evaluation("test", score(tests, retrieval=test_found))
+    return 0
 
 
 if __name__ == "__main__":

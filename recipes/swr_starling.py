@@ -9,15 +9,14 @@
 Any decoder does, on disk or of the hub; without chat flags its own chat template is used.
 """
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 
 from rqa import config
 
 
-def main() -> None:
-    """Train, export, test."""
+def main() -> int:
+    """Train, export, test; return the exit status."""
     configs = config.parse_configs(
         config.Model(model_name_or_path="berkeley-nest/Starling-LM-7B-alpha"),
         config.Retriever(),
@@ -146,7 +145,7 @@ def main() -> None:
             saved = (is_due or stop or selection.is_over) and checkpoints.save(step.number)
             if stop:
                 log.info("stopped after update %d; go on with:\n%s", step.number, resume_command(accelerator, folder))
-                sys.exit(not saved)
+                return int(not saved)
             if selection.is_over:
                 break
 
@@ -156,6 +155,7 @@ def main() -> None:
     export(accelerator, model, tokenizer, folder / "model")
     if tests:
         run_log.evaluation("test", score(tests, retrieval=test_found))
+    return 0
 
 
 if __name__ == "__main__":

@@ -370,8 +370,8 @@ def write_config(path: Path, configs: Sequence[Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def cli(main: Callable[[], None]) -> None:
-    """Run a recipe's `main`: what the user can mend is printed, and the exit status is 2."""
+def cli(main: Callable[[], int | None]) -> None:
+    """Run a recipe's `main`, which returns the exit status. What the user can mend is printed; the status is then 2."""
     is_main = os.environ.get("RANK", "0") == "0"  # the accelerator, who knows better, is made later
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.ERROR, stream=sys.stderr)
     for chatty in ("absl", "accelerate", "faiss", "httpx", "sentence_transformers"):
@@ -379,7 +379,10 @@ def cli(main: Callable[[], None]) -> None:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        main()
+        status = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if launch := sys.modules.get("rqa.launch"):  # heavy, and loaded by whoever needed it
+        launch.leave_group()
+    sys.exit(status)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 
 from rqa.collators import ConcatenatedCollator, Row
@@ -42,6 +42,8 @@ class Generator:
         self.collator = collator
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
+        zero = accelerator.state.deepspeed_plugin
+        self.is_sharded = accelerator.distributed_type == DistributedType.FSDP or bool(zero and zero.zero_stage == 3)
 
     def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
         """Return the answer to each reading, in order, on every process."""
@@ -50,9 +52,10 @@ class Generator:
         model.eval()
         longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt))  # too much memory shows at once
         batches = [longest_first[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        # Every process makes as many calls, some of them again: sharded parameters are gathered by all together.
         here, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [batches[(start + here) % len(batches)] for start in range(0, len(batches), processes)]
+        mine = batches[here::processes]
+        if self.is_sharded and here >= len(batches) % processes > 0:
+            mine.append(batches[-1])  # all processes gather the weights together: who has no batch left repeats one
         numbered = [
             pair for batch in mine for pair in zip(batch, self._generate(model, [rows[i] for i in batch]), strict=True)
         ]
@@ -69,6 +72,7 @@ class Generator:
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=builder.stop_ids,
                 pad_token_id=self.collator.pad_id,
+                synced_gpus=self.is_sharded and self.accelerator.num_processes > 1,
             ).tolist()
         answers = []
         for row, ids in zip(rows, generated, strict=True):

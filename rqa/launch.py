@@ -1,10 +1,11 @@
 """From a launch to an Accelerator: processes, precision and DeepSpeed, as the flags and the launcher agree upon."""
 
-import importlib.util
+import gc
 import os
 import socket
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -13,15 +14,18 @@ from accelerate.utils import (
     DeepSpeedPlugin,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
+    compare_versions,
+    is_deepspeed_available,
     parse_flag_from_env,
 )
 
-from rqa.ds_config import precision_of, read_ds_config, reconciled
+from rqa.ds_config import merged, precision_of, read_ds_config, reconciled
 from rqa.errors import InputError
 from rqa.hardware import bf16_is_fast, default_device
 
 # While one process builds an index the others wait: a large corpus takes longer than torch's ten minutes.
 WAIT = timedelta(hours=12)
+DEEPSPEED = "0.19.8"  # the first whose norm of a gradient of NaN is not 1.414
 
 
 def make_accelerator(
@@ -29,14 +33,15 @@ def make_accelerator(
     *,
     bf16: bool | None = None,
     fp16: bool = False,
-    deepspeed: str = "",
+    deepspeed: str | None = "",
     flags: Mapping[str, Any] | None = None,
 ) -> Accelerator:
     """Return an Accelerator in the precision, and with the DeepSpeed, that flags and `accelerate launch` agree upon.
 
     Where nobody speaks of precision it is bfloat16 if the device computes that fast, else float32. `deepspeed` is a
-    JSON file of DeepSpeed, in which `flags` fill in what is open; see `rqa.ds_config.reconciled`. Raises InputError
-    where two of them disagree, or where processes were launched that would not see each other.
+    JSON file of DeepSpeed, in which `flags` fill in what is open; see `rqa.ds_config.reconciled`. None is for what
+    trains nothing: there DeepSpeed has nothing to do, even if the launcher asks for it. Raises InputError where two of
+    them disagree, or where processes were launched that would not see each other.
     """
     if bf16 and fp16:
         raise InputError("--bf16 true and --fp16 true exclude each other")
@@ -44,16 +49,20 @@ def make_accelerator(
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher writes "no" where nobody spoke
     if launched != "no" and asked not in (None, launched):
         raise InputError(f"the flags ask for mixed precision {asked!r}, accelerate's configuration for {launched!r}")
-    config, where = _deepspeed(deepspeed)
+    if deepspeed is None:
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    config, where = asked_deepspeed(deepspeed or "")
     precision = asked or (launched if launched != "no" else None) or precision_of(config) or _default_precision()
     backend = None
     plugin = None
     if where:
-        world = _join_world()
+        world = _join_world(where)
         known = {"gradient_accumulation_steps": accumulation, **(flags or {})}
         config = reconciled(config, where, known, processes=world, precision=precision)
+        if default_device().type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            backend = "gloo"
         plugin = DeepSpeedPlugin(hf_ds_config=config)
-        backend = "gloo" if default_device().type == "cpu" else None
     accelerator = Accelerator(
         mixed_precision=precision,
         # sync_with_dataloader: the loop knows where an update ends. adjust_scheduler: there is no scheduler.
@@ -63,6 +72,7 @@ def make_accelerator(
         deepspeed_plugin=plugin,
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=WAIT)],
     )
+    assert accelerator.gradient_accumulation_steps == accumulation
     launched_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if launched_processes != accelerator.num_processes:
         raise InputError(
@@ -78,61 +88,89 @@ def make_accelerator(
     return accelerator
 
 
+def leave_group() -> None:
+    """End the group of processes, once nothing uses it. An interpreter that ends before the group's threads aborts."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        gc.collect()  # a model may be part of a cycle, and its wrapper holds the group
+
+
 def _default_precision() -> str:
     device = torch.device("cpu") if parse_flag_from_env("ACCELERATE_USE_CPU") else default_device()
     return "bf16" if bf16_is_fast(device) else "no"
 
 
-def _deepspeed(path: str) -> tuple[dict[str, Any], str]:
-    """Return the configuration that is asked for, by a flag or the launcher, and its source; ("" for none)."""
-    config, where = launched_deepspeed()
-    if path:
-        given = read_ds_config(path)
-        if where and given != config:
-            raise InputError(f"--deepspeed {path} and {where} ask for different things; leave one of them out")
-        config, where = given, f"--deepspeed {path}"
+def asked_deepspeed(path: str) -> tuple[dict[str, Any], str]:
+    """Return the configuration that a flag and the launcher ask for together, and its source; ("" for none).
+
+    Raises InputError where they ask for different things, or for what cannot be.
+    """
+    config, where = (read_ds_config(path), f"--deepspeed {path}") if path else ({}, "")
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+        if file != "none":
+            name = f"accelerate's deepspeed_config_file {file}"
+            config, where = merged(config, where, read_ds_config(file), name), where or name
+        name, launched = "accelerate's deepspeed_config", _launched()
+        if not where:
+            launched["zero_optimization"].setdefault("stage", 2)  # accelerate's own default
+        config, where = merged(config, where, launched, name), where or name
     if where:
-        if importlib.util.find_spec("deepspeed") is None:
-            raise InputError(f"{where}: the package deepspeed is not installed: `pip install deepspeed`")
-        # Accelerate refuses a configuration beside the launcher's own; the launcher's is in it.
+        _check_version(where)
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise InputError(f"{where}: accelerate's configuration asks for FSDP; leave one of them out")
+        # Accelerate refuses its own fields beside a configuration; they are in it.
         os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     return config, where
 
 
-def launched_deepspeed() -> tuple[dict[str, Any], str]:
-    """Return what `accelerate launch` says of DeepSpeed, in its own file or in accelerate's."""
-    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        return {}, ""
-    if path := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
-        return read_ds_config(path), f"accelerate's deepspeed_config_file {path}"
-    zero: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
-    for what in ("OPTIMIZER", "PARAM"):
-        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none")
-        if device != "none":
-            zero[f"offload_{what.lower()}"] = {"device": device}
-        if device == "nvme":
-            path = os.environ[f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_NVME_PATH"]
-            zero[f"offload_{what.lower()}"]["nvme_path"] = path
+def _check_version(where: str) -> None:
+    if not is_deepspeed_available():
+        raise InputError(f'{where}: DeepSpeed is not installed: `pip install ".[deepspeed]"`')
+    if compare_versions("deepspeed", "<", DEEPSPEED):
+        raise InputError(
+            f"{where}: DeepSpeed {metadata.version('deepspeed')} is installed, expected at least {DEEPSPEED}: older "
+            "ones take a gradient that is not finite for a finite one, and the weights are lost"
+        )
+
+
+def _launched() -> dict[str, Any]:
+    """Return what `accelerate launch` says of DeepSpeed beside a file, but what `accelerate config` adds unasked."""
+
+    def said(name: str, *defaults: str) -> str | None:
+        value = os.environ.get(f"ACCELERATE_{name}", "auto")
+        return None if value in ("auto", *defaults) else value
+
+    zero: dict[str, Any] = {}
     config: dict[str, Any] = {"zero_optimization": zero}
-    if steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
-        config["gradient_accumulation_steps"] = "auto" if steps == "auto" else int(steps)
-    if norm := os.environ.get("ACCELERATE_GRADIENT_CLIPPING"):
-        config["gradient_clipping"] = "auto" if norm == "auto" else float(norm)
-    return config, "accelerate's deepspeed_config"
+    if stage := said("DEEPSPEED_ZERO_STAGE"):
+        zero["stage"] = int(stage)
+    for what in ("OPTIMIZER", "PARAM"):
+        if device := said(f"DEEPSPEED_OFFLOAD_{what}_DEVICE", "none"):
+            zero[f"offload_{what.lower()}"] = {"device": device}
+        if place := said(f"DEEPSPEED_OFFLOAD_{what}_NVME_PATH", "none"):
+            zero[f"offload_{what.lower()}"]["nvme_path"] = place
+    if said("DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false"):
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    if steps := said("GRADIENT_ACCUMULATION_STEPS", "1"):
+        config["gradient_accumulation_steps"] = int(steps)
+    if norm := said("GRADIENT_CLIPPING"):
+        config["gradient_clipping"] = float(norm)
+    return config
 
 
-def _join_world() -> int:
+def _join_world(where: str) -> int:
     """Return the number of processes; a single one that no launcher started gets what DeepSpeed wants to know."""
-    if "WORLD_SIZE" not in os.environ:
+    world = int(os.environ.setdefault("WORLD_SIZE", "1"))
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise InputError(
+            f"{where}: ACCELERATE_USE_CPU=true turns DeepSpeed off. Without GPUs it runs with "
+            f"`torchrun --nproc_per_node {world} RECIPE …`"
+        )
+    if world == 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        alone = {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        os.environ.update(alone)
-    return int(os.environ["WORLD_SIZE"])
+        for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+            os.environ.setdefault(name, str(value))
+    return world

@@ -44,11 +44,13 @@ def make_optimizer(model: nn.Module, name: OptimizerName = "adamw", *, weight_de
 
     Its rate is written before every update by `train_steps`.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves of a parameter a flat part
+            (matrices if len(shape) >= 2 else others).append(parameter)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     if name == "adafactor":
         return torch.optim.Adafactor(groups, lr=0.0)
     return torch.optim.AdamW(groups, lr=0.0, fused=True)

@@ -1,6 +1,5 @@
 """rqa.checkpoint: the plain model, and the state of a run, whole or not at all."""
 
-import json
 import os
 import shutil
 import sys
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from tiny_models import DECODERS, decoder, llama, random_batch, tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from world import files, launch_two
+from world import files, hand_over, results_of
 
 from rqa.checkpoint import Checkpoints, DamagedCheckpointError, export
 from rqa.decoder import AnswerLM
@@ -292,16 +291,14 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_pa
 
 
 def test_a_failure_of_one_process_is_one_of_all(tmp_path):
-    out = launch_two(__file__, tmp_path)
-    assert [json.loads(path.read_text()) for path in out] == [[True, False, True, 15, 15.0]] * 2
+    assert results_of(__file__, tmp_path) == [[True, False, True, 15, 15.0]] * 2
     assert numbers(tmp_path / "run") == [5, 15]
 
 
-def in_one_of_two_processes(out):
+def in_one_of_two_processes(folder):
     accelerator = Accelerator(cpu=True)
-    folder = Path(out[0]).parent / "run"
-    folder.mkdir(exist_ok=True)
-    run, save_state = Run(folder, accelerator=accelerator), accelerator.save_state
+    (folder / "run").mkdir(exist_ok=True)
+    run, save_state = Run(folder / "run", accelerator=accelerator), accelerator.save_state
 
     def fail(folder):
         raise OSError("disk full")
@@ -315,8 +312,8 @@ def in_one_of_two_processes(out):
     with torch.no_grad():
         run.weight.fill_(99)
     results += [run.checkpoints.resume("latest"), run.weight.item()]
-    Path(out[accelerator.process_index]).write_text(json.dumps(results))
+    hand_over(results, folder)
 
 
 if __name__ == "__main__":
-    in_one_of_two_processes(sys.argv[1:])
+    in_one_of_two_processes(Path(sys.argv[1]))

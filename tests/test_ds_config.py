@@ -2,12 +2,13 @@
 
 import copy
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from world import ROOT
 
-from rqa.ds_config import precision_of, read_ds_config, reconciled
+from rqa.ds_config import merged, precision_of, read_ds_config, reconciled
 from rqa.errors import InputError
 
 FLAGS = {
@@ -17,6 +18,9 @@ FLAGS = {
     "learning_rate": 5e-6,
     "weight_decay": 0.01,
     "optim": "adamw",
+    "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.1,
+    "max_steps": -1,
 }
 # The blocks that LocalRQA's file has, with their values left open.
 LOCALRQA = {
@@ -97,8 +101,15 @@ def test_without_flags_the_file_prevails():
     assert (config["gradient_clipping"], config["train_batch_size"]) == (3.0, 3)
 
 
-def test_no_clipping_is_deepspeeds_zero():
-    assert made(LOCALRQA, FLAGS | {"max_grad_norm": float("inf")})["gradient_clipping"] == 0
+@pytest.mark.parametrize("said", ["auto", 0, 0.0])
+def test_no_clipping_is_deepspeeds_zero(said):
+    never = FLAGS | {"max_grad_norm": float("inf")}
+    assert made(LOCALRQA | {"gradient_clipping": said}, never)["gradient_clipping"] == 0
+
+
+def test_a_file_that_never_clips_conflicts_with_a_norm():
+    with pytest.raises(InputError, match=r"gradient_clipping is 0, --max_grad_norm is 0\.5"):
+        made(LOCALRQA | {"gradient_clipping": 0})
 
 
 AGREEING = {
@@ -112,10 +123,11 @@ AGREEING = {
     "optimizer__params__weight_decay": 0.01,
     "optimizer__params__betas": [0.9, 0.999],
     "optimizer__params__eps": 1e-8,
+    "optimizer__params__adam_w_mode": True,
     "optimizer__type": "Adam",
     "scheduler__params__warmup_max_lr": 5e-6,
     "scheduler__params__warmup_min_lr": 0,
-    "scheduler__type": "WarmupCosineLR",
+    "scheduler__type": "WarmupCosineLR",  # all "auto": the flag's schedule prevails
 }
 
 
@@ -129,19 +141,28 @@ CONFLICTS = {
     "gradient_accumulation_steps": (1, "is 1, --gradient_accumulation_steps is 4"),
     "train_batch_size": (8, "is 8, the flags and the launch make 3 processes x 4 x 2 = 24"),
     "gradient_clipping": (1.0, "is 1.0, --max_grad_norm is 0.5"),
+    "bf16": (True, "expected an object, found true"),
+    "bf16__check_grad_overflow": (False, "is false, it must be true: a gradient that is not finite would destroy"),
     "bf16__enabled": (False, "is false, the run's mixed precision is 'bf16'"),
     "fp16__enabled": (True, "is true, the run's mixed precision is 'bf16'"),
     "optimizer__params__lr": (1e-4, "is 0.0001, --learning_rate is 5e-06"),
     "optimizer__params__weight_decay": (0.1, "is 0.1, --weight_decay is 0.01"),
     "optimizer__params__betas": ([0.9, 0.95], "is [0.9, 0.95], here it is [0.9, 0.999]"),
-    "optimizer__params__adam_w_mode": (False, "is False, here it is True"),
-    "optimizer__params__freeze_step": (9, "is 9: the flags say it here"),
+    "optimizer__params__eps": (1e-6, "is 1e-06, here it is 1e-08"),
+    "optimizer__params__adam_w_mode": (False, "is false, here it is true"),  # its Adam, with decay in the gradient
+    "optimizer__params__freeze_step": (9, "is 9: there is no such setting here"),
+    "optimizer__params": ([], "expected an object, found []"),
+    "optimizer": ("AdamW", 'expected an object, found "AdamW"'),
     "optimizer__type": ("Lion", "is 'Lion', --optim is 'adamw'"),
     "scheduler__params__warmup_max_lr": (1e-4, "is 0.0001, --learning_rate is 5e-06"),
-    "scheduler__params__warmup_num_steps": (100, "is 100: the flags say it here"),
+    "scheduler__params__warmup_num_steps": (100, 'is 100, --warmup_ratio is 0.1; let it be "auto"'),
+    "scheduler__params__total_num_steps": (900, "is 900, --max_steps is -1"),
+    "scheduler__params__cos_min_ratio": (0.1, "is 0.1, here it is 0"),
     "scheduler__params__warmup_min_lr": (1e-6, "is 1e-06, here it is 0"),
     "scheduler__type": ("OneCycle", "is 'OneCycle', expected WarmupLR, WarmupDecayLR, WarmupCosineLR"),
+    "zero_optimization": (2, "expected an object, found 2"),
     "zero_optimization__stage": (0, "expected 1, 2 or 3, found 0"),
+    "zero_optimization__compute_grad_norm": (False, "is false, it must be true: the loop needs the gradient's norm"),
     "zero_optimization__overlap_comm": ("auto", 'is "auto", and no flag says what that is'),
     "activation_checkpointing__number_checkpoints": ("auto", 'is "auto", and no flag says what that is'),
 }
@@ -155,27 +176,81 @@ def test_a_conflict_is_an_error_that_names_both_sides(path, value, message):
     assert message in str(refused.value)
 
 
-def test_another_optimizer_by_flag_conflicts_with_the_block():
-    with pytest.raises(InputError, match=r"optimizer\.type is 'AdamW', --optim is 'adafactor'"):
-        made(LOCALRQA, FLAGS | {"optim": "adafactor"})
+@pytest.mark.parametrize(
+    ("kind", "flag", "number", "changes"),
+    [
+        ("WarmupDecayLR", "linear", 0, {"warmup_ratio": 0.0}),
+        ("WarmupDecayLR", "linear", 4, {"max_steps": 31}),  # 3.1 are 4
+        ("WarmupCosineLR", "cosine", 4, {"max_steps": 31}),
+        ("WarmupLR", "constant", 4, {"max_steps": 31}),
+    ],
+)
+def test_a_schedule_in_numbers_must_be_that_of_the_flags(kind, flag, number, changes):
+    flags = FLAGS | {"lr_scheduler_type": flag} | changes
+    config = with_(LOCALRQA, scheduler__type=kind, scheduler__params__warmup_num_steps=number)
+    assert made(config, flags) == made(LOCALRQA)
+    other = with_(config, scheduler__params__warmup_num_steps=number + 1)
+    with pytest.raises(InputError, match=rf"scheduler\.params\.warmup_num_steps is {number + 1}, --warmup_ratio is"):
+        made(other, flags)
+    for another in {"linear", "cosine", "constant"} - {flag}:
+        message = rf"scheduler\.type is '{kind}', which is '{flag}', --lr_scheduler_type is '{another}'"
+        with pytest.raises(InputError, match=message):
+            made(config, flags | {"lr_scheduler_type": another})
+
+
+def test_blocks_of_localrqas_file_yield_to_the_flags_and_that_is_said(caplog):
+    caplog.set_level(logging.INFO, "rqa")
+    assert made(LOCALRQA, FLAGS | {"lr_scheduler_type": "cosine"}) == made(LOCALRQA)
+    assert caplog.messages[:2] == [
+        "ds.json: the block optimizer is taken out; instead: --optim adamw --learning_rate 5e-06 --weight_decay 0.01",
+        "ds.json: the block scheduler is taken out; instead: --lr_scheduler_type cosine --warmup_ratio 0.1 "
+        "--learning_rate 5e-06",
+    ]
+
+
+def test_an_optimizer_that_looks_at_matrices_is_refused():
+    """ZeRO hands its optimizer one flat tensor: Adafactor would compute something else, on each number of GPUs."""
+    with pytest.raises(InputError, match=r"ds\.json: --optim adafactor looks at whole matrices, and ZeRO has none"):
+        made({"zero_optimization": {"stage": 2}}, FLAGS | {"optim": "adafactor"})
+
+
+@pytest.mark.parametrize("said", [{}, {"stage3_gather_16bit_weights_on_model_save": "auto"}])
+def test_zero_3_gathers_for_the_export(said):
+    zero = made({"zero_optimization": {"stage": 3, **said}})["zero_optimization"]
+    assert zero == {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
 
 
 def test_zero_3_without_gathering_for_the_export_is_refused():
     zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": False}
-    with pytest.raises(InputError, match="stage3_gather_16bit_weights_on_model_save must be true"):
+    with pytest.raises(InputError, match="stage3_gather_16bit_weights_on_model_save is false, it must be true"):
         made({"zero_optimization": zero})
 
 
-@pytest.mark.parametrize("config", [{}, {"zero_optimization": True}, {"zero_optimization": {}}])
+@pytest.mark.parametrize("config", [{}, {"zero_optimization": {}}])
 def test_a_file_without_a_stage_is_refused(config):
-    with pytest.raises(InputError, match=r"zero_optimization.stage: expected 1, 2 or 3, found None"):
+    with pytest.raises(InputError, match=r"zero_optimization.stage: expected 1, 2 or 3, found null"):
         made(config)
+
+
+def test_two_sources_are_one_where_they_agree_and_name_each_other_where_not():
+    file, other = (
+        with_(LOCALRQA, zero_optimization__stage=3),
+        {"zero_optimization": {"stage": 3}, "gradient_clipping": 2},
+    )
+    both = merged(file, "ds.json", other, "accelerate")
+    assert both == file | {"gradient_clipping": 2} == merged(other, "accelerate", file, "ds.json")
+    assert merged({"a": "auto"}, "", {"a": 1}, "") == merged({"a": 1}, "", {"a": "auto"}, "") == {"a": 1}
+    with pytest.raises(InputError, match=r"zero_optimization\.stage is 3 in ds\.json, and 2 in accelerate"):
+        merged(file, "ds.json", {"zero_optimization": {"stage": 2}}, "accelerate")
+    with pytest.raises(InputError, match=r"ds\.json: bf16: expected an object, found true"):
+        merged({"bf16": True}, "ds.json", {"bf16": {"enabled": True}}, "accelerate")
 
 
 def test_the_precision_of_a_file_is_read_where_it_says_one():
     assert precision_of({"bf16": {"enabled": True}}) == "bf16"
     assert precision_of({"fp16": {"enabled": True}, "bf16": {"enabled": False}}) == "fp16"
-    assert precision_of(LOCALRQA) is precision_of({}) is None
+    assert precision_of({"bf16": {"enabled": False}}) == "no"  # or else it would be bfloat16 where that is fast
+    assert precision_of(LOCALRQA) is precision_of({}) is precision_of({"fp16": {"enabled": False}}) is None
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("{", "expected DeepSpeed"), ("[]", "list")])

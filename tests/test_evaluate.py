@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from tiny_models import decoder, tokenizer
 from torch.nn.functional import cross_entropy
-from world import launch_two
+from world import hand_over, results_of
 
 from rqa import metrics
 from rqa.collators import ConcatenatedCollator
@@ -239,10 +239,11 @@ def test_the_loss_is_plain_cross_entropy_over_all_tokens_in_every_batch_size(pla
     assert losses() == pytest.approx([plain_loss] * len(BATCH_SIZES), rel=1e-5)
 
 
-def test_the_loss_is_the_same_on_two_processes(plain_loss, tmp_path):
-    first, second = (json.loads(path.read_text()) for path in launch_two(__file__, tmp_path))
-    assert first == second == pytest.approx([plain_loss] * len(BATCH_SIZES), rel=1e-5)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_loss_is_the_same_on_more_processes(plain_loss, tmp_path, processes):
+    expected = pytest.approx([plain_loss] * len(BATCH_SIZES), rel=1e-5)
+    assert results_of(__file__, tmp_path, processes=processes) == [expected] * processes
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1 + Accelerator(cpu=True).process_index]).write_text(json.dumps(losses()))
+    hand_over(losses(), Path(sys.argv[1]))

@@ -1,20 +1,22 @@
-"""rqa.generate: the answers are those of the plain model, one by one, in every batch size and on two processes."""
+"""rqa.generate: the answers are those of the plain model, one by one, in every batch size and on more processes."""
 
 import json
 import sys
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from tiny_models import EOS, PAD, decoder, tokenizer
-from world import PLACES, launch_two
+from world import PLACES, ROOT, hand_over, handed_over, launch, results_of, torchrun
 
 from rqa.collators import ConcatenatedCollator
 from rqa.data import Example, Passage, Turn
 from rqa.decoder import AnswerLM
 from rqa.generate import Answer, Generator
+from rqa.launch import make_accelerator
 from rqa.passages import Reading
 from rqa.prompts import ChatFormat, PromptBuilder
 
@@ -41,8 +43,8 @@ def language_model(end=EOS, *, dropout=0.0):
     return lm
 
 
-def generator(lm, batch_size, builder=TEMPLATE):
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
+def generator(lm, batch_size, builder=TEMPLATE, accelerator=None):
+    accelerator = accelerator or Accelerator(cpu=True, mixed_precision="no")
     model = accelerator.prepare(AnswerLM(lm))
     return Generator(accelerator, model, ConcatenatedCollator(builder), batch_size, MAX_NEW_TOKENS)
 
@@ -108,26 +110,56 @@ def test_the_longest_prompts_come_first_and_a_batch_ends_with_its_longest_answer
     assert sizes == [(len(b), b[0].num_prompt_tokens, max(answer.num_tokens for answer in b)) for b in batches]
 
 
-def results():
-    """For batch sizes of many and of few batches: the file that a run would write, and what this process answered."""
+def results(accelerator=None, *, is_sharded=False):
+    """For batch sizes of many and of few batches: the file that a run would write, and the calls of this process."""
     found = []
     for batch_size in (2, 4, 9, 20):
-        generate, answered = generator(language_model(), batch_size), []
+        generate, calls = generator(language_model(), batch_size, accelerator=accelerator), []
+        generate.is_sharded |= is_sharded
         plain = generate._generate
-        generate._generate = lambda model, rows, plain=plain, answered=answered: (
-            answered.extend(len(row.prompt) for row in rows) or plain(model, rows)
+        generate._generate = lambda model, rows, plain=plain, calls=calls: (
+            calls.append([len(row.prompt) for row in rows]) or plain(model, rows)
         )
-        found.append(("\n".join(json.dumps(asdict(answer)) for answer in generate(READINGS)), answered))
+        found.append(("\n".join(json.dumps(asdict(answer)) for answer in generate(READINGS)), calls))
     return found
 
 
-def test_two_processes_write_the_file_of_one_and_answer_everything_once(tmp_path):
-    first, second = (json.loads(path.read_text()) for path in launch_two(__file__, tmp_path))
-    for (file, of_first), (other_file, of_second), (expected, of_one) in zip(first, second, results(), strict=True):
-        assert file == other_file == expected
-        assert sorted(of_first + of_second) == sorted(of_one)
-    assert [len(of_second) for _, of_second in second] == [4, 4, 0, 0]  # of 5, 3, 1 and 1 batches
+@pytest.mark.parametrize("processes", [2, 3])
+def test_more_processes_write_the_file_of_one_and_answer_everything_once(tmp_path, processes):
+    ranks = results_of(__file__, tmp_path, processes=processes)
+    for (file, calls), *of_ranks in zip(results(), *(whole for whole, _ in ranks), strict=True):
+        assert [found for found, _ in of_ranks] == [file] * processes
+        assert sorted(chain.from_iterable(found for _, found in of_ranks)) == sorted(calls)
+    assert_as_many_calls([sharded for _, sharded in ranks])
+
+
+def assert_as_many_calls(ranks):
+    """Weights that are spread over processes are gathered by all of them together, call by call."""
+    for (file, calls), *of_ranks in zip(results(), *ranks, strict=True):
+        assert [found for found, _ in of_ranks] == [file] * len(ranks)
+        assert [len(found) for _, found in of_ranks] == [-(-len(calls) // len(ranks))] * len(ranks)
+        assert {*map(tuple, calls)} == {tuple(call) for _, found in of_ranks for call in found}
+
+
+@pytest.mark.slow
+def test_under_zero_3_too_two_processes_write_the_file_of_one(tmp_path):
+    config = tmp_path / "ds.json"
+    config.write_text('{"zero_optimization": {"stage": 3}}')
+    by = (*torchrun(2), str(ROOT / "tests/deepspeed_on_cpu.py"))
+    launch(__file__, {str(tmp_path): str(config)}, by=by)
+    assert_as_many_calls(handed_over(tmp_path, 2))
+
+
+def main(folder, deepspeed=None):
+    if deepspeed:
+        accelerator = make_accelerator(bf16=False, deepspeed=deepspeed)
+        assert accelerator.num_processes == 2
+        found = results(accelerator)
+    else:
+        accelerator = Accelerator(cpu=True)
+        found = results(), results(is_sharded=True)
+    hand_over(found, Path(folder))
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1 + Accelerator(cpu=True).process_index]).write_text(json.dumps(results()))
+    main(*sys.argv[1:])

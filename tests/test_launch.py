@@ -1,5 +1,6 @@
 """rqa.launch: one precision, processes that see each other, and DeepSpeed as flags and launcher agree upon."""
 
+import json
 import os
 
 import pytest
@@ -15,17 +16,24 @@ from accelerate.utils.launch import (
 )
 from world import ROOT
 
+from rqa.config import Optimization, parse_configs
 from rqa.errors import InputError
-from rqa.launch import launched_deepspeed, make_accelerator
+from rqa.launch import asked_deepspeed, make_accelerator
+
+LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "DS_ACCELERATOR")
 
 
 @pytest.fixture(autouse=True)
 def _launched_by_nobody(monkeypatch):
-    for name in (*os.environ, "OMP_NUM_THREADS"):
-        if name.startswith("ACCELERATE_") or name in ("WORLD_SIZE", "OMP_NUM_THREADS"):
-            monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)  # a launch writes into it, and so does accelerate
+    for name in before:
+        if name.startswith(("ACCELERATE_", "MASTER_")) or name in LAUNCHERS:
+            del os.environ[name]
     monkeypatch.setattr("rqa.launch.bf16_is_fast", lambda device: False)
     AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 SAID = [(None, {"bf16": True}, "bf16"), (None, {"bf16": False}, "no")]
@@ -132,28 +140,132 @@ def test_our_configurations_are_accelerates(launched_by, path):
 def test_deepspeed_by_accelerates_configuration_is_that_of_its_file(monkeypatch, launched_by, stage):
     monkeypatch.chdir(ROOT)
     launched_by(f"recipes/configs/accelerate_zero{stage}.yaml")
-    config, where = launched_deepspeed()
+    config, where = asked_deepspeed("")
     assert config["zero_optimization"]["stage"] == stage
     assert where.startswith("accelerate's deepspeed_config_file recipes/configs/ds_")
 
 
-def test_deepspeed_by_accelerates_flags_is_a_configuration_too(launched_by, tmp_path):
-    flags = "--use_deepspeed --zero_stage 3 --offload_optimizer_device cpu --gradient_clipping 0.3".split()
-    (tmp_path / "empty.yaml").write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\n")
-    launched_by(tmp_path / "empty.yaml", *flags)
-    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}}
-    assert launched_deepspeed() == (
-        {"zero_optimization": zero, "gradient_clipping": 0.3},
-        "accelerate's deepspeed_config",
-    )
-    path = tmp_path / "ds.json"
-    path.write_text('{"zero_optimization": {"stage": 2}}')
-    with pytest.raises(InputError, match=f"--deepspeed {path} and accelerate's deepspeed_config ask for different"):
-        make_accelerator(deepspeed=str(path))
+def yaml_of(folder, **deepspeed):
+    """What `accelerate config` writes for DeepSpeed where the user answers with the return key alone, and changes."""
+    answers = {
+        "gradient_accumulation_steps": 1,
+        "offload_optimizer_device": "none",
+        "offload_param_device": "none",
+        "zero3_init_flag": False,
+        "zero_stage": 2,
+    }
+    content = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": answers | deepspeed,
+        "mixed_precision": "no",
+        "num_machines": 1,
+        "num_processes": 1,
+        "use_cpu": False,
+    }
+    (folder / "accelerate.yaml").write_text(yaml.safe_dump(content))
+    return folder / "accelerate.yaml"
+
+
+def file_of(folder, config):
+    (folder / "ds.json").write_text(json.dumps(config))
+    return str(folder / "ds.json")
+
+
+def test_what_accelerate_config_writes_unasked_is_not_said(launched_by, tmp_path):
+    launched_by(yaml_of(tmp_path))
+    assert asked_deepspeed("") == ({"zero_optimization": {"stage": 2}}, "accelerate's deepspeed_config")
+
+
+def test_what_accelerates_configuration_says_is_a_configuration(launched_by, tmp_path):
+    said = {"zero_stage": 3, "offload_optimizer_device": "cpu", "zero3_save_16bit_model": True}
+    launched_by(yaml_of(tmp_path, **said, gradient_clipping=0.3, gradient_accumulation_steps=4))
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "stage3_gather_16bit_weights_on_model_save": True}
+    expected = {"zero_optimization": zero, "gradient_clipping": 0.3, "gradient_accumulation_steps": 4}
+    assert asked_deepspeed("") == (expected, "accelerate's deepspeed_config")
+    with pytest.raises(InputError, match=r"deepspeed_config: gradient_clipping is 0\.3, --max_grad_norm is 1\.0"):
+        make_accelerator(4, flags={"max_grad_norm": 1.0})
+    with pytest.raises(InputError, match="gradient_accumulation_steps is 4, --gradient_accumulation_steps is 2"):
+        make_accelerator(2, flags={"max_grad_norm": 0.3})
+
+
+def test_a_launcher_that_only_says_deepspeed_leaves_all_to_the_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    path = file_of(tmp_path, {"zero_optimization": {"stage": 3}})
+    assert asked_deepspeed(path) == ({"zero_optimization": {"stage": 3}}, f"--deepspeed {path}")
+    assert asked_deepspeed("") == ({"zero_optimization": {"stage": 2}}, "accelerate's deepspeed_config")
+
+
+def test_a_flag_and_a_launcher_that_agree_are_one_and_the_others_are_refused(launched_by, tmp_path):
+    launched_by(yaml_of(tmp_path, gradient_clipping=0.3))
+    path = file_of(tmp_path, {"zero_optimization": {"stage": 2}, "steps_per_print": 7})
+    config = {"zero_optimization": {"stage": 2}, "steps_per_print": 7, "gradient_clipping": 0.3}
+    assert asked_deepspeed(path) == (config, f"--deepspeed {path}")
+    for other, message in (
+        (
+            {"zero_optimization": {"stage": 3}},
+            r"zero_optimization\.stage is 3 in --deepspeed .*, and 2 in accelerate's",
+        ),
+        (
+            {"gradient_clipping": 1},
+            r"gradient_clipping is 1 in --deepspeed .*ds\.json, and 0\.3 in accelerate's deepsp",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_accelerator(deepspeed=file_of(tmp_path, other))
+
+
+def test_two_files_are_refused_where_they_disagree(launched_by, tmp_path):
+    (tmp_path / "launcher").mkdir()
+    theirs = file_of(tmp_path / "launcher", {"zero_optimization": {"stage": 2}})
+    content = yaml.safe_load(yaml_of(tmp_path).read_text()) | {"deepspeed_config": {"deepspeed_config_file": theirs}}
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(content))
+    launched_by(tmp_path / "accelerate.yaml")
+    assert asked_deepspeed(theirs)[0] == asked_deepspeed("")[0] == {"zero_optimization": {"stage": 2}}
+    ours = file_of(tmp_path, {"zero_optimization": {"stage": 3}})
+    with pytest.raises(
+        InputError, match=f"is 3 in --deepspeed {ours}, and 2 in accelerate's deepspeed_config_file {theirs}"
+    ):
+        make_accelerator(deepspeed=ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "ACCELERATE_USE_CPU",
+            "ACCELERATE_USE_CPU=true turns DeepSpeed off. Without GPUs it runs with `torchrun --nproc",
+        ),
+        ("ACCELERATE_USE_FSDP", "accelerate's configuration asks for FSDP; leave one of them out"),
+    ],
+)
+def test_what_would_turn_deepspeed_off_without_a_word_is_refused(monkeypatch, tmp_path, name, message):
+    path = file_of(tmp_path, {"zero_optimization": {"stage": 2}})
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(InputError) as refused:
+        make_accelerator(deepspeed=path)
+    assert str(refused.value).startswith(f"--deepspeed {path}: {message}")
+
+
+def test_where_nothing_is_trained_the_launchers_deepspeed_has_no_say(launched_by, tmp_path):
+    launched_by(yaml_of(tmp_path, zero_stage=3))
+    accelerator = make_accelerator(bf16=False, deepspeed=None)
+    assert (accelerator.distributed_type.value, accelerator.state.deepspeed_plugin) == ("NO", None)
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch, tmp_path):
-    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="deepspeed is not installed: `pip install deepspeed`"):
-        make_accelerator(deepspeed=str(tmp_path / "ds.json"))
+    monkeypatch.setattr("rqa.launch.is_deepspeed_available", lambda: False)
+    with pytest.raises(InputError, match=r'DeepSpeed is not installed: `pip install "\.\[deepspeed\]"`'):
+        make_accelerator(deepspeed=file_of(tmp_path, {"zero_optimization": {"stage": 2}}))
+
+
+@pytest.mark.parametrize("older", ["0.19.7", "0.9.20"])
+def test_a_deepspeed_that_takes_a_gradient_of_nan_for_a_finite_one_is_refused(monkeypatch, tmp_path, older):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: older)
+    with pytest.raises(InputError, match=f"DeepSpeed {older} is installed, expected at least 0.19.8: older ones"):
+        make_accelerator(deepspeed=file_of(tmp_path, {"zero_optimization": {"stage": 2}}))
+
+
+def test_a_file_that_is_not_there_is_refused_before_anything_is_read():
+    with pytest.raises(InputError, match="--deepspeed no/such/file: no such file"):
+        parse_configs(Optimization(), argv=["--deepspeed", "no/such/file"])

@@ -1,6 +1,5 @@
 """rqa.retrieval: each split gets its own passages, on every process the same, and nothing is retrieved twice."""
 
-import json
 import logging
 import sys
 from dataclasses import replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
-from world import World, files, launch_two
+from world import World, files, hand_over, results_of
 
 from rqa.data import Passage, load_examples, open_passages
 from rqa.retrieval import retrieve_all, retrieve_splits
@@ -126,16 +125,15 @@ def test_where_nothing_can_be_kept_it_is_retrieved_each_time(world, tmp_path, lo
 
 
 def test_every_process_has_what_the_main_process_found(world, tmp_path):
-    out = launch_two(__file__, tmp_path, str(world.folder))
-    ranks = [json.loads(path.read_text()) for path in out]
+    ranks = results_of(__file__, tmp_path, world.folder)
     assert [rank.pop("embedded") for rank in ranks] == [[1, 13, 1, 7], []]
     expected = [[[hit.passage.id for hit in hits] for hits in each.found] for each in retrieve(world, tmp_path / "one")]
     assert ranks[0]["found"] == ranks[1]["found"] == expected
     assert "manifest.json" in files(tmp_path / "two")
 
 
-def in_one_of_two_processes(folder, *out):
-    folder, calls, plain = Path(folder), [], Encoder.encode_queries
+def in_one_of_two_processes(folder, out):
+    calls, plain = [], Encoder.encode_queries
     Encoder.encode_queries = lambda self, queries: calls.append(len(queries)) or plain(self, queries)
     model, encoder, data = (
         "",
@@ -143,10 +141,10 @@ def in_one_of_two_processes(folder, *out):
         [folder / f"{n}.jsonl" for n in ("train", "eval", "test")],
     )
     world = World(folder, model, encoder, *map(str, data), str(folder / "corpus.jsonl"), "")
-    found = retrieve(world, Path(out[0]).parent / "two")
+    found = retrieve(world, out / "two")
     ids = [[[hit.passage.id for hit in hits] for hits in each.found] for each in found]
-    Path(out[Accelerator().process_index]).write_text(json.dumps({"found": ids, "embedded": calls}))
+    hand_over({"found": ids, "embedded": calls}, out)
 
 
 if __name__ == "__main__":
-    in_one_of_two_processes(*sys.argv[1:])
+    in_one_of_two_processes(*map(Path, sys.argv[1:]))

@@ -1,6 +1,7 @@
 """rqa.train: a global batch gives the same update in every layout, and it is the update of a plain loop."""
 
 import copy
+import os
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +16,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from tiny_models import PAD, decoder, random_batch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
-from world import launch_two
+from world import hand_over, results_of
 
 from rqa.decoder import AnswerLM
 from rqa.schedule import learning_rate_at
@@ -25,7 +26,13 @@ ROWS = [(3, 1), (9, 25), (4, 2), (12, 3), (5, 14), (2, 1), (8, 30), (6, 5)]  # t
 SIZES = (8, 8, 5, 8, 1)  # examples of each update's global batch; the smaller leave slots empty
 GLOBAL_BATCHES = [random_batch(ROWS[:size], seed=seed) for seed, size in enumerate(SIZES)]
 LAYOUTS = {"1 x (8 x 1)": 8, "1 x (4 x 2)": 4, "1 x (2 x 4)": 2, "1 x 8": 1}  # and their accumulation
-LAYOUTS_OF_TWO = {"2 x (1 x 4)": 1, "2 x (2 x 2)": 2, "2 x (4 x 1)": 4}
+LAYOUTS_OF_MORE = {  # and their processes and accumulation; three have odd micro-batches
+    "2 x (1 x 4)": (2, 1),
+    "2 x (2 x 2)": (2, 2),
+    "2 x (4 x 1)": (2, 4),
+    "3 x (1 x 3)": (3, 1),
+    "3 x (2 x 2)": (3, 2),
+}
 EMPTY = {"input_ids": torch.tensor([[PAD]]), "labels": torch.tensor([[-100]])}
 MAX_NORM = 0.5
 NAN = float("nan")
@@ -135,15 +142,22 @@ def test_one_process_does_what_a_plain_loop_does(plain_loop, layout):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return [torch.load(path) for path in launch_two(__file__, tmp_path_factory.mktemp("two"))]
+def launched(tmp_path_factory):
+    """What each process did, by the number of processes."""
+    return {number: results_of(__file__, tmp_path_factory.mktemp("ranks"), processes=number) for number in (2, 3)}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS_OF_TWO)
-def test_two_processes_do_what_a_plain_loop_does(plain_loop, two, layout):
-    for rank in two:
-        assert_is_plain_loop(rank[layout], plain_loop, 2 * LAYOUTS_OF_TWO[layout])
-    assert_same(two[0][layout][2], two[1][layout][2], rtol=0, atol=0)
+@pytest.mark.parametrize("layout", LAYOUTS_OF_MORE)
+def test_more_processes_do_what_a_plain_loop_does(plain_loop, launched, layout):
+    processes, accumulation = LAYOUTS_OF_MORE[layout]
+    for rank in launched[processes]:
+        assert_is_plain_loop(rank[layout], plain_loop, processes * accumulation)
+        assert_same(rank[layout][2], launched[processes][0][layout][2], rtol=0, atol=0)
+
+
+@pytest.fixture
+def two(launched):
+    return launched[2]
 
 
 def test_dropout_differs_between_updates_processes_and_seeds(two):
@@ -273,6 +287,8 @@ def test_matrices_decay_biases_and_norms_do_not_and_the_frozen_are_left_out(name
 
 
 if __name__ == "__main__":
-    results = {layout: run(accumulation) for layout, accumulation in LAYOUTS_OF_TWO.items()}
+    world = int(os.environ["WORLD_SIZE"])
+    layouts = {name: accumulation for name, (processes, accumulation) in LAYOUTS_OF_MORE.items() if processes == world}
+    results = {name: run(accumulation) for name, accumulation in layouts.items()}
     results["poisoned"] = list(poisoned([1, NAN, 1, 1e30]))
-    torch.save(results, Path(sys.argv[1 + Accelerator().process_index]))
+    hand_over(results, Path(sys.argv[1]))

@@ -8,8 +8,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import tiny_models
+import torch
+
+from rqa.launch import leave_group
 
 ROOT = Path(__file__).parents[1]
 # `accelerate launch` of this interpreter, whether or not its environment's scripts are on the path.
@@ -120,15 +124,29 @@ def launch(recipe: str, flags: dict[str, str], *, expect: int | None = 0, by: tu
     return done.stdout + done.stderr
 
 
-def launch_two(script: str, folder: Path, *argv: str) -> list[Path]:
-    """Run a test file as a script, its last arguments a file for each to write, by two processes."""
-    out = [folder / "rank0", folder / "rank1"]
+def results_of(script: str, folder: Path, *argv: object, processes: int = 2) -> list[Any]:
+    """Run a test file as a script by processes that see each other; return what each of them handed over."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*torchrun(2), script, *argv, *map(str, out)], capture_output=True, text=True, timeout=120, env=environment
+        [*torchrun(processes), script, *map(str, argv), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return out
+    return handed_over(folder, processes)
+
+
+def hand_over(result: Any, folder: Path) -> None:
+    """End one process of a script whose results are read in another process."""
+    torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
+    leave_group()
+
+
+def handed_over(folder: Path, processes: int) -> list[Any]:
+    """Return what each process handed over."""
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
 
 
 def files(folder: Path) -> set[str]:
