@@ -376,6 +376,8 @@ def cli(main: Callable[[], int | None]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.ERROR, stream=sys.stderr)
     for chatty in ("absl", "accelerate", "faiss", "httpx", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # At every checkpoint it warns of weights that are tied, of which it saves one.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -96,6 +97,21 @@ def train(world, out, processes, environment=(), **more):
     return out
 
 
+def train_until(world, out, at, **more):
+    """Train by two processes, killed when the run touches its folder for the n-th time; return how often it did."""
+    by = (*torchrun(2), ON_CPU, str(ROOT / "tests/crash.py"), str(out), str(at))
+    printed = launch("swr_starling.py", flags_of(world, out, **more), by=by, expect=None if at else 0)
+    return 0 if at else int(re.search(r"touched (\d+) times", printed)[1])
+
+
+def folder_bytes(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def outcome(out):
+    return {name: (out / name).read_bytes() for name in ("metrics.jsonl", "model/model.safetensors")}
+
+
 @pytest.fixture(scope="module")
 def plain_run(world):
     """The same run by two processes without DeepSpeed."""
@@ -130,29 +146,43 @@ LOCALRQA = {
 }
 
 
-def test_a_run_under_zero_2_is_the_run_without_and_can_be_gone_on_with(world, plain_run, tmp_path):
-    """By a file with blocks for the optimizer and the schedule, as LocalRQA's has them."""
-    (tmp_path / "ds.json").write_text(json.dumps(LOCALRQA))
-    more = {"deepspeed": str(tmp_path / "ds.json")}
-    out = train(world, tmp_path / "run", 2, **more)
-    assert_same_run(out, plain_run)
-    whole = {name: (out / name).read_bytes() for name in ("metrics.jsonl", "model/model.safetensors")}
-    shutil.rmtree(max((out / "checkpoints").iterdir()))
-    train(world, out, 2, **more, resume_from_checkpoint="latest")
-    assert {name: (out / name).read_bytes() for name in whole} == whole
+@pytest.fixture(scope="module")
+def zero_2(world, tmp_path_factory):
+    """The flags of a run by a file with blocks for the optimizer and the schedule, as LocalRQA's has them; the run."""
+    folder = tmp_path_factory.mktemp("zero2")
+    (folder / "ds.json").write_text(json.dumps(LOCALRQA))
+    more = {"deepspeed": str(folder / "ds.json")}
+    return more, folder / "run", train_until(world, folder / "run", 0, **more)
+
+
+def test_a_run_under_zero_2_is_the_run_without(zero_2, plain_run):
+    assert_same_run(zero_2[1], plain_run)
+
+
+@pytest.mark.parametrize("share", [0.6, *(pytest.param(share, marks=SLOW) for share in (0.1, 0.35, 0.8, 0.97))])
+def test_a_run_that_is_killed_under_zero_2_goes_on_as_if_it_had_not_been(world, zero_2, tmp_path, share):
+    more, unbroken, touches = zero_2
+    train_until(world, tmp_path / "run", int(share * touches), **more)
+    assert not (tmp_path / "run/test").exists()
+    out = train(world, tmp_path / "run", 2, **more, resume_from_checkpoint="latest")
+    assert outcome(out) == outcome(unbroken)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_run_under_other_stages_is_the_run_without(world, plain_run, tmp_path, stage):
-    """Under ZeRO-3 no process has whole weights: it generates, exports and goes on nevertheless."""
-    more = {"deepspeed": str(config_of(tmp_path, stage))}
+    """Under ZeRO-3 no process has whole weights: it generates, exports and goes on nevertheless. The retriever, whose
+    index is made anew, is not DeepSpeed's.
+    """
+    more = {"deepspeed": str(config_of(tmp_path, stage)), "full_dataset_index_path": str(tmp_path / "index")}
+    encoder = folder_bytes(world.encoder)
     out = train(world, tmp_path / "run", 2, **more)
+    assert folder_bytes(world.encoder) == encoder
     assert_same_run(out, plain_run)
-    before = (out / "metrics.jsonl").read_bytes()
+    unbroken = outcome(out)
     shutil.rmtree(max((out / "checkpoints").iterdir()))
     train(world, out, 2, **more, resume_from_checkpoint="latest")
-    assert (out / "metrics.jsonl").read_bytes() == before
+    assert outcome(out) == unbroken
 
 
 @pytest.mark.slow

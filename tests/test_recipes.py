@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from world import ACCELERATE_LAUNCH, World, files, launch, torchrun, write_jsonl
@@ -72,6 +73,14 @@ def test_training_changed_every_matrix(swr, world):
     before, after = (load_file(Path(folder) / "model.safetensors") for folder in (world.model, swr[0] / "model"))
     assert before.keys() == after.keys()
     assert not [name for name, tensor in before.items() if tensor.ndim == 2 and tensor.equal(after[name])]
+
+
+def test_the_generator_alone_is_optimized(swr, world):
+    """Not the retriever, which the same process loaded."""
+    [checkpoint] = (swr[0] / "checkpoints").iterdir()
+    moments = torch.load(checkpoint / "optimizer.bin")["state"].values()
+    weights = load_file(swr[0] / "model/model.safetensors").values()
+    assert sorted(state["exp_avg"].shape for state in moments) == sorted(tensor.shape for tensor in weights)
 
 
 def test_the_plain_class_loads_the_model_and_its_template(swr):
