@@ -16,6 +16,7 @@ from rqa.batching import WINDOW, Layout, endless_updates, epoch_order, plan_upda
 from rqa.collators import ConcatenatedCollator, Row
 from rqa.data import load_examples, open_passages
 from rqa.decoder import AnswerLM
+from rqa.flags import cli, parse_configs
 from rqa.launch import make_accelerator
 from rqa.passages import passages_for
 from rqa.prompts import PromptBuilder, load_tokenizer
@@ -58,7 +59,7 @@ class Timer:
 
 def main() -> None:
     """Print both tables."""
-    lm, _, retrieval, _, data, mix, prompt, opt, _ = config.parse_configs(
+    lm, _, retrieval, _, data, mix, prompt, opt, _ = parse_configs(
         config.Model(),
         config.Retriever(),
         config.Retrieval(),
@@ -119,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.cli(main)
+    cli(main)

@@ -10,24 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rqa import config
+from rqa.flags import cli, flag, parse_configs, require
 
 
 @dataclass(frozen=True)
 class Corpus:
     """What is indexed."""
 
-    embedding_model: str = config.flag("", "checkpoint folder or hub name of the sentence encoder")
-    document_path: str = config.flag("", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl")
-    index_path: str = config.flag("", "folder of the index")
+    embedding_model: str = flag("", "checkpoint folder or hub name of the sentence encoder")
+    document_path: str = flag("", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl")
+    index_path: str = flag("", "folder of the index")
 
     def check(self) -> None:
         """Raise InputError for values that cannot be."""
-        config.require(self, "embedding_model", "document_path", "index_path")
+        require(self, "embedding_model", "document_path", "index_path")
 
 
 def main() -> None:
     """Build, or verify."""
-    corpus, index = config.parse_configs(Corpus(), config.Index())
+    corpus, index = parse_configs(Corpus(), config.Index())
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
     from rqa.data import open_passages
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.cli(main)
+    cli(main)

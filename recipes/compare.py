@@ -7,8 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from rqa.config import cli
 from rqa.errors import InputError
+from rqa.flags import cli
 
 ROWS = {
     "recall@1": "Recall@1, %",

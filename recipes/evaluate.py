@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from rqa import config
 from rqa.errors import InputError
+from rqa.flags import at_least, cli, flag, parse_configs, require, write_config
 from rqa.passages import REFUSAL_ANSWER
 
 
@@ -20,32 +21,30 @@ from rqa.passages import REFUSAL_ANSWER
 class Evaluation:
     """What is evaluated, on what."""
 
-    qa_model_name_or_path: str = config.flag("", "checkpoint folder or hub name of the generator")
-    embedding_model_name_or_path: str = config.flag("", "checkpoint folder or hub name of the sentence encoder")
-    document_path: str = config.flag("", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl")
-    index_path: str = config.flag("", "folder of the corpus' index; built there when it does not exist")
-    eval_data_path: str = config.flag("", "examples, JSONL")
-    output_dir: str = config.flag("", "new folder for the scores and the predictions")
-    refusal_answer: str = config.flag(
-        REFUSAL_ANSWER, "the reference of examples that are unanswerable or have no answer"
-    )
-    batch_size: int = config.flag(8, "questions answered at a time on one device")
-    bf16: bool | None = config.flag(None, "true or false: bfloat16 autocast; default: where this device is fast in it")
-    use_flash_attention: bool = config.flag(False, "use flash attention 2 (needs CUDA and the package flash-attn)")
+    qa_model_name_or_path: str = flag("", "checkpoint folder or hub name of the generator")
+    embedding_model_name_or_path: str = flag("", "checkpoint folder or hub name of the sentence encoder")
+    document_path: str = flag("", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl")
+    index_path: str = flag("", "folder of the corpus' index; built there when it does not exist")
+    eval_data_path: str = flag("", "examples, JSONL")
+    output_dir: str = flag("", "new folder for the scores and the predictions")
+    refusal_answer: str = flag(REFUSAL_ANSWER, "the reference of examples that are unanswerable or have no answer")
+    batch_size: int = flag(8, "questions answered at a time on one device")
+    bf16: bool | None = flag(None, "true or false: bfloat16 autocast; default: where this device is fast in it")
+    use_flash_attention: bool = flag(False, "use flash attention 2 (needs CUDA and the package flash-attn)")
 
     def check(self) -> None:
         """Raise InputError for values that cannot be."""
-        config.require(self, "eval_data_path", "output_dir")
-        config.at_least(self, 1, "batch_size")
+        require(self, "eval_data_path", "output_dir")
+        at_least(self, 1, "batch_size")
         if self.embedding_model_name_or_path:
-            config.require(self, "document_path", "index_path")
+            require(self, "document_path", "index_path")
         elif not self.qa_model_name_or_path:
             raise InputError("give --qa_model_name_or_path, --embedding_model_name_or_path, or both")
 
 
 def main() -> None:
     """Retrieve, answer, score, write."""
-    configs = config.parse_configs(Evaluation(), config.Retrieval(), config.Index(), config.Prompt())
+    configs = parse_configs(Evaluation(), config.Retrieval(), config.Index(), config.Prompt())
     flags, retrieval, index, prompt = configs
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
@@ -94,9 +93,9 @@ def main() -> None:
     scores = evaluate(examples, retrieval=found, generate=generate, loss=loss, k=k, refusal_answer=flags.refusal_answer)
     if accelerator.is_main_process:
         scores.write(folder)
-        config.write_config(folder / "config.json", configs)
+        write_config(folder / "config.json", configs)
         log.info("%s: %s", folder, headline(scores.metrics))
 
 
 if __name__ == "__main__":
-    config.cli(main)
+    cli(main)

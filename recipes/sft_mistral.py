@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from rqa import config
+from rqa.flags import cli, parse_configs, require
 
 
 def main() -> int:
     """Train, export, test; return the exit status."""
-    configs = config.parse_configs(
+    configs = parse_configs(
         config.Model(model_name_or_path="mistralai/Mistral-7B-Instruct-v0.2"),
         config.EvalRetriever(eval_embedding_model="intfloat/e5-base-v2"),
         config.Retrieval(embedding_max_num_to_retrieve=3),
@@ -53,7 +54,7 @@ def main() -> int:
     train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
     passages = None
     if retriever.eval_embedding_model:
-        config.require(data, "full_dataset_file_path")
+        require(data, "full_dataset_file_path")
         passages = open_passages(data.full_dataset_file_path)
 
     # Prompts
@@ -158,4 +159,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.cli(main)
+    cli(main)

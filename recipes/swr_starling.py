@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from rqa import config
+from rqa.flags import cli, parse_configs, require
 
 
 def main() -> int:
     """Train, export, test; return the exit status."""
-    configs = config.parse_configs(
+    configs = parse_configs(
         config.Model(model_name_or_path="berkeley-nest/Starling-LM-7B-alpha"),
         config.Retriever(),
         config.Retrieval(embedding_max_num_to_retrieve=3),
@@ -49,7 +50,7 @@ def main() -> int:
     from rqa.signals import StopSignals, resume_command
     from rqa.train import make_optimizer, train_steps
 
-    config.require(data, "full_dataset_file_path")
+    require(data, "full_dataset_file_path")
 
     # Records: whatever is wrong with the files is told before anything is loaded.
     train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
@@ -159,4 +160,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    config.cli(main)
+    cli(main)

@@ -18,10 +18,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rqa.collators import Row
-from rqa.config import fixed_flags, flat, write_config
+from rqa.config import fixed_flags
 from rqa.data import Example
 from rqa.errors import InputError
 from rqa.evaluate import Scores
+from rqa.flags import flat, write_config
 from rqa.hardware import peak_memory_gib
 from rqa.retrieval import Retrieval
 from rqa.tracking import Tracker, TrackerName

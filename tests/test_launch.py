@@ -16,8 +16,9 @@ from accelerate.utils.launch import (
 )
 from world import ROOT
 
-from rqa.config import Optimization, parse_configs
+from rqa.config import Optimization
 from rqa.errors import InputError
+from rqa.flags import parse_configs
 from rqa.launch import asked_deepspeed, make_accelerator
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "DS_ACCELERATOR")

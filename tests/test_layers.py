@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     "errors legacy jsonl data metrics schedule selection tracking index hardware ds_config launch retriever passages "
-    "retrieval prompts batching collators decoder train checkpoint generate evaluate config signals run"
+    "retrieval prompts batching collators decoder train checkpoint generate evaluate flags config signals run"
 ).split()
 
 

@@ -18,6 +18,7 @@ from rqa.collators import Row
 from rqa.data import load_examples
 from rqa.errors import InputError
 from rqa.evaluate import Scores
+from rqa.flags import parse_configs
 from rqa.retrieval import Retrieval
 from rqa.run import RunLog, headline, identity_of, log_rows, new_folder
 from rqa.train import Step
@@ -60,7 +61,7 @@ def test_a_run_writes_a_config_that_repeats_it_once_it_is_about_to_train(tmp_pat
         assert (folder, files(folder)) == (tmp_path / "a/b", set())
     RunLog(MAIN, folder, CONFIGS, 5, 1, ids=IDS)
     assert files(folder) == {"config.json"}
-    assert config.parse_configs(config.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
+    assert parse_configs(config.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
 
 
 def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path):
@@ -78,7 +79,7 @@ def test_a_run_that_goes_on_keeps_its_folder_and_its_config_begins_another(tmp_p
     RunLog(MAIN, folder, CONFIGS, 5, 1, ids=IDS)
     resumed = (CONFIGS[0], replace(CONFIGS[1], resume_from_checkpoint="latest"))
     RunLog(MAIN, new_folder(MAIN, str(tmp_path), resume=True), resumed, 5, 1, first_step=2, ids=IDS)
-    assert config.parse_configs(config.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
+    assert parse_configs(config.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

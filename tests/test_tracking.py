@@ -2,12 +2,14 @@
 
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from rqa import config
 from rqa.errors import InputError
+from rqa.flags import parse_configs
 from rqa.tracking import Tracker, check_tracker
 
 CONFIG = {"seed": 3, "chat": None, "name": "水"}
@@ -49,6 +51,7 @@ def test_wandb_goes_on_with_the_same_run_and_is_told_nothing_else(tmp_path, monk
     for first_step in (0, 2):
         Tracker("wandb", tmp_path, CONFIG, group="a-group", first_step=first_step).log({"train/loss": 12.5}, 3)
         wandb.finish()
+        time.sleep(1)  # it names a folder by the second
     id = json.loads((tmp_path / "tracker.json").read_text())["id"]
     runs = sorted((tmp_path / "wandb").glob(f"offline-run-*-{id}/run-{id}.wandb"))
     assert len(runs) == 2
@@ -105,11 +108,11 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(monkeypatch, na
     ],
 )
 def test_a_group_means_weights_and_biases(flags, tracker):
-    [run] = config.parse_configs(config.Run(output_dir="out"), argv=flags)
+    [run] = parse_configs(config.Run(output_dir="out"), argv=flags)
     assert run.tracker == tracker
 
 
 @pytest.mark.parametrize("other", ["tensorboard", "none"])
 def test_a_group_for_a_tracker_without_groups_is_refused(other):
     with pytest.raises(InputError, match=f"--run_group goes with --report_to wandb, found --report_to {other}"):
-        config.parse_configs(config.Run(output_dir="out"), argv=["--run_group", "g", "--report_to", other])
+        parse_configs(config.Run(output_dir="out"), argv=["--run_group", "g", "--report_to", other])
