@@ -3,9 +3,11 @@
 n texts, D embedding size.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -118,9 +120,21 @@ class Encoder:
         self, texts: Sequence[str], prefix: str, precision: AbstractContextManager[object], *, progress: bool
     ) -> np.ndarray:
         progress = progress and sys.stderr.isatty()
+        window, full = self.model.max_seq_length or sys.maxsize, []
+        hook = self.model[0].register_forward_pre_hook(
+            lambda _, inputs: full.append((inputs[0]["attention_mask"].sum(1) >= window).sum())
+        )
         with precision:
             embedded = self.model.encode(  # sorts by length inside
                 list(texts), prompt=prefix, batch_size=self.batch_size, show_progress_bar=progress
+            )
+        hook.remove()
+        if num_full := int(sum(full)):
+            log.warning(
+                "%d of %d texts fill the encoder's window of %d tokens: of longer ones the end is not embedded",
+                num_full,
+                len(texts),
+                window,
             )
         vectors: np.ndarray = np.asarray(embedded, dtype=np.float32)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)  # normalised in bfloat16 they differ by up to 1 %
@@ -220,7 +234,8 @@ def open_retriever(
     index_factory: str = "Flat",
     embedding_batch_size: int = 64,
 ) -> DenseRetriever:
-    """Return a retriever over `passages`: the index at `index_path`, which is built there where there is none.
+    """Return a retriever over `passages`: the index at `index_path`, which is built there where there is none, by one
+    process at a time.
 
     Raises StaleIndexError where the index there was built from other passages or with another encoder.
     """
@@ -237,10 +252,29 @@ def open_retriever(
         "passage_prefix": encoder.passage_prefix,
         "factory": index_factory,
     }
-    try:
-        index = FaissIndex.load(index_path, provenance=provenance)
-    except FileNotFoundError:
-        log.info("building the index of %d passages in %s", len(passages), index_path)
-        index = FaissIndex.build(encoder.encode_passages(passages), index_factory)
-        index.save(index_path, provenance=provenance)
+    with _alone_in(index_path):
+        try:
+            index = FaissIndex.load(index_path, provenance=provenance)
+        except FileNotFoundError:
+            log.info("building the index of %d passages in %s", len(passages), index_path)
+            index = FaissIndex.build(encoder.encode_passages(passages), index_factory)
+            index.save(index_path, provenance=provenance)
     return DenseRetriever(passages, encoder, index)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with the process: of two runs that need an index one builds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: waiting for another process that builds the index", folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): let no two runs build it at the same time", folder, error)
+        yield
+    finally:
+        os.close(descriptor)

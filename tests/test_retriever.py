@@ -1,7 +1,11 @@
 """rqa.retriever: what is found is what brute force over the embeddings finds; an index of anything else is refused."""
 
+import fcntl
 import json
+import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +63,16 @@ def with_config(path, copy, **values):
 
 
 # Embedding
+
+
+def test_texts_that_fill_the_encoders_window_are_told(path, caplog):
+    """It holds 128 tokens, of which two are the encoder's own; each of these characters is one."""
+    encoder_of(path).encode_queries(["a " * 125, "b", *["c " * 126, "d " * 300] * 3])
+    [message] = [message for message in caplog.messages if "window" in message]
+    assert message.startswith("6 of 8 texts fill the encoder's window of 128 tokens")
+    caplog.clear()
+    encoder_of(path).encode_queries(["a " * 125, "b"])
+    assert not [message for message in caplog.messages if "window" in message]
 
 
 def mean_pooled(folder, text):
@@ -287,3 +301,23 @@ def test_an_index_of_anything_else_is_refused_and_both_are_told(path, corpus, tm
     assert other.fingerprint() != built.fingerprint()
     assert f"\n  {field}: the index has {old}, now given is {new}\n" in str(refused.value)
     assert len(FaissIndex.load(tmp_path / "index")) == len(corpus)  # it is still there
+
+
+def test_of_two_runs_that_need_an_index_one_builds_it(path, corpus, tmp_path, caplog):
+    """The other waits, and loads what was built meanwhile."""
+    caplog.set_level("INFO")
+    open_retriever(corpus, path, tmp_path / "theirs", device=CPU)
+    (tmp_path / "index").mkdir()
+    theirs = os.open(tmp_path / "index", os.O_RDONLY)
+    fcntl.flock(theirs, fcntl.LOCK_EX)
+    caplog.clear()
+    with ThreadPoolExecutor() as pool:
+        ours = pool.submit(open_retriever, corpus, path, tmp_path / "index", device=CPU)
+        while not any("waiting for another process" in message for message in caplog.messages):
+            assert not ours.done()
+            time.sleep(0.01)
+        for file in (tmp_path / "theirs").iterdir():
+            shutil.copy(file, tmp_path / "index")
+        os.close(theirs)
+        assert ours.result(timeout=60).retrieve(QUERIES, 3)
+    assert not any("building" in message for message in caplog.messages)
