@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from rqa.collators import ConcatenatedCollator, Row
 from rqa.decoder import AnswerLM
@@ -43,7 +44,10 @@ class Generator:
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         zero = accelerator.state.deepspeed_plugin
-        self.is_sharded = accelerator.distributed_type == DistributedType.FSDP or bool(zero and zero.zero_stage == 3)
+        is_fsdp = accelerator.distributed_type == DistributedType.FSDP
+        if is_fsdp:
+            register_fsdp_forward_method(accelerator.unwrap_model(model), "generate")  # it gathers weights as forward
+        self.is_sharded = is_fsdp or bool(zero and zero.zero_stage == 3)
 
     def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
         """Return the answer to each reading, in order, on every process."""
