@@ -143,21 +143,32 @@ def read_until(process, text):
 MANY = {"num_train_epochs": "40", "eval_steps": "1000", "save_steps": "1000"}
 
 
+def itself(launcher):
+    return launcher.pid
+
+
+def one_worker(launcher):
+    """One of the processes that a launcher started."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return max(map(int, children))
+
+
 @pytest.mark.parametrize(
-    ("by", "number", "status"),
+    ("by", "number", "to", "status"),
     [
-        (LAUNCHERS[1], signal.SIGTERM, 0),
-        (LAUNCHERS[1], signal.SIGINT, 0),
-        (LAUNCHERS[1], signal.SIGHUP, 0),
-        (LAUNCHERS[2], signal.SIGTERM, 1),  # torchrun's own status
-        (ACCELERATE_LAUNCH, signal.SIGTERM, -signal.SIGTERM),  # it passes no signal on: its end is the request
+        (LAUNCHERS[1], signal.SIGTERM, itself, 0),
+        (LAUNCHERS[1], signal.SIGINT, itself, 0),
+        (LAUNCHERS[1], signal.SIGHUP, itself, 0),
+        (LAUNCHERS[2], signal.SIGTERM, one_worker, 0),  # the others hear of it
+        (LAUNCHERS[2], signal.SIGTERM, itself, 1),  # torchrun's own status
+        (ACCELERATE_LAUNCH, signal.SIGTERM, itself, -signal.SIGTERM),  # it passes none on: its end is the request
     ],
-    ids=["SIGTERM", "SIGINT", "SIGHUP", "SIGTERM to torchrun", "SIGTERM to accelerate launch"],
+    ids=["SIGTERM", "SIGINT", "SIGHUP", "SIGTERM to one of two", "SIGTERM to torchrun", "SIGTERM to accelerate launch"],
 )
-def test_a_signal_stops_all_processes_after_the_same_update(world, tmp_path, by, number, status):
+def test_a_signal_stops_all_processes_after_the_same_update(world, tmp_path, by, number, to, status):
     process = start(world, tmp_path / "run", by, **MANY)
     read_until(process, "update 5/")
-    process.send_signal(number)
+    os.kill(to(process), number)
     printed = read_until(process, "stopped after update ") + process.stdout.read()
     assert process.wait(timeout=60) == status
     stopped = int(re.search(r"stopped after update (\d+)", printed)[1])
