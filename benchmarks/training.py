@@ -1,4 +1,4 @@
-"""How much of training is not training: padding, and time outside forward, backward and optimizer.
+"""How much of training is not training: padding, waiting, and time outside forward, backward and optimizer.
 
     python benchmarks/training.py --config recipes/configs/quickstart.yaml --max_steps 12
 
@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from rqa import config
-from rqa.batching import WINDOW, Layout, endless_updates, epoch_order, plan_updates
+from rqa.batching import Layout, endless_updates, epoch_order, num_positions, plan_updates
 from rqa.collators import ConcatenatedCollator, Row
 from rqa.data import load_examples, open_passages
 from rqa.decoder import AnswerLM
@@ -29,13 +29,23 @@ def computed(lengths: Sequence[int], batches: Iterable[Sequence[int]], *, fixed:
     return padded / sum(lengths)
 
 
-def planned(lengths: Sequence[int], layout: Layout, *, group_by_length: bool) -> Iterator[list[int]]:
-    """Yield the micro-batches of an epoch."""
-    window = WINDOW * layout.global_batch
+def planned(lengths: Sequence[int], layout: Layout, *, group_by_length: bool) -> Iterator[list[list[list[int]]]]:
+    """Yield the updates of an epoch: of each process, its micro-batches."""
+    window = layout.window * layout.global_batch
     for start in range(0, len(lengths), window):
         part = lengths[start : start + window]
         for update in plan_updates(part, layout, group_by_length=group_by_length, seed="0"):
-            yield from ([start + i for i in micro] for process in update for micro in process if micro)
+            yield [[[start + i for i in micro] for micro in process if micro] for process in update]
+
+
+def efficiency(lengths: Sequence[int], updates: Iterable[Sequence[Sequence[Sequence[int]]]]) -> float:
+    """Return the mean over processes of the positions that they compute in an update, by the most of one."""
+    mean = most = 0.0
+    for update in updates:
+        work = [sum(num_positions([lengths[i] for i in micro]) for micro in process) for process in update]
+        mean += sum(work) / len(work)
+        most += max(work)
+    return mean / most
 
 
 class Timer:
@@ -58,7 +68,7 @@ class Timer:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     lm, _, retrieval, _, data, mix, prompt, opt, _ = parse_configs(
         config.Model(),
         config.Retriever(),
@@ -90,8 +100,16 @@ def main() -> None:
     print(f"{len(lengths)} rows, {size} x {layout.accumulation} an update: positions computed for each real one")
     print(f"  padded to 2048           {computed(lengths, in_order, fixed=2048):6.3f}")
     print(f"  random batches           {computed(lengths, in_order):6.3f}")
-    print(f"  sorted within an update  {computed(lengths, planned(lengths, layout, group_by_length=False)):6.3f}")
-    print(f"  grouped by length        {computed(lengths, planned(lengths, layout, group_by_length=True)):6.3f}")
+    for grouped, name in ((False, "sorted within an update"), (True, "grouped by length")):
+        epoch = planned(lengths, layout, group_by_length=grouped)
+        batches = [micro for update in epoch for process in update for micro in process]
+        print(f"  {name:23}  {computed(lengths, batches):6.3f}")
+    print("on 8 processes: the mean of their work in an update by the most of one")
+    cards = [[[[i]] for i in range(start, start + 8)] for start in range(0, len(lengths) - 7, 8)]
+    print(f"  one row for each, random {efficiency(lengths, cards):6.3f}")
+    for accumulation in (1, 2, 4):
+        plan = planned(lengths, Layout(size, accumulation, 8), group_by_length=True)
+        print(f"  {size} x {accumulation} for each, dealt    {efficiency(lengths, plan):6.3f}")
 
     accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16)
     wrapper = AnswerLM.from_pretrained(lm.model_name_or_path)

@@ -16,7 +16,7 @@ Row = TypeVar("Row", bound=Sized)
 MicroBatch = list[int]  # positions in the window; an empty one is a slot without examples
 Update = list[list[MicroBatch]]  # [process][accumulation]
 
-WINDOW = 2048  # rows, in whole updates; among so many there are enough of like length, and few wait in memory
+WINDOW = 2048  # examples, in whole updates: among so many there are enough of like length, and few wait in memory
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Layout:
     def global_batch(self) -> int:
         """Examples in one update."""
         return self.processes * self.accumulation * self.micro_batch
+
+    @property
+    def window(self) -> int:
+        """Updates whose examples are dealt together."""
+        return max(1, WINDOW // self.global_batch)
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> list[int]:
@@ -103,12 +108,11 @@ def endless_updates(
     `first_update` starts there, with what would come there.
     """
     per_epoch = num_updates_per_epoch(num_examples, layout)
-    window = max(1, WINDOW // layout.global_batch)  # updates
     first_epoch, skip = divmod(first_update, per_epoch)
     for epoch in count(first_epoch):
         order = epoch_order(num_examples, seed=seed, epoch=epoch)
-        for start in range(skip // window * window, per_epoch, window):
-            positions = order[start * layout.global_batch : (start + window) * layout.global_batch]
+        for start in range(skip // layout.window * layout.window, per_epoch, layout.window):
+            positions = order[start * layout.global_batch : (start + layout.window) * layout.global_batch]
             rows = encode(epoch, positions)
             lengths = [len(row) for row in rows]
             plan = plan_updates(lengths, layout, group_by_length=group_by_length, seed=f"{seed}/{epoch}/{start}")
