@@ -24,7 +24,7 @@ class Row(int):
     """An example's position, as long as its row is: many are short, few are long."""
 
     def __len__(self):
-        return 20 + (self * 7919 % 1000) ** 2 // 1000
+        return int(20 * 1.005 ** (self * 7919 % 1000))
 
 
 def collate(rows):

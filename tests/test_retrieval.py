@@ -126,7 +126,7 @@ def test_where_nothing_can_be_kept_it_is_retrieved_each_time(world, tmp_path, lo
 
 def test_every_process_has_what_the_main_process_found(world, tmp_path):
     ranks = results_of(__file__, tmp_path, world.folder)
-    assert [rank.pop("embedded") for rank in ranks] == [[1, 13, 1, 7], []]
+    assert [rank.pop("embedded") for rank in ranks] == [[1, 13, 1, 7] * 2, []]
     expected = [[[hit.passage.id for hit in hits] for hits in each.found] for each in retrieve(world, tmp_path / "one")]
     assert ranks[0]["found"] == ranks[1]["found"] == expected
     assert "manifest.json" in files(tmp_path / "two")
@@ -142,6 +142,7 @@ def in_one_of_two_processes(folder, out):
     )
     world = World(folder, model, encoder, *map(str, data), str(folder / "corpus.jsonl"), "")
     found = retrieve(world, out / "two")
+    assert [each.found for each in retrieve(world, out / "two", cached=False)] == [each.found for each in found]
     ids = [[[hit.passage.id for hit in hits] for hits in each.found] for each in found]
     hand_over({"found": ids, "embedded": calls}, out)
 
