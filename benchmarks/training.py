@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from rqa import config
+from rqa import config, inputs
 from rqa.batching import Layout, endless_updates, epoch_order, num_positions, plan_updates
 from rqa.collators import ConcatenatedCollator, Row
 from rqa.data import load_examples, open_passages
@@ -71,12 +71,12 @@ def main() -> None:
     """Print the tables."""
     lm, _, retrieval, _, data, mix, prompt, opt, _ = parse_configs(
         config.Model(),
-        config.Retriever(),
-        config.Retrieval(),
-        config.Index(),
-        config.Data(),
-        config.Passages(),
-        config.Prompt(),
+        inputs.Retriever(),
+        inputs.Retrieval(),
+        inputs.Index(),
+        inputs.Data(),
+        inputs.Passages(),
+        inputs.Prompt(),
         config.Optimization(),
         config.Run(),
     )

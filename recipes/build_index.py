@@ -9,7 +9,7 @@ An index that is there already is checked, every byte of it, and kept.
 from dataclasses import dataclass
 from pathlib import Path
 
-from rqa import config
+from rqa import inputs
 from rqa.flags import cli, flag, parse_configs, require
 
 
@@ -28,7 +28,7 @@ class Corpus:
 
 def main() -> None:
     """Build, or verify."""
-    corpus, index = parse_configs(Corpus(), config.Index())
+    corpus, index = parse_configs(Corpus(), inputs.Index())
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
     from rqa.data import open_passages

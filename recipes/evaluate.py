@@ -6,12 +6,15 @@
         --eval_data_path path/to/test_w_qa.jsonl --output_dir path/to/evaluation
 
 Without --qa_model_name_or_path the retriever alone is scored; without --embedding_model_name_or_path the generator
-reads the gold passages. Writes score.json, predictions.jsonl and config.json.
+reads the passages that the questions bring ("ctxs"), or where none does the gold passages. Writes score.json,
+predictions.jsonl and config.json.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-from rqa import config
+from rqa import inputs
 from rqa.errors import InputError
 from rqa.flags import at_least, cli, flag, parse_configs, require, write_config
 from rqa.passages import REFUSAL_ANSWER
@@ -21,16 +24,17 @@ from rqa.passages import REFUSAL_ANSWER
 class Evaluation:
     """What is evaluated, on what."""
 
-    qa_model_name_or_path: str = flag("", "checkpoint folder or hub name of the generator")
     embedding_model_name_or_path: str = flag("", "checkpoint folder or hub name of the sentence encoder")
     document_path: str = flag("", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl")
     index_path: str = flag("", "folder of the corpus' index; built there when it does not exist")
-    eval_data_path: str = flag("", "examples, JSONL")
+    eval_data_path: str = flag("", "examples: .jsonl, .jsonl.gz or .json")
     output_dir: str = flag("", "new folder for the scores and the predictions")
     refusal_answer: str = flag(REFUSAL_ANSWER, "the reference of examples that are unanswerable or have no answer")
     batch_size: int = flag(8, "questions answered at a time on one device")
-    bf16: bool | None = flag(None, "true or false: bfloat16 autocast; default: where this device is fast in it")
-    use_flash_attention: bool = flag(False, "use flash attention 2 (needs CUDA and the package flash-attn)")
+    attribution: Literal["none", "cross_attention", "leave_one_out", "both"] = flag(
+        "none",
+        "what each answer rests on, passage by passage: the attention of fusion-in-decoder, or its loss without one",
+    )
 
     def check(self) -> None:
         """Raise InputError for values that cannot be."""
@@ -38,44 +42,43 @@ class Evaluation:
         at_least(self, 1, "batch_size")
         if self.embedding_model_name_or_path:
             require(self, "document_path", "index_path")
-        elif not self.qa_model_name_or_path:
-            raise InputError("give --qa_model_name_or_path, --embedding_model_name_or_path, or both")
 
 
 def main() -> None:
     """Retrieve, answer, score, write."""
-    configs = parse_configs(Evaluation(), config.Retrieval(), config.Index(), config.Prompt())
-    flags, retrieval, index, prompt = configs
+    configs = parse_configs(Evaluation(), inputs.Reader(), inputs.Retrieval(), inputs.Index())
+    flags, reader, retrieval, index = configs
+    if not (reader.qa_model_name_or_path or flags.embedding_model_name_or_path):
+        raise InputError("give --qa_model_name_or_path, --embedding_model_name_or_path, or both")
+    if flags.attribution in ("cross_attention", "both") and not reader.qa_is_fid:
+        raise InputError(f"--attribution {flags.attribution}: a decoder has no cross-attention: give leave_one_out")
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.collators import ConcatenatedCollator
-    from rqa.data import load_examples, open_passages
-    from rqa.decoder import AnswerLM, check_window
+    from rqa.attribution import Attribution, CrossAttention, leave_one_out
+    from rqa.data import load_examples
     from rqa.evaluate import KS, AnswerLoss, evaluate
     from rqa.generate import Generator
-    from rqa.hardware import attention_kernel
     from rqa.launch import make_accelerator
-    from rqa.prompts import PromptBuilder, load_tokenizer
-    from rqa.retrieval import retrieve_splits
+    from rqa.reader import collator_for, load_reader
+    from rqa.retrieval import open_corpus, reads_gold, retrieve_splits
     from rqa.run import headline, log, new_folder
 
-    examples = load_examples(flags.eval_data_path, **prompt.speakers)
-    accelerator = make_accelerator(bf16=flags.bf16, deepspeed=None)
-    attention = attention_kernel(flags.use_flash_attention, accelerator.mixed_precision)
+    examples = load_examples(flags.eval_data_path, **reader.speakers)
+    encoder, passages = flags.embedding_model_name_or_path, None
+    if not (is_gold := reads_gold(encoder, [examples])):
+        passages = open_corpus(encoder, flags.document_path, [examples], flag="--embedding_model_name_or_path")
+    accelerator = make_accelerator(bf16=reader.bf16, deepspeed=None)
     folder = new_folder(accelerator, flags.output_dir)
-    if flags.qa_model_name_or_path:
-        tokenizer = load_tokenizer(flags.qa_model_name_or_path)
-        builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
-        collator = ConcatenatedCollator(builder, prompt.max_answer_length)
+    if reader.qa_model_name_or_path:
+        collator = collator_for(reader.qa_model_name_or_path, **reader.reading)
         collator.check(examples)
-        check_window(flags.qa_model_name_or_path, prompt.max_row_length)
 
     k, found = retrieval.embedding_max_num_to_retrieve, None
-    if flags.embedding_model_name_or_path:
+    if not is_gold:
         [found] = retrieve_splits(
             accelerator,
-            open_passages(flags.document_path),
-            flags.embedding_model_name_or_path,
+            passages,
+            encoder,
             flags.index_path,
             (examples,),
             max(k, *KS),
@@ -85,12 +88,24 @@ def main() -> None:
         )
 
     generate = loss = None
-    if flags.qa_model_name_or_path:
-        lm = AnswerLM.from_pretrained(flags.qa_model_name_or_path, attention=attention)
-        model = accelerator.prepare_model(lm, evaluation_mode=True)  # no process makes room for gradients
-        generate = Generator(accelerator, model, collator, flags.batch_size, prompt.generation_limit)
+    attributions: dict[str, Attribution] = {}
+    if reader.qa_model_name_or_path:
+        model = load_reader(accelerator, reader.qa_model_name_or_path, **reader.loading)
+        generate = Generator(accelerator, model, collator, flags.batch_size, reader.generation_limit)
         loss = AnswerLoss(accelerator, model, collator, flags.batch_size)
-    scores = evaluate(examples, retrieval=found, generate=generate, loss=loss, k=k, refusal_answer=flags.refusal_answer)
+        if flags.attribution in ("cross_attention", "both"):
+            attributions["cross_attention"] = CrossAttention(accelerator, model, collator, flags.batch_size)
+        if flags.attribution in ("leave_one_out", "both"):
+            attributions["leave_one_out"] = partial(leave_one_out, loss.each)
+    scores = evaluate(
+        examples,
+        retrieval=found,
+        generate=generate,
+        loss=loss,
+        attributions=attributions,
+        k=k,
+        refusal_answer=flags.refusal_answer,
+    )
     if accelerator.is_main_process:
         scores.write(folder)
         write_config(folder / "config.json", configs)

@@ -1,4 +1,4 @@
-"""SFT: train a decoder on gold passages; test it, where there is a retriever, on retrieved ones.
+"""SFT: train a decoder on gold passages; test it on retrieved ones, or on those that the questions bring, or on gold.
 
     accelerate launch recipes/sft_mistral.py --bf16 true --use_flash_attention true \\
         --user_prefix "<s>[INST]" --assistant_prefix "[/INST]" --sep_user " " --sep_sys "</s>" \\
@@ -13,7 +13,7 @@ Any decoder does, on disk or of the hub; without chat flags its own chat templat
 from collections.abc import Sequence
 from functools import partial
 
-from rqa import config
+from rqa import config, inputs
 from rqa.flags import cli, parse_configs, require
 
 
@@ -21,11 +21,11 @@ def main() -> int:
     """Train, export, test; return the exit status."""
     configs = parse_configs(
         config.Model(model_name_or_path="mistralai/Mistral-7B-Instruct-v0.2"),
-        config.EvalRetriever(eval_embedding_model="intfloat/e5-base-v2"),
-        config.Retrieval(embedding_max_num_to_retrieve=3),
-        config.Index(),
-        config.Data(),
-        config.Prompt(),
+        inputs.EvalRetriever(eval_embedding_model="intfloat/e5-base-v2"),
+        inputs.Retrieval(embedding_max_num_to_retrieve=3),
+        inputs.Index(),
+        inputs.Data(),
+        inputs.Prompt(),
         config.Optimization(
             per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=5e-6, num_train_epochs=2
         ),
@@ -37,7 +37,7 @@ def main() -> int:
     from rqa.batching import endless_updates, num_updates_per_epoch
     from rqa.checkpoint import Checkpoints, export
     from rqa.collators import ConcatenatedCollator, Row
-    from rqa.data import load_splits, open_passages
+    from rqa.data import load_splits
     from rqa.decoder import AnswerLM, check_window
     from rqa.evaluate import KS, AnswerLoss, evaluate
     from rqa.generate import Generator
@@ -45,17 +45,19 @@ def main() -> int:
     from rqa.launch import make_accelerator
     from rqa.passages import passages_for
     from rqa.prompts import PromptBuilder, load_tokenizer
-    from rqa.retrieval import retrieve_splits
+    from rqa.retrieval import open_corpus, reads_gold, retrieve_splits
     from rqa.run import RunLog, identity_of, log, log_rows, new_folder
     from rqa.signals import StopSignals, resume_command
     from rqa.train import make_optimizer, train_steps
 
-    # Records: whatever is wrong with the files is told before anything is loaded.
-    train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
-    passages = None
     if retriever.eval_embedding_model:
         require(data, "full_dataset_file_path")
-        passages = open_passages(data.full_dataset_file_path)
+
+    # Records: whatever is wrong with the files is told before anything is loaded.
+    train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
+    encoder, passages = retriever.eval_embedding_model, None
+    if not (is_gold := reads_gold(encoder, (evals, tests))):
+        passages = open_corpus(encoder, data.full_dataset_file_path, (evals, tests), flag="--eval_embedding_model")
 
     # Prompts
     tokenizer = load_tokenizer(lm.model_name_or_path)
@@ -68,13 +70,13 @@ def main() -> int:
     attention = attention_kernel(lm.use_flash_attention, accelerator.mixed_precision)
     folder = new_folder(accelerator, run.output_dir, resume=bool(run.resume_from_checkpoint))
 
-    # Passages: gold alone in training; in evaluation what the retriever finds, where there is one.
+    # Passages: gold alone in training; in evaluation what the retriever finds, or what comes with the questions.
     k, eval_found, test_found = retrieval.embedding_max_num_to_retrieve, None, None
-    if passages is not None:
+    if not is_gold:
         eval_found, test_found = retrieve_splits(
             accelerator,
             passages,
-            retriever.eval_embedding_model,
+            encoder,
             data.full_dataset_index_path,
             (evals, tests),
             max(k, *KS),

@@ -6,13 +6,14 @@
         --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index/dir/of/document \\
         --output_dir path/to/save/dir
 
-Any decoder does, on disk or of the hub; without chat flags its own chat template is used.
+Any decoder does, on disk or of the hub; without chat flags its own chat template is used. Where all questions bring
+their passages ("ctxs"), --embedding_model and the --full_dataset flags can be left out, and those are read.
 """
 
 from collections.abc import Sequence
 from functools import partial
 
-from rqa import config
+from rqa import config, inputs
 from rqa.flags import cli, parse_configs, require
 
 
@@ -20,12 +21,12 @@ def main() -> int:
     """Train, export, test; return the exit status."""
     configs = parse_configs(
         config.Model(model_name_or_path="berkeley-nest/Starling-LM-7B-alpha"),
-        config.Retriever(),
-        config.Retrieval(embedding_max_num_to_retrieve=3),
-        config.Index(),
-        config.Data(),
-        config.Passages(),
-        config.Prompt(),
+        inputs.Retriever(),
+        inputs.Retrieval(embedding_max_num_to_retrieve=3),
+        inputs.Index(),
+        inputs.Data(),
+        inputs.Passages(),
+        inputs.Prompt(),
         config.Optimization(
             per_device_train_batch_size=2, gradient_accumulation_steps=4, learning_rate=5e-6, num_train_epochs=2
         ),
@@ -37,7 +38,7 @@ def main() -> int:
     from rqa.batching import endless_updates, num_updates_per_epoch
     from rqa.checkpoint import Checkpoints, export
     from rqa.collators import ConcatenatedCollator, Row
-    from rqa.data import load_splits, open_passages
+    from rqa.data import load_splits
     from rqa.decoder import AnswerLM, check_window
     from rqa.evaluate import KS, AnswerLoss, evaluate
     from rqa.generate import Generator
@@ -45,16 +46,17 @@ def main() -> int:
     from rqa.launch import make_accelerator
     from rqa.passages import passages_for
     from rqa.prompts import PromptBuilder, load_tokenizer
-    from rqa.retrieval import retrieve_splits
+    from rqa.retrieval import open_corpus, retrieve_splits
     from rqa.run import RunLog, identity_of, log, log_rows, new_folder
     from rqa.signals import StopSignals, resume_command
     from rqa.train import make_optimizer, train_steps
 
-    require(data, "full_dataset_file_path")
+    if retriever.embedding_model:
+        require(data, "full_dataset_file_path")
 
     # Records: whatever is wrong with the files is told before anything is loaded.
     train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
-    passages = open_passages(data.full_dataset_file_path)
+    passages = open_corpus(retriever.embedding_model, data.full_dataset_file_path, (train, evals, tests))
 
     # Prompts
     tokenizer = load_tokenizer(lm.model_name_or_path)

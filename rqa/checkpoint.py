@@ -270,9 +270,11 @@ def export(accelerator: Accelerator, model: nn.Module, tokenizer: PreTrainedToke
         plain = accelerator.unwrap_model(model).plain
         partial = path.with_name(f".{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        plain.save_pretrained(
-            partial, state_dict={name.removeprefix("plain."): tensor for name, tensor in state.items()}
-        )
+        state = {name.removeprefix("plain."): tensor for name, tensor in state.items()}
+        for tied, source in plain.all_tied_weights_keys.items():
+            if source in state:
+                state.pop(tied, None)  # DeepSpeed gives copies, which would be saved beside their source
+        plain.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
         for file in partial.rglob("*"):
             _flush(file)

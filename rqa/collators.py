@@ -1,8 +1,10 @@
 """Readings to tensors.
 
-B examples in a batch, L tokens in the longest of them.
+B examples in a batch, L tokens in the longest of them; for fusion-in-decoder N passages in the longest list of them, L
+tokens in the longest passage, T in the longest answer.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from rqa.data import DataError, Example
 from rqa.errors import InputError
+from rqa.fid_prompts import PassagePromptBuilder
 from rqa.passages import Reading
 from rqa.prompts import PromptBuilder
 
@@ -22,40 +25,54 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """The ids of one example: prompt and answer, and how many tokens of its passages were cut."""
+    """The ids of one example: its prompt, or its prompts, and the answer; and how many tokens of passages were cut."""
 
-    prompt: list[int]
+    prompts: list[list[int]]  # for a decoder one, for fusion-in-decoder one for each passage
     answer: list[int]
     cut: int = 0
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(map(len, self.prompts))
+
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return self.num_prompt_tokens + len(self.answer)
 
 
-class ConcatenatedCollator:
-    """Readings for a decoder: the passages stand one after the other in one prompt.
+class Collator(ABC):
+    """Readings to batches, for training and for generation, by way of rows of ids without padding.
 
     Supervision is by position: the answer's ids are the labels, whatever they are, and everything else is ignored, so
-    that a tokenizer whose padding token is its eos still learns to stop::
-
-        input_ids  prompt prompt prompt answer answer eos   pad  pad
-        labels      -100   -100   -100  answer answer eos  -100 -100
+    that a tokenizer whose padding token is its eos still learns to stop.
     """
 
-    def __init__(self, builder: PromptBuilder, max_answer_length: int = 512) -> None:
+    def __init__(self, builder: PromptBuilder | PassagePromptBuilder, max_answer_length: int) -> None:
         self.builder = builder
         self.max_answer_length = max_answer_length
-        tokenizer = builder.tokenizer
-        self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        pad_id = builder.tokenizer.pad_token_id
+        self.pad_id: int = builder.stop_ids[0] if pad_id is None else pad_id
         self._kept: dict[Reading, Row] = {}  # the most recent last
         self._kept_tokens = 0
 
+    @abstractmethod
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Pad encoded rows for training. No rows give one of a single padding position, with no target."""
+
+    @abstractmethod
+    def collate_prompts(self, rows: Sequence[Row]) -> Batch:
+        """Pad encoded rows for generation, without their answers."""
+
+    @abstractmethod
+    def _prompts(self, reading: Reading) -> tuple[list[list[int]], int]:
+        """Return the prompts of a reading, and how many tokens of its passages were cut."""
+
     def __call__(self, readings: Sequence[Reading]) -> Batch:
-        """Return `input_ids` and `labels`, both (B, L), padded on the right."""
+        """Return a batch for training."""
         return self.collate(self.encode(readings))
 
     def prompts(self, readings: Sequence[Reading]) -> Batch:
-        """Return the same rows without their answers: `input_ids` and `attention_mask` (B, L), padded on the left."""
+        """Return a batch for generation."""
         return self.collate_prompts(self.encode(readings))
 
     def encode(self, readings: Iterable[Reading]) -> list[Row]:
@@ -66,8 +83,8 @@ class ConcatenatedCollator:
         rows = []
         for reading in readings:
             if (row := self._kept.pop(reading, None)) is None:
-                prompt = self.builder.prompt(reading)
-                row = Row(prompt.ids, self.builder.answer(reading.answer), prompt.cut)
+                prompts, cut = self._prompts(reading)
+                row = Row(prompts, self.builder.answer(reading.answer), cut)
                 self._kept_tokens += len(row)
             self._kept[reading] = row
             rows.append(row)
@@ -75,24 +92,12 @@ class ConcatenatedCollator:
             self._kept_tokens -= len(self._kept.pop(next(iter(self._kept))))
         return rows
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        """Pad encoded rows, see `__call__`. No rows give one of a single padding position, with no target."""
-        ids = [row.prompt + row.answer for row in rows] or [[self.pad_id]]
-        labels = [[IGNORED] * len(row.prompt) + row.answer for row in rows] or [[IGNORED]]
-        return {"input_ids": _padded(ids, self.pad_id), "labels": _padded(labels, IGNORED)}
-
-    def collate_prompts(self, rows: Sequence[Row]) -> Batch:
-        """Pad the prompts of encoded rows, see `prompts`."""
-        ids = [row.prompt for row in rows]
-        mask = [[1] * len(prompt) for prompt in ids]
-        return {"input_ids": _padded(ids, self.pad_id, left=True), "attention_mask": _padded(mask, 0, left=True)}
-
     def check(self, examples: Iterable[Example], *, answers: bool = False) -> None:
         """Raise DataError unless every question fits its prompt and, with `answers`, every target its length."""
         error = DataError()
         for example in examples:
             try:
-                self.builder.prompt(Reading.ranked(example, ()))
+                self._prompts(Reading.ranked(example, ()))
             except InputError as problem:
                 error.add(example.where, str(problem))
             is_target = answers and not example.unanswerable
@@ -103,6 +108,75 @@ class ConcatenatedCollator:
                 )
         if error.count:
             raise error
+
+
+class ConcatenatedCollator(Collator):
+    """Readings for a decoder: the passages stand one after the other in one prompt.
+
+    For training `input_ids` and `labels`, both (B, L), padded on the right::
+
+        input_ids  prompt prompt prompt answer answer eos   pad  pad
+        labels      -100   -100   -100  answer answer eos  -100 -100
+
+    for generation `input_ids` and `attention_mask` (B, L), padded on the left.
+    """
+
+    builder: PromptBuilder
+
+    def __init__(self, builder: PromptBuilder, max_answer_length: int = 512) -> None:
+        super().__init__(builder, max_answer_length)
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Return `input_ids` and `labels`, see the class."""
+        ids = [[*row.prompts[0], *row.answer] for row in rows] or [[self.pad_id]]
+        labels = [[IGNORED] * len(row.prompts[0]) + row.answer for row in rows] or [[IGNORED]]
+        return {"input_ids": _padded(ids, self.pad_id), "labels": _padded(labels, IGNORED)}
+
+    def collate_prompts(self, rows: Sequence[Row]) -> Batch:
+        """Return `input_ids` and `attention_mask`, see the class."""
+        ids = [row.prompts[0] for row in rows]
+        mask = [[1] * len(prompt) for prompt in ids]
+        return {"input_ids": _padded(ids, self.pad_id, left=True), "attention_mask": _padded(mask, 0, left=True)}
+
+    def _prompts(self, reading: Reading) -> tuple[list[list[int]], int]:
+        ids, cut = self.builder.prompt(reading)
+        return [ids], cut
+
+
+class ParallelCollator(Collator):
+    """Readings for fusion-in-decoder: each passage is a text of its own.
+
+    For training `input_ids` and `attention_mask`, both (B, N, L), and `labels` (B, T), padded on the right; for
+    generation the same without the labels. An example with fewer passages than another has masks of zeros in their
+    place, never copies. Two examples, the second with one passage and a longer answer::
+
+        attention_mask  [[1 1 1] [1 1 0]]    labels  answer eos -100
+                        [[1 1 0] [0 0 0]]            answer answer eos
+    """
+
+    builder: PassagePromptBuilder
+
+    def __init__(self, builder: PassagePromptBuilder, max_answer_length: int = 512) -> None:
+        super().__init__(builder, max_answer_length)
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Return `input_ids`, `attention_mask` and `labels`, see the class."""
+        if not rows:
+            return self.collate([Row([[self.pad_id]], [IGNORED])])
+        return {**self.collate_prompts(rows), "labels": _padded([row.answer for row in rows], IGNORED)}
+
+    def collate_prompts(self, rows: Sequence[Row]) -> Batch:
+        """Return `input_ids` and `attention_mask`, see the class."""
+        most = max(len(row.prompts) for row in rows)
+        texts = [text for row in rows for text in row.prompts + [[]] * (most - len(row.prompts))]
+        ids, mask = _padded(texts, self.pad_id), _padded([[1] * len(text) for text in texts], 0)
+        return {
+            name: tensor.view(len(rows), most, -1) for name, tensor in (("input_ids", ids), ("attention_mask", mask))
+        }
+
+    def _prompts(self, reading: Reading) -> tuple[list[list[int]], int]:
+        ids, cut = self.builder.prompt(reading)
+        return ids, cut
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rqa.collators import IGNORED
 from rqa.errors import InputError
+from rqa.pretrained import load_config, load_model, without_generation_config
 
 
 class AnswerLM(nn.Module):
@@ -33,38 +34,13 @@ class AnswerLM(nn.Module):
         self._needs_mask = any("expert" in key for key in lm.config.to_dict())
 
     @classmethod
-    def from_pretrained(
-        cls, name_or_path: str, *, attention: str | None = None, gradient_checkpointing: bool = False
-    ) -> "AnswerLM":
-        """Load a checkpoint with float32 parameters: in bfloat16 the updates of a small learning rate round to nothing.
+    def from_pretrained(cls, name_or_path: str, **options: Any) -> "AnswerLM":
+        """Load a checkpoint; see `rqa.pretrained.load_model`, which takes the `options`."""
+        return cls(load_model(AutoModelForCausalLM, name_or_path, "decoder", **options))
 
-        Without `attention` it is sdpa, or eager where the model has no sdpa (Gemma 2, whose attention is soft-capped).
-        With `gradient_checkpointing` activations are computed again in the backward pass. Raises InputError where it is
-        no checkpoint of a decoder, or lacks weights, which would otherwise be random.
-        """
-        lm: PreTrainedModel
-        loading: dict[str, Any]
-        try:
-            lm, loading = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
-                name_or_path,
-                dtype=torch.float32,
-                attn_implementation=attention,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in `loading`, and refused below
-            )
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name_or_path}: no decoder can be loaded from it: {error}") from error
-        if lacking := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
-            raise InputError(
-                f"{name_or_path}: expected every weight of {type(lm).__name__}, the checkpoint lacks {len(lacking)}: "
-                + ", ".join(lacking[:3])
-            )
-        if gradient_checkpointing:
-            # The re-entrant variant loses the gradient of inputs that need none, and its hooks do not suit DDP.
-            lm.gradient_checkpointing_enable({"use_reentrant": False})
-        return cls(lm)
+    def tie_weights(self) -> None:
+        """Make tied weights one again: Accelerate asks for it where FSDP2 took them apart."""
+        self.plain.tie_weights()
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Return (B,): the negative log-likelihood of each example's target tokens, summed, in nats, float32.
@@ -79,9 +55,7 @@ class AnswerLM(nn.Module):
             logits = self.plain(input_ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits  # (n, V)
         else:
             logits = self.plain(input_ids, attention_mask=mask, use_cache=False).logits[keep]
-        losses = cross_entropy(logits.float(), targets[is_target], reduction="none")  # (n,)
-        rows = is_target.nonzero()[:, 0]
-        return losses.new_zeros(len(labels)).index_add(0, rows, losses)
+        return nll_by_row(logits, targets)
 
     def logits(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Return (B, L, V), the scores of the token after each position, for inspection."""
@@ -95,24 +69,32 @@ class AnswerLM(nn.Module):
 
         Greedy, but for `options`: the checkpoint's own generation_config has no say.
         """
-        own = self.plain.generation_config
-        self.plain.generation_config = GenerationConfig()  # transformers fills every gap in the options from it
-        try:
+        with without_generation_config(self.plain):
             ids: Tensor = self.plain.generate(  # type: ignore[operator]
                 input_ids=input_ids, attention_mask=attention_mask, **options
             )
-        finally:
-            self.plain.generation_config = own
         return ids[:, input_ids.shape[1] :]
+
+
+def nll_by_row(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return (B,): the negative log-likelihood of each row's targets, summed, in nats, float32.
+
+    `targets` are (B, L), `logits` (n, V) those of the n that are not IGNORED, row by row.
+    """
+    is_target = targets != IGNORED
+    losses = cross_entropy(logits.float(), targets[is_target], reduction="none")  # (n,)
+    return losses.new_zeros(len(targets)).index_add(0, is_target.nonzero()[:, 0], losses)
 
 
 def check_window(name_or_path: str, num_tokens: int) -> None:
     """Raise InputError where rows of `num_tokens` may exceed the positions that a checkpoint was made for."""
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name_or_path}: no decoder can be loaded from it: {error}") from error
-    window = getattr(config, "max_position_embeddings", None)  # a model without positions has none
+    config = load_config(name_or_path, "decoder")
+    if config.is_encoder_decoder:
+        raise InputError(
+            f"{name_or_path}: expected a decoder, found an encoder-decoder, a {config.model_type}: it is trained by "
+            "recipes/fid_flan_t5.py, and evaluated with --qa_is_fid true"
+        )
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)  # a model without positions has none
     if window is not None and num_tokens > window:
         raise InputError(
             f"{name_or_path} reads at most {window} tokens: prompt and answer may have {num_tokens}; "

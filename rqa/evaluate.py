@@ -6,7 +6,7 @@ All scores are in per cent but the loss, in nats per token; all times are in sec
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from rqa import __version__, metrics
-from rqa.collators import IGNORED, ConcatenatedCollator
+from rqa.attribution import Attribution, share_on_gold
+from rqa.collators import Collator
 from rqa.data import Example
 from rqa.generate import Answer
 from rqa.passages import REFUSAL_ANSWER, Reading
@@ -52,6 +54,7 @@ def evaluate(
     retrieval: Retrieval | None = None,
     generate: Generate | None = None,
     loss: Loss | None = None,
+    attributions: Mapping[str, Attribution] | None = None,
     k: int,
     ks: Sequence[int] = KS,
     refusal_answer: str = REFUSAL_ANSWER,
@@ -59,7 +62,8 @@ def evaluate(
     """Score the retrieval of `examples` at each of `ks`, and the answers of a generator that reads the first `k`.
 
     Without a retrieval the generator reads the gold passages; without a generator the retriever alone is scored. With
-    a `loss` the first reference is scored under the model as well.
+    a `loss` the first reference is scored under the model as well; each of `attributions` tells, by its name, what the
+    answers that were generated rest on.
     """
     parts = []
     if retrieval is not None:
@@ -71,6 +75,11 @@ def evaluate(
         else:
             readings = [Reading.ranked(example, example.gold_passages) for example in examples]
         parts.append(_score_answers(readings, generate, refusal_answer))
+        if attributions:
+            given = [
+                replace(read, answer=row["answer"]) for read, row in zip(readings, parts[-1].predictions, strict=True)
+            ]
+            parts.append(_score_attributions(given, attributions))
         if loss is not None:
             answered = [
                 replace(reading, answer=_references(reading.example, refusal_answer)[0]) for reading in readings
@@ -84,7 +93,7 @@ def evaluate(
         ],
         about={
             "examples": len(examples),
-            "passages_read": f"the first {k} retrieved" if retrieval else "gold",
+            "passages_read": f"the first {k} {retrieval.origin}" if retrieval else "gold",
             **{name: value for part in parts for name, value in part.about.items()},
             "versions": {"rqa": __version__}
             | {name: version(name) for name in ("torch", "transformers", "sacrebleu", "rouge-score")},
@@ -104,7 +113,7 @@ def _score_retrieval(examples: Sequence[Example], retrieval: Retrieval, ks: Sequ
                     "title": hit.passage.title,
                     "text": hit.passage.text,
                     "sources": hit.passage.sources,
-                    "score": hit.score,
+                    "score": None if math.isnan(hit.score) else hit.score,  # NaN is no JSON
                     "gold": hit.passage.id in gold,
                 }
                 for hit in hits
@@ -114,13 +123,10 @@ def _score_retrieval(examples: Sequence[Example], retrieval: Retrieval, ks: Sequ
             row["retrieval_scores"] = metrics.retrieval_scores(gold, [hit.passage.id for hit in hits], ks)
             scored.append(row["retrieval_scores"])
         predictions.append(row)
-    about = {
-        "examples_without_gold": len(examples) - len(scored),
-        "retrieval": {
-            "fingerprint": retrieval.fingerprint,
-            "seconds_per_question": retrieval.seconds / max(1, len(examples)),
-        },
-    }
+    measured: dict[str, Any] = {"fingerprint": retrieval.fingerprint}
+    if retrieval.seconds is not None:
+        measured["seconds_per_question"] = retrieval.seconds / max(1, len(examples))
+    about = {"examples_without_gold": len(examples) - len(scored), "retrieval": measured}
     return Scores(metrics.mean_scores(scored), predictions, about)
 
 
@@ -153,6 +159,24 @@ def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answ
     return Scores(scores, predictions, about)
 
 
+def _score_attributions(readings: Sequence[Reading], attributions: Mapping[str, Attribution]) -> Scores:
+    """Attribute, and score the examples that read a gold passage: how much of their evidence it is."""
+    found = {name: attribute(readings) for name, attribute in attributions.items()}
+    scored, predictions = [], []
+    for i, reading in enumerate(readings):
+        gold = {passage.id for passage in reading.example.gold_passages}
+        is_gold = [passage.id in gold for passage in reading.passages]
+        values = {name: of_all[i] for name, of_all in found.items()}
+        rows = [
+            {"id": passage.id, "gold": is_gold[place]} | {name: of_one[place] for name, of_one in values.items()}
+            for place, passage in enumerate(reading.passages)
+        ]
+        predictions.append({"attribution": rows})
+        if any(is_gold):
+            scored.append({f"{name}_on_gold": 100 * share_on_gold(value, is_gold) for name, value in values.items()})
+    return Scores(metrics.mean_scores(scored), predictions, {"examples_that_read_gold": len(scored)})
+
+
 def _references(example: Example, refusal_answer: str) -> tuple[str, ...]:
     return (refusal_answer,) if example.unanswerable or not example.answers else example.answers
 
@@ -160,24 +184,32 @@ def _references(example: Example, refusal_answer: str) -> tuple[str, ...]:
 class AnswerLoss:
     """The negative log-likelihood of references, in nats per target token, under a prepared model."""
 
-    def __init__(
-        self, accelerator: Accelerator, model: nn.Module, collator: ConcatenatedCollator, batch_size: int
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, model: nn.Module, collator: Collator, batch_size: int) -> None:
         self.accelerator = accelerator
         self.model = model
         self.collator = collator
         self.batch_size = batch_size
 
-    @torch.no_grad()
     def __call__(self, readings: Sequence[Reading]) -> float:
-        """Score the answers of `readings`; every process must call this, and makes as many forward passes."""
+        """Return the loss of all answers together; see `each`."""
+        losses = self.each(readings)
+        return math.fsum(nll for nll, _ in losses) / sum(tokens for _, tokens in losses)
+
+    @torch.no_grad()
+    def each(self, readings: Sequence[Reading]) -> list[tuple[float, int]]:
+        """Return for each answer its negative log-likelihood, in nats, and its tokens.
+
+        Every process must call this, and makes as many forward passes.
+        """
         self.model.eval()
-        rows = sorted(self.collator.encode(readings), key=len, reverse=True)
-        sums = torch.zeros(2, device=self.accelerator.device)
+        rows = self.collator.encode(readings)
+        longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        numbered: list[tuple[int, float]] = []
         for start in range(0, len(rows), self.batch_size * self.accelerator.num_processes):
-            mine = start + self.accelerator.process_index * self.batch_size
-            batch = self.collator.collate(rows[mine : mine + self.batch_size])  # of no rows: one without targets
+            first = start + self.accelerator.process_index * self.batch_size
+            mine = longest_first[first : first + self.batch_size]
+            batch = self.collator.collate([rows[i] for i in mine])  # of no rows: one without targets
             batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            sums += torch.stack([self.model(**batch).sum(), (batch["labels"] != IGNORED).sum()])
-        nll, tokens = self.accelerator.reduce(sums, "sum").tolist()
-        return float(nll / tokens)
+            numbered += zip(mine, self.model(**batch).tolist(), strict=False)
+        losses = dict(gather_object(numbered))
+        return [(losses[i], len(row.answer)) for i, row in enumerate(rows)]

@@ -8,8 +8,10 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from rqa.collators import ConcatenatedCollator, Row
+from rqa.collators import Collator, Row
 from rqa.decoder import AnswerLM
+from rqa.fid import FusionInDecoder
+from rqa.launch import is_sharded
 from rqa.passages import Reading
 
 
@@ -33,8 +35,8 @@ class Generator:
     def __init__(
         self,
         accelerator: Accelerator,
-        model: AnswerLM,
-        collator: ConcatenatedCollator,
+        model: AnswerLM | FusionInDecoder,
+        collator: Collator,
         batch_size: int,
         max_new_tokens: int,
     ) -> None:
@@ -43,18 +45,17 @@ class Generator:
         self.collator = collator
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
-        zero = accelerator.state.deepspeed_plugin
-        is_fsdp = accelerator.distributed_type == DistributedType.FSDP
-        if is_fsdp:
+        if accelerator.distributed_type == DistributedType.FSDP:
             register_fsdp_forward_method(accelerator.unwrap_model(model), "generate")  # it gathers weights as forward
-        self.is_sharded = is_fsdp or bool(zero and zero.zero_stage == 3)
+        self.is_sharded = is_sharded(accelerator)
 
     def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
         """Return the answer to each reading, in order, on every process."""
         rows = self.collator.encode(readings)
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
-        longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i].prompt))  # too much memory shows at once
+        # Too much memory shows at once.
+        longest_first = sorted(range(len(rows)), key=lambda i: -rows[i].num_prompt_tokens)
         batches = [longest_first[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         here, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = batches[here::processes]
@@ -67,7 +68,7 @@ class Generator:
         assert answers.keys() == set(range(len(rows))), "every reading is answered exactly once"
         return [answers[i] for i in range(len(rows))]
 
-    def _generate(self, model: AnswerLM, rows: Sequence[Row]) -> list[Answer]:
+    def _generate(self, model: AnswerLM | FusionInDecoder, rows: Sequence[Row]) -> list[Answer]:
         builder = self.collator.builder
         batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
         with torch.no_grad(), self.accelerator.autocast():
@@ -76,11 +77,13 @@ class Generator:
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=builder.stop_ids,
                 pad_token_id=self.collator.pad_id,
-                synced_gpus=self.is_sharded and self.accelerator.num_processes > 1,
+                synced_gpus=self.is_sharded,
             ).tolist()
         answers = []
         for row, ids in zip(rows, generated, strict=True):
             end = next((i for i, id in enumerate(ids) if id in builder.stop_ids), None)
             num_tokens = len(ids) if end is None else end + 1
-            answers.append(Answer(builder.answer_text(ids), num_tokens, len(row.prompt), finished=end is not None))
+            answers.append(
+                Answer(builder.answer_text(ids), num_tokens, row.num_prompt_tokens, finished=end is not None)
+            )
         return answers

@@ -9,6 +9,8 @@ import torch
 
 from rqa.errors import InputError
 
+AttentionKernel = Literal["flash_attention_2", "eager"]
+
 
 def bf16_is_fast(device: torch.device) -> bool:
     """Tell whether matrix products in bfloat16 are quicker than in float32 on `device`.
@@ -27,7 +29,7 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def attention_kernel(use_flash_attention: bool, mixed_precision: str) -> Literal["flash_attention_2"] | None:
+def attention_kernel(use_flash_attention: bool, mixed_precision: str) -> AttentionKernel | None:
     """Return the `attn_implementation` to load a model with; None is sdpa, or eager where a model has no sdpa.
 
     Raises InputError where flash attention is asked for and the package, a CUDA device or a precision of 16 bits, which

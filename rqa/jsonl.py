@@ -1,8 +1,9 @@
-"""Strict JSON Lines: UTF-8, one object a line; every problem of a file is found before any is reported."""
+"""Strict JSON: UTF-8, an object a line or an array of objects; all problems of a file are found before any is told."""
 
 import gzip
 import json
 import mmap
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ Data = bytes | mmap.mmap
 
 _SHOWN = 20
 _BOM = b"\xef\xbb\xbf"
+_SPACE = re.compile(r"[ \t\n\r]*")
 _TYPES = {
     str: "text",
     int: "number",
@@ -37,7 +39,7 @@ class DataError(InputError):
         self.problems: list[str] = []
 
     def add(self, where: str, problem: str) -> None:
-        """Note a problem at `where`, a file:line."""
+        """Note a problem at `where`, a file:line or file[index]."""
         self.count += 1
         if self.count <= _SHOWN:
             self.problems.append(f"{where}: {problem}")
@@ -79,6 +81,15 @@ class Fields:
         if not items._values:
             self.problem(name, "expected text or list of texts, found empty list")
         return tuple(items.text(item) for item in items._values)
+
+    def identifier(self, name: str) -> str:
+        """Return an optional text, or a whole number as its digits."""
+        value = self._values.get(name)
+        return str(value) if type(value) is int else self.text(name, optional=True)
+
+    def has(self, name: str) -> bool:
+        """Tell whether the field is there and not null."""
+        return self._values.get(name) is not None
 
     def flag(self, name: str) -> bool:
         """Return an optional true or false."""
@@ -189,20 +200,88 @@ def line_at(data: Data, start: int) -> bytes:
 def parse_object(line: bytes) -> dict[str, Any]:
     """Return the JSON object on one line. Raises ValueError with the reason where it is anything else."""
     try:
-        value = _DECODER.decode(line.decode())
-        if b"\\u" in line:  # only an escape can bring half of a surrogate pair, which no encoder takes
-            json.dumps(value, ensure_ascii=False).encode()
+        text = line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start + 1} of the line") from error
+    values, end = _parse(text, _after_space(text, 0))
+    if (end := _after_space(text, end)) < len(text):
+        raise ValueError(_broken(text, end, "Extra data"))
+    return values
+
+
+def read_array(path: str | Path, data: Data) -> Iterator[tuple[int, Fields]]:
+    """Yield (index from 0, fields) for each item of a JSON array that is an object.
+
+    Raises as `read_rows` does; a problem's place is path[index], which `jq '.[index]'` shows, and none is found after
+    broken syntax. In memory are the text of the file and one item.
+    """
+    try:
+        text = str(data, "utf-8")
+    except UnicodeDecodeError as problem:
+        raise InputError(f"{path}: not UTF-8 at byte {problem.start + 1} of the file") from problem
+    start = _after_space(text, text.startswith("\ufeff"))
+    first = _after_space(text, start + 1)
+    if text[start : start + 1] not in ("[", ""):
+        raise InputError(f'{path}: expected "[" and objects, found "{text[start]}"; one object a line is a .jsonl')
+    if start == len(text) or text.startswith("]", first):
+        raise InputError(f"{path}: the file is empty; expected at least one row")
+    error = DataError()
+    for index, item in enumerate(_items(text, first)):
+        place = f"{path}[{index}]"
+        if isinstance(item, ValueError):
+            error.add(place, str(item))
+        else:
+            yield index, Fields(item, "", partial(error.add, place))
+    if error.count:
+        raise error
+
+
+def _items(text: str, start: int) -> Iterator[dict[str, Any] | ValueError]:
+    """Yield each item of an array, whose first is at `start`, or the reason why it is none; broken syntax ends them."""
+    delimiter = ","
+    while delimiter == ",":
+        try:
+            item, end = _parse(text, start)
+        except ValueError as problem:
+            yield problem
+            try:
+                _, end = _LENIENT.raw_decode(text, start)
+            except (ValueError, RecursionError):
+                return
+        else:
+            yield item
+        end = _after_space(text, end)
+        delimiter, start = text[end : end + 1], _after_space(text, end + 1)
+    if delimiter != "]":
+        yield ValueError(_broken(text, end, "Expecting ',' delimiter"))
+    elif start < len(text):
+        yield ValueError(_broken(text, start, "Extra data"))
+
+
+def _parse(text: str, start: int) -> tuple[dict[str, Any], int]:
+    """Return the JSON object at `start` and where it ends. Raises ValueError with the reason where it is no object."""
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+        if text.find("\\u", start, end) >= 0:  # only an escape can bring half of a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode()  # which no encoder takes
     except UnicodeEncodeError as error:
         raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) without the other") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON at column {error.colno}: {error.msg}") from error
+        raise ValueError(_broken(text, error.pos, error.msg)) from error
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if type(value) is not dict:
         raise ValueError(f"expected object, found {type_name(value)}")
-    return value
+    return value, end
+
+
+def _after_space(text: str, start: int) -> int:
+    return next(_SPACE.finditer(text, start)).end()
+
+
+def _broken(text: str, position: int, reason: str) -> str:
+    error = json.JSONDecodeError(reason, text, position)
+    return f"not JSON at {f'line {error.lineno}, ' if error.lineno > 1 else ''}column {error.colno}: {error.msg}"
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -218,3 +297,4 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+_LENIENT = json.JSONDecoder(parse_int=str)  # finds the end of what the other one refuses

@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import (
     DeepSpeedPlugin,
     GradientAccumulationPlugin,
@@ -86,6 +86,13 @@ def make_accelerator(
         # `accelerate launch` gives a process on a CPU one thread, however many cores there are.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Tell whether weights are spread over processes that gather them together: all must make the same calls."""
+    zero = accelerator.state.deepspeed_plugin
+    by_stage = bool(zero and zero.zero_stage == 3)
+    return accelerator.num_processes > 1 and (by_stage or accelerator.distributed_type == DistributedType.FSDP)
 
 
 def leave_group() -> None:

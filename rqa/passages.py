@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rqa.data import Example, Passage
+from rqa.data import Example, Passage, distinct
 
 Order = Literal["ranked", "random", "gold_first"]
 
@@ -61,9 +61,9 @@ def passages_for(
     gold = {passage.id for passage in example.gold_passages}
     dropped = bool(gold) and rng.random() < gold_dropout
     others = example.hard_negatives[:hard_negatives]
-    chosen = _distinct([*example.gold_passages, *others, *candidates[:k]])[: max(k + 1, len(gold))]
+    chosen = distinct([*example.gold_passages, *others, *candidates[:k]])[: max(k + 1, len(gold))]
     if dropped:
-        without_gold = [passage for passage in _distinct([*others, *candidates]) if passage.id not in gold]
+        without_gold = [passage for passage in distinct([*others, *candidates]) if passage.id not in gold]
         chosen = without_gold[: len(chosen)]
 
     rank = {passage.id: i for i, passage in enumerate(chosen)}
@@ -73,14 +73,6 @@ def passages_for(
         chosen = _as_ranked(chosen, candidates[:k], rng)
     answer = refusal_answer if dropped or example.unanswerable else example.answers[0]
     return Reading(example, tuple(chosen), answer, tuple(rank[passage.id] for passage in chosen))
-
-
-def _distinct(passages: Iterable[Passage]) -> list[Passage]:
-    """Keep the first of each id."""
-    first: dict[str, Passage] = {}
-    for passage in passages:
-        first.setdefault(passage.id, passage)
-    return list(first.values())
 
 
 def _as_ranked(chosen: list[Passage], candidates: Sequence[Passage], rng: random.Random) -> list[Passage]:

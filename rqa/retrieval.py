@@ -1,12 +1,14 @@
-"""What is retrieved for the examples of a run: by one process, once, and kept beside the index."""
+"""What is retrieved for the examples of a run: by one process, once, and kept beside the index; or given with them."""
 
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from rqa.data import Example, Passage, PassageStore
+from rqa.data import DataError, Example, Passage, PassageStore, open_passages
 from rqa.passages import Reading
 from rqa.retriever import Retrieved, Retriever, open_retriever, query_of
 
@@ -28,11 +30,25 @@ CACHE = "retrieved"  # a folder in that of the index
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What a retriever found for each of some examples, best first, and what that took."""
+    """What was found for each of some examples, best first, and the seconds that took: None where nobody searched."""
 
     found: list[list[Retrieved]]
-    seconds: float
+    seconds: float | None
     fingerprint: str
+
+    @classmethod
+    def given(cls, examples: Sequence[Example], k: int | None = None) -> "Retrieval":
+        """Return the contexts of each example, the first `k`, as what was found; their scores are unknown: NaN."""
+        found = [[Retrieved(passage, math.nan) for passage in example.contexts[:k]] for example in examples]
+        digest = hashlib.sha256()
+        for hits in found:
+            digest.update(b"".join([b"%d\n" % len(hits), *(hit.passage.identity for hit in hits)]))
+        return cls(found, None, f"given {digest.hexdigest()[:16]}")
+
+    @property
+    def origin(self) -> str:
+        """Where the passages are from, in words."""
+        return "given with the questions" if self.seconds is None else "retrieved"
 
     def passages(self, i: int) -> list[Passage]:
         """Return the passages of the example at position `i`, best first."""
@@ -74,15 +90,47 @@ class Hits:
 def retrieve_all(retriever: Retriever, examples: Sequence[Example], k: int, *, history_turns: int = 1) -> Retrieval:
     """Retrieve `k` passages for each example, in one call. The first query is retrieved twice: a warm-up, not timed."""
     queries = [query_of(example, history_turns=history_turns) for example in examples]
+    return Retrieval(*_timed(retriever, queries, k), retriever.fingerprint())
+
+
+def _timed(retriever: Retriever, queries: Sequence[str], k: int) -> tuple[list[list[Retrieved]], float]:
     retriever.retrieve(queries[:1], k)
     start = time.perf_counter()
     found = retriever.retrieve(queries, k)
-    return Retrieval(found, time.perf_counter() - start, retriever.fingerprint())
+    return found, time.perf_counter() - start
+
+
+def reads_gold(embedding_model: str, splits: Sequence[Sequence[Example]]) -> bool:
+    """Tell whether gold passages are all that could be read: no retriever, and no example that brings its passages."""
+    return not embedding_model and not any(example.contexts for example in chain(*splits))
+
+
+def open_corpus(
+    embedding_model: str, path: str, splits: Sequence[Sequence[Example]], *, flag: str = "--embedding_model"
+) -> PassageStore | None:
+    """Open the corpus that a retriever searches; None without one, where every example must bring its passages.
+
+    Raises InputError as `open_passages` does, or DataError of the examples that bring none: it calls the retriever
+    `flag`.
+    """
+    if embedding_model:
+        return open_passages(path)
+    _check_given(splits, flag)
+    return None
+
+
+def _check_given(splits: Sequence[Sequence[Example]], flag: str) -> None:
+    error = DataError()
+    for example in chain(*splits):
+        if not example.contexts:
+            error.add(example.where or example.id, f'no passages in "ctxs", and no retriever to find any: give {flag}')
+    if error.count:
+        raise error
 
 
 def retrieve_splits(
     accelerator: Accelerator,
-    passages: PassageStore,
+    passages: PassageStore | None,
     embedding_model: str,
     index_path: str,
     splits: Sequence[Sequence[Example]],
@@ -94,11 +142,22 @@ def retrieve_splits(
 ) -> list[Retrieval]:
     """Retrieve `k` passages for each example of each split, the same on every process.
 
+    Without an `embedding_model` they are the first `k` that come with each example, and `passages` may be None; raises
+    DataError of the examples that come with none.
+
     The main process does it, with a retriever that is opened, used once and let go; where there is no index it builds
     it: see `open_retriever` for the options. What it finds is kept in the folder of the index, and found there again by
     whoever asks the same of the same retriever; with `cached` false, for the time it takes, it is retrieved again.
     """
-    _log_missing_gold([example for examples in splits for example in examples], passages)
+    if not embedding_model:
+        _check_given(splits, "embedding_model")
+        log.info('the passages read are those given with the questions ("ctxs"): nothing is retrieved')
+        return [Retrieval.given(examples, k) for examples in splits]
+    if passages is None:
+        raise ValueError(f"{embedding_model} has no passages to retrieve from")
+    if num_given := sum(bool(example.contexts) for example in chain(*splits)):
+        log.info('the passages given with %d questions ("ctxs") are not read: the retriever retrieves', num_given)
+    _log_missing_gold([*chain(*splits)], passages)
     done: list[Any] = [None]
     if accelerator.is_main_process:
         device = accelerator.device
@@ -131,8 +190,8 @@ def _retrieve(
             return _read(path, (len(queries), k), len(passages))
         except (OSError, EOFError, ValueError, LookupError, BadZipFile) as error:
             log.warning("%s: damaged, and made again: %s", path, error)
-    found = retrieve_all(retriever, examples, k, history_turns=history_turns)
-    hits = Hits.of(found.found, passages, k, found.seconds)
+    found, seconds = _timed(retriever, queries, k)
+    hits = Hits.of(found, passages, k, seconds)
     if path is not None:
         try:
             _write(path, hits)

@@ -48,7 +48,7 @@ def log_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
         sum(row.cut > 0 for row in rows),
         100 * cut / (cut + sum(lengths)),
     )
-    prompt = str(tokenizer.decode(rows[0].prompt))
+    prompt = "\n".join(str(tokenizer.decode(ids)) for ids in rows[0].prompts)
     if len(prompt) > 2 * SHOWN:
         prompt = f"{prompt[:SHOWN]} […] {prompt[-SHOWN:]}"
     marked = "".join(f"⟦{tokenizer.decode([id])}⟧" for id in rows[0].answer)

@@ -31,7 +31,7 @@ class Step:
     gradient_norm: float  # before clipping
     learning_rate: float
     target_tokens: int
-    positions: int  # that were computed, padding included
+    positions: int  # of tokens that were read: those of the attention mask, or without one all, padding included
     examples: int
     skipped: bool  # the gradient was not finite, and the weights stayed as they were
     suspects: tuple[int, ...]  # of a skipped update, the examples whose loss was not finite, or all if none was
@@ -103,8 +103,8 @@ def train_steps(
         counts = torch.zeros(3, device=accelerator.device, dtype=torch.long)
         for batch in micro_batches:
             is_target = batch["labels"] != IGNORED
-            positions = torch.tensor(batch["input_ids"].numel(), device=accelerator.device)
-            counts += torch.stack([is_target.sum(), is_target.any(-1).sum(), positions])
+            is_read = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+            counts += torch.stack([is_target.sum(), is_target.any(-1).sum(), is_read.sum()])
         tokens, examples, num_positions = accelerator.reduce(counts, "sum").tolist()
 
         losses = []

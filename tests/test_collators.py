@@ -1,4 +1,7 @@
-"""rqa.collators: labels by position, in every chat format; padding, batch mates and order change no row."""
+"""rqa.collators: labels by position, in every chat format; padding, batch mates and order change no row.
+
+At the end, the collator of fusion-in-decoder.
+"""
 
 import re
 from dataclasses import replace
@@ -6,10 +9,12 @@ from itertools import permutations
 
 import pytest
 import torch
+from test_fid_prompts import TOKENIZERS
 from tiny_tokenizers import FORMATS, TEMPLATES, builder
 
-from rqa.collators import IGNORED, ConcatenatedCollator, Row
+from rqa.collators import IGNORED, ConcatenatedCollator, ParallelCollator, Row
 from rqa.data import DataError, Example, Passage, Turn
+from rqa.fid_prompts import PassagePromptBuilder
 from rqa.passages import Reading
 from rqa.prompts import PromptBuilder
 
@@ -76,7 +81,7 @@ def test_also_where_passages_are_cut_the_prompt_does_not_depend_on_the_answer(co
     rows, prompts = smaller.encode(READINGS), smaller.prompts(others)
     assert [row.cut > 0 for row in rows] == [length > lengths[1] + 9 for length in lengths]
     for row, ids, mask in zip(rows, prompts["input_ids"], prompts["attention_mask"], strict=True):
-        assert ids[mask.bool()].tolist() == row.prompt
+        assert ids[mask.bool()].tolist() == row.prompts[0]
 
 
 def test_a_row_is_the_same_whatever_is_beside_it(collator):
@@ -122,10 +127,10 @@ def test_padding_is_the_tokenizers_own_or_eos(name):
 def test_a_row_knows_its_length_and_what_was_cut():
     collator = ConcatenatedCollator(builder("chatml's template"))
     (whole,) = collator.encode(READINGS[:1])
-    (row,) = cutting(collator, len(whole.prompt) - 5).encode(READINGS[:1])
-    assert (len(whole), whole.cut) == (len(whole.prompt) + len(whole.answer), 0)
+    (row,) = cutting(collator, len(whole.prompts[0]) - 5).encode(READINGS[:1])
+    assert (len(whole), whole.cut) == (len(whole.prompts[0]) + len(whole.answer), 0)
     assert (len(row), row.cut) == (len(whole) - 5, 5)
-    assert Row([1, 2], [3]) == Row([1, 2], [3], cut=0)
+    assert Row([[1, 2]], [3]) == Row([[1, 2]], [3], cut=0)
 
 
 # What cannot be trained on
@@ -208,3 +213,69 @@ def test_the_least_recent_rows_make_room(monkeypatch, prompted):
     assert prompted == [third.example.question]  # the second went
     collator.encode([second])
     assert prompted == [third.example.question, second.example.question]
+
+
+# Fusion-in-decoder
+
+MASKED = ("input_ids", "attention_mask")
+
+
+@pytest.fixture(params=TOKENIZERS)
+def parallel(request):
+    return ParallelCollator(PassagePromptBuilder(TOKENIZERS[request.param]()))
+
+
+def test_each_passage_is_a_row_of_its_own_and_a_missing_one_is_masked(parallel):
+    batch = parallel(READINGS)  # of 1, 0, 3 and 2 passages
+    assert batch["input_ids"].shape == batch["attention_mask"].shape
+    assert batch["input_ids"].shape[:2] == (4, 3)
+    assert batch["attention_mask"].any((0, 1)).all()  # no more than it takes
+    for row, reading in enumerate(READINGS):
+        texts = parallel.builder.prompt(reading).ids
+        found = [ids[mask.bool()].tolist() for ids, mask in zip(*(batch[n][row] for n in MASKED), strict=True)]
+        assert found == texts + [[]] * (3 - len(texts))
+        assert len(texts) == max(1, len(reading.passages))  # without passages the question stands alone
+    for ids, mask in zip(*(batch[name].flatten(0, 1) for name in MASKED), strict=True):
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)  # padded on the right
+        assert set(ids[~mask.bool()].tolist()) <= {parallel.pad_id}
+
+
+def test_the_targets_of_fusion_in_decoder_are_the_answer_and_one_eos(parallel):
+    batch = parallel(READINGS)
+    for labels, reading in zip(batch["labels"], READINGS, strict=True):
+        targets = labels[labels != IGNORED].tolist()
+        assert targets == parallel.builder.answer(reading.answer)
+        assert targets.count(parallel.builder.eos_id) == 1
+        assert labels.tolist() == targets + [IGNORED] * (len(labels) - len(targets))
+    assert batch["labels"].shape[1] == max(len(parallel.builder.answer(reading.answer)) for reading in READINGS)
+
+
+def test_fusion_in_decoder_generates_from_the_rows_that_it_was_trained_on(parallel):
+    batch, prompts = parallel(READINGS), parallel.prompts(READINGS)
+    assert prompts.keys() == set(MASKED)
+    assert all(batch[name].equal(tensor) for name, tensor in prompts.items())
+
+
+def test_the_length_of_a_row_is_that_of_all_its_texts(parallel):
+    for row, reading in zip(parallel.encode(READINGS), READINGS, strict=True):
+        texts = parallel.builder.prompt(reading).ids
+        assert row.num_prompt_tokens == sum(map(len, texts))
+        assert len(row) == row.num_prompt_tokens + len(parallel.builder.answer(reading.answer))
+
+
+def test_no_rows_are_one_position_without_a_target(parallel):
+    batch = parallel.collate([])
+    assert batch["input_ids"].tolist() == [[[parallel.pad_id]]]
+    assert batch["attention_mask"].tolist() == [[[1]]]
+    assert batch["labels"].tolist() == [[IGNORED]]
+
+
+def test_what_does_not_fit_fusion_in_decoder_is_told_by_line():
+    built = PassagePromptBuilder(TOKENIZERS["t5"](), 24)
+    collator = ParallelCollator(built, 12)
+    with pytest.raises(DataError) as error:
+        collator.check([example(0), example(1, "no"), example(2, "x" * 12)], answers=True)
+    lines = str(error.value).splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["train.jsonl:2", "train.jsonl:3"]
+    assert "history and question alone take" in lines[0]
+    assert "the answer takes 14 tokens, --max_answer_length is 12" in lines[1]

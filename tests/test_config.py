@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rqa import config
+from rqa import config, inputs
 from rqa.errors import InputError
 from rqa.flags import parse_configs
 
@@ -17,12 +17,12 @@ def test_shipped_training_configs_fit(path):
     values = yaml.safe_load((ROOT / "recipes/configs" / path).read_text())
     configs = parse_configs(
         config.Model(),
-        config.Retriever(),
-        config.Retrieval(),
-        config.Index(),
-        config.Data(),
-        config.Passages(),
-        config.Prompt(),
+        inputs.Retriever(),
+        inputs.Retrieval(),
+        inputs.Index(),
+        inputs.Data(),
+        inputs.Passages(),
+        inputs.Prompt(),
         config.Optimization(),
         config.Run(),
         argv=["--config", str(ROOT / "recipes/configs" / path)],
@@ -35,11 +35,11 @@ def test_shipped_training_configs_fit(path):
     ("concern", "argv", "message"),
     [
         (config.Model(), [], "--model_name_or_path is required"),
-        (config.Data(), [], "--train_file is required"),
-        (config.Passages(), ["--gold_dropout", "1.5"], "--gold_dropout: expected a share"),
-        (config.Prompt(), ["--user_prefix", "Q"], "go together"),
-        (config.Prompt(), ["--sep_user", "|"], "found them alone"),
-        (config.Prompt(), ["--sep_sys", "|"], "found them alone"),
+        (inputs.Data(), [], "--train_file is required"),
+        (inputs.Passages(), ["--gold_dropout", "1.5"], "--gold_dropout: expected a share"),
+        (inputs.Prompt(), ["--user_prefix", "Q"], "go together"),
+        (inputs.Prompt(), ["--sep_user", "|"], "found them alone"),
+        (inputs.Prompt(), ["--sep_sys", "|"], "found them alone"),
         (config.Optimization(), ["--max_steps", "0"], "--max_steps"),
         (config.Optimization(), ["--per_device_train_batch_size", "0"], "--per_device_train_batch_size"),
         (config.Optimization(), ["--max_grad_norm", "0"], "--max_grad_norm"),

@@ -112,7 +112,8 @@ def test_gz_gives_the_same_examples(write):
         ({"chat_history": "Hello"}, '"chat_history": expected list, found text'),
         ({"chat_history": [{"speaker": "user"}]}, '"chat_history[0].message": expected text, found nothing'),
         ({"chat_history": [{"message": "Hi"}]}, '"chat_history[0].speaker": expected text, found nothing'),
-        ({"id": 7}, '"id": expected text, found number'),
+        ({"id": 7.5}, '"id": expected text, found number'),
+        ({"id": True}, '"id": expected text, found true/false'),
         ({"unanswerable": 1}, '"unanswerable": expected true/false, found number'),
     ],
 )
@@ -123,8 +124,8 @@ def test_names_the_field_and_both_types(write, changes, problem):
 def test_ids_are_distinct(write):
     path = write(row(id="a"), row(id="train:3"), row(), row(id="a"))
     assert problems(path) == [
-        '3: field "id": "train:3" is already the id of line 2',
-        '4: field "id": "a" is already the id of line 1',
+        f'3: field "id": "train:3" is already the id of {path}:2',
+        f'4: field "id": "a" is already the id of {path}:1',
     ]
 
 
@@ -292,5 +293,5 @@ def test_other_metadata_of_a_pickle_is_ignored(write, pickled):
 def test_a_pickle_is_refused_where_it_is_empty_or_has_examples(pickled):
     with pytest.raises(InputError, match=r"document\.pkl: the file is empty"):
         open_passages(pickled())
-    with pytest.raises(InputError, match=r"ends in \.jsonl or \.jsonl\.gz$"):
+    with pytest.raises(InputError, match=r"ends in \.jsonl or \.jsonl\.gz or \.json$"):
         load_examples(pickled(DOC))

@@ -146,6 +146,22 @@ def test_more_hits_than_are_asked_for_change_nothing(clock):
         assert [len(row["passages"]) for row in many.predictions] == [min(needed, len(row)) for row in FOUND]
 
 
+def test_passages_that_were_given_are_scored_like_those_that_were_retrieved_without_score_or_time(clock, tmp_path):
+    bringing = [replace(e, contexts=tuple(P[i] for i in row)) for e, row in zip(EXAMPLES, FOUND, strict=True)]
+    given, retrieved = (
+        evaluate(bringing, retrieval=found, generate=clock.generate, k=2)
+        for found in (Retrieval.given(bringing), retrieval())
+    )
+    assert given.metrics == retrieved.metrics
+    for row in retrieved.predictions:
+        row["passages"] = [{**passage, "score": None} for passage in row["passages"]]
+    assert given.predictions == retrieved.predictions
+    assert given.about["retrieval"] == {"fingerprint": Retrieval.given(bringing).fingerprint}
+    assert given.about["passages_read"] == "the first 2 given with the questions"
+    given.write(tmp_path)
+    assert "NaN" not in (tmp_path / "predictions.jsonl").read_text() + (tmp_path / "score.json").read_text()
+
+
 # What is read
 
 

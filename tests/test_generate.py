@@ -118,7 +118,7 @@ def results(accelerator=None, *, is_sharded=False):
         generate.is_sharded |= is_sharded
         plain = generate._generate
         generate._generate = lambda model, rows, plain=plain, calls=calls: (
-            calls.append([len(row.prompt) for row in rows]) or plain(model, rows)
+            calls.append([row.num_prompt_tokens for row in rows]) or plain(model, rows)
         )
         found.append(("\n".join(json.dumps(asdict(answer)) for answer in generate(READINGS)), calls))
     return found

@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    "errors legacy jsonl data metrics schedule selection tracking index hardware ds_config launch retriever passages "
-    "retrieval prompts batching collators decoder train checkpoint generate evaluate flags config signals run"
+    "errors legacy jsonl data metrics schedule selection tracking index hardware ds_config launch pretrained retriever "
+    "passages retrieval prompts fid_prompts batching collators decoder fid reader train checkpoint generate attribution "
+    "evaluate flags inputs config signals run"
 ).split()
 
 
@@ -60,6 +61,7 @@ def test_nobody_imports_a_recipe(path):
         ("rqa", {"torch", "numpy", "transformers"}),
         ("rqa.data", {"torch", "numpy"}),
         ("rqa.index", {"torch"}),
+        ("rqa.inputs", {"torch", "accelerate", "faiss", "sentence_transformers"}),
         ("rqa.config", {"torch", "accelerate", "faiss", "sentence_transformers"}),
     ],
 )
@@ -98,6 +100,7 @@ def from_state_on(path: Path) -> str:
 
 
 def test_the_training_recipes_have_one_loop():
-    swr, sft = (from_state_on(ROOT / "recipes" / f"{name}.py") for name in ("swr_starling", "sft_mistral"))
+    names = ("swr_starling", "sft_mistral", "fid_flan_t5")
+    swr, sft, fid = (from_state_on(ROOT / "recipes" / f"{name}.py") for name in names)
     assert "train_steps(" in swr
-    assert swr == sft.replace("first_rows, eval_found)", "first_rows, found)")
+    assert swr == fid == sft.replace("first_rows, eval_found)", "first_rows, found)")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_seq2seq import save_seq2seq
 from world import ROOT, World, files, launch
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,7 +26,7 @@ def world(tmp_path_factory):
     return World.make(tmp_path_factory.mktemp("world"))
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: re.findall(r"recipes/(\w+)", command)[0])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: re.findall(r"recipes/(\w+)|$", command)[0])
 def test_documented_commands_run(command, world, tmp_path, monkeypatch):
     """With its flags as they stand, but for what this machine lacks: the files, the models, a GPU, a network."""
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -33,12 +34,14 @@ def test_documented_commands_run(command, world, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     _, _, recipe, *words = shlex.split(command.replace("\\\n", " "))
     documented = dict(zip(words[::2], words[1::2], strict=True))
+    is_fid = "fid" in recipe or "--qa_is_fid" in documented
+    model = save_seq2seq(tmp_path / "seq2seq") if is_fid else world.model
     here = {
         **world.data,
         "--use_flash_attention": "false",
         "--bf16": "false",
-        "--model_name_or_path": world.model,
-        "--qa_model_name_or_path": world.model,
+        "--model_name_or_path": model,
+        "--qa_model_name_or_path": model,
         "--embedding_model": world.encoder,
         "--eval_embedding_model": world.encoder,
         "--embedding_model_name_or_path": world.encoder,

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from world import ACCELERATE_LAUNCH, World, files, launch, torchrun, write_jsonl
+
+from rqa.data import load_splits, open_passages
+from rqa.retrieval import retrieve_splits
 
 EXACT = {"--bf16": "false", "--max_new_tokens": "12"}
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
@@ -152,6 +156,112 @@ def test_sft_reads_gold_where_there_is_no_retriever(world):
     assert not [name for name in score["metrics"] if "@" in name]
 
 
+@pytest.fixture(scope="module")
+def brought(swr, world):
+    """The flags of the same data as files of Fusion-in-Decoder, each question with what was retrieved for it."""
+    paths = (world.train, world.eval, world.test)
+    found = retrieve_splits(
+        Accelerator(cpu=True),
+        open_passages(world.corpus),
+        world.encoder,
+        str(world.folder / "index"),
+        load_splits(*paths),
+        2 + 10,
+        history_turns=1,
+    )
+    flags = dict.fromkeys(("--embedding_model", "--full_dataset_file_path", "--full_dataset_index_path"), "")
+    for path, retrieval in zip(map(Path, paths), found, strict=True):
+        examples = rows(path)
+        for i, row in enumerate(examples):
+            ctxs = [{"title": p.title, "text": p.text, "id": p.sources[0]} for p in retrieval.passages(i)]
+            row.update({"id": f"{path.stem}:{i + 1}", "answers": [row.pop("gold_answer")], "ctxs": ctxs})
+        file = world.folder / f"fid-{path.stem}.json"
+        file.write_text(json.dumps(examples, indent=4))
+        flags[f"--{path.stem}_file"] = str(file)
+    return flags
+
+
+def without_scores(path: Path) -> list[dict]:
+    """The predictions, and no score of a passage."""
+    predictions = rows(path)
+    for row in predictions:
+        for passage in row["passages"]:
+            passage["score"] = None
+    return predictions
+
+
+def test_a_run_on_what_comes_with_the_questions_is_one_on_what_was_retrieved(swr, world, brought):
+    out = world.folder / "brought"
+    flags = {"--config": str(swr[0] / "config.json"), **brought, "--output_dir": str(out)}
+    printed = launch("swr_starling.py", flags, by=ACCELERATE_LAUNCH)
+    assert printed.count("nothing is retrieved") == 1
+    assert (out / "metrics.jsonl").read_text() == (swr[0] / "metrics.jsonl").read_text()
+    assert (out / "model/model.safetensors").read_bytes() == (swr[0] / "model/model.safetensors").read_bytes()
+    assert rows(out / "test/predictions.jsonl") == without_scores(swr[0] / "test/predictions.jsonl")
+
+
+def test_an_evaluation_reads_what_comes_with_the_questions(swr, world, brought):
+    out = world.folder / "brought-evaluated"
+    flags = {
+        "--qa_model_name_or_path": str(swr[0] / "model"),
+        "--embedding_max_num_to_retrieve": "2",
+        "--eval_data_path": brought["--test_file"],
+        "--output_dir": str(out),
+        **EXACT,
+    }
+    launch("evaluate.py", flags)
+    ours, theirs = (json.loads((folder / "score.json").read_text()) for folder in (out, swr[0] / "test"))
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-6)
+    assert (ours["passages_read"], theirs["passages_read"]) == (
+        "the first 2 given with the questions",
+        "the first 2 retrieved",
+    )
+    assert theirs["retrieval"].keys() - ours["retrieval"].keys() == {"seconds_per_question"}
+
+
+def test_sft_is_tested_on_what_comes_with_the_questions(world, brought):
+    out = world.folder / "sft-brought"
+    flags = {
+        "--model_name_or_path": world.model,
+        "--eval_embedding_model": "",
+        "--train_file": world.train,
+        "--test_file": brought["--test_file"],
+        "--max_steps": "1",
+        "--output_dir": str(out),
+        **EXACT,
+    }
+    launch("sft_mistral.py", flags)
+    assert json.loads((out / "test/score.json").read_text())["passages_read"] == "the first 3 given with the questions"
+    read, expected = rows(out / "test/predictions.jsonl"), json.loads(Path(brought["--test_file"]).read_text())
+    assert [[p["text"] for p in row["passages"]] for row in read] == [
+        [ctx["text"] for ctx in row["ctxs"][:10]] for row in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "file", "flag"),
+    [
+        ("swr_starling.py", "--train_file", "--embedding_model"),
+        ("sft_mistral.py", "--test_file", "--eval_embedding_model"),
+        ("evaluate.py", "--eval_data_path", "--embedding_model_name_or_path"),
+    ],
+)
+def test_a_question_that_brings_no_passages_is_told_where_there_is_no_retriever(
+    world, brought, tmp_path, recipe, file, flag
+):
+    path = tmp_path / "some.json"
+    examples = json.loads(Path(brought["--test_file"]).read_text())
+    examples[2]["ctxs"] = []
+    path.write_text(json.dumps(examples))
+    base = {"--model_name_or_path": "no/such/model", "--train_file": world.train}
+    if recipe == "evaluate.py":
+        base = {"--qa_model_name_or_path": "no/such/model"}
+    printed = launch(recipe, {**base, flag: "", file: str(path), "--output_dir": str(tmp_path / "never")}, expect=2)
+    problem = f'{path}[2]: no passages in "ctxs", and no retriever to find any: give {flag}'
+    assert printed.splitlines()[-1] == f"error: {problem}"
+    assert not files(tmp_path / "never")
+
+
 def test_an_index_is_built_once_and_refused_for_another_corpus(world, tmp_path):
     flags = {"--embedding_model": world.encoder, "--document_path": world.corpus, "--index_path": str(tmp_path / "i")}
     first, second = (launch("build_index.py", flags) for _ in range(2))
@@ -185,6 +295,8 @@ def test_a_question_too_long_for_its_prompt_is_told_before_training_not_after(wo
         ({"--max_prompt_length": "20"}, "--max_prompt_length is 20"),
         ({"--model_name_or_path": "no/such/model"}, "no/such/model: neither"),
         ({"--output_dir": "{model}"}, "name a new folder"),
+        ({"--embedding_model": ""}, 'train.jsonl:1: no passages in "ctxs", and no retriever to find any: give --emb'),
+        ({"--full_dataset_file_path": ""}, "--full_dataset_file_path is required"),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(world, flags, message):

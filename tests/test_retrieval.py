@@ -1,6 +1,7 @@
-"""rqa.retrieval: each split gets its own passages, on every process the same, and nothing is retrieved twice."""
+"""rqa.retrieval: each split gets its own passages, on every process the same, and nothing is retrieved for nothing."""
 
 import logging
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from accelerate import Accelerator
 from world import World, files, hand_over, results_of
 
-from rqa.data import Passage, load_examples, open_passages
-from rqa.retrieval import retrieve_all, retrieve_splits
+from rqa.data import DataError, Example, Passage, load_examples, open_passages
+from rqa.passages import Reading
+from rqa.retrieval import Retrieval, open_corpus, reads_gold, retrieve_all, retrieve_splits
 from rqa.retriever import Encoder, open_retriever
 
 K = 4
@@ -122,6 +124,98 @@ def test_where_nothing_can_be_kept_it_is_retrieved_each_time(world, tmp_path, lo
     assert found[0][2].found == found[1][2].found
     assert embedded == [1, 13, 1, 7] * 3
     assert any("cannot be kept" in message for message in log.messages)
+
+
+# What comes with the questions
+
+P = [Passage(f"Passage {i}.", f"Title {i}", (str(i),)) for i in range(6)]
+
+
+def bringing(*contexts, name="q"):
+    """An example for each tuple of passages, by their numbers."""
+    return [
+        Example(f"{name}{i}", "Who?", ("A cat.",), contexts=tuple(P[j] for j in numbers), where=f"{name}.json[{i}]")
+        for i, numbers in enumerate(contexts)
+    ]
+
+
+def test_what_is_given_is_what_a_retriever_would_have_found_without_score_or_time():
+    examples = bringing((3, 1, 2), (), (0,))
+    found = Retrieval.given(examples)
+    assert [found.passages(i) for i in range(3)] == [[P[3], P[1], P[2]], [], [P[0]]]
+    assert found.readings(examples, 2) == [Reading.ranked(e, e.contexts[:2]) for e in examples]
+    assert all(math.isnan(hit.score) for hits in found.found for hit in hits)
+    assert found.seconds is None
+
+
+def test_the_fingerprint_of_what_is_given_is_of_ids_and_titles_in_order():
+    def fingerprint(*contexts, k=None):
+        return Retrieval.given([Example("q", "Who?", ("A cat.",), contexts=each) for each in contexts], k).fingerprint
+
+    a, b, c = (P[0],), (P[1],), (P[2],)
+    same = fingerprint(a + b, c)
+    assert fingerprint((Passage(" Passage  0.", "Title 0"), *b), c) == same
+    assert fingerprint(a + b + c, c, k=2) == same
+    others = [(b + a, c), (a, b + c), (a + b + c,), (c, a + b), ((Passage("Passage 0.", "t"), *b), c), (a + b, c, ())]
+    assert len({same, *(fingerprint(*other) for other in others)}) == 7
+
+
+def test_without_a_retriever_each_split_reads_what_it_brings(log):
+    splits = [bringing((3, 1, 2, 0), (4,)), [], bringing((5,), (0, 2))]
+    found = retrieve_splits(Accelerator(cpu=True), None, "", "", splits, 3, history_turns=1)
+    assert [[each.passages(i) for i in range(len(each.found))] for each in found] == [
+        [list(example.contexts[:3]) for example in examples] for examples in splits
+    ]
+    assert [each.fingerprint for each in found] == [Retrieval.given(examples, 3).fingerprint for examples in splits]
+    assert ["nothing is retrieved" in message for message in log.messages] == [True]
+
+
+def test_an_example_that_brings_none_is_refused_where_there_is_no_retriever():
+    splits = [bringing((0,), (), (), name="train"), [], bringing((), (1,), name="test")]
+    splits[2][0] = replace(splits[2][0], where="")
+    problem = 'no passages in "ctxs", and no retriever to find any: give'
+    for call, flag in (
+        (lambda: retrieve_splits(Accelerator(cpu=True), None, "", "", splits, 3, history_turns=1), "embedding_model"),
+        (lambda: open_corpus("", "no/such/corpus", splits), "--embedding_model"),
+        (lambda: open_corpus("", "", splits, flag="--eval_embedding_model"), "--eval_embedding_model"),
+    ):
+        with pytest.raises(DataError) as caught:
+            call()
+        where = ("train.json[1]", "train.json[2]", "test0")
+        assert str(caught.value).splitlines() == [f"{place}: {problem} {flag}" for place in where]
+
+
+def test_the_corpus_is_opened_for_a_retriever_alone(world):
+    store = open_corpus("encoder", world.corpus, [bringing(())])
+    assert store[:] == open_passages(world.corpus)[:]
+    assert open_corpus("", world.corpus, [bringing((0,)), []]) is None
+
+
+@pytest.mark.parametrize(
+    ("encoder", "splits", "expected"),
+    [
+        ("", [bringing((), ()), []], True),
+        ("", [[]], True),
+        ("", [bringing(()), bringing((), (0,))], False),
+        ("encoder", [bringing(())], False),
+    ],
+)
+def test_gold_is_read_where_nothing_else_is_there(encoder, splits, expected):
+    assert reads_gold(encoder, splits) is expected
+
+
+def test_a_retriever_retrieves_whatever_comes_with_the_questions_and_says_so(world, tmp_path, log):
+    expected = [each.found for each in retrieve(world, tmp_path / "index")]
+    assert not any("ctxs" in message for message in log.messages)
+    splits = splits_of(world)
+    for split in (0, 2):
+        splits[split][1] = replace(splits[split][1], contexts=(P[0],))
+    assert [each.found for each in retrieve(world, tmp_path / "index", splits)] == expected
+    unread = [message for message in log.messages if "ctxs" in message]
+    assert unread == ['the passages given with 2 questions ("ctxs") are not read: the retriever retrieves']
+
+
+# On two processes
 
 
 def test_every_process_has_what_the_main_process_found(world, tmp_path):

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from tiny_models import BOS, EOS, tokenizer
 from world import World, files
 
-from rqa import config
+from rqa import config, inputs
 from rqa.collators import Row
 from rqa.data import load_examples
 from rqa.errors import InputError
@@ -29,7 +29,7 @@ STEPS = [
     for number in range(1, 6)
 ]
 IDS = ("zero", "one", "two")
-CONFIGS = (config.Prompt(user_prefix="水", assistant_prefix="A"), config.Run(output_dir="out"))
+CONFIGS = (inputs.Prompt(user_prefix="水", assistant_prefix="A"), config.Run(output_dir="out"))
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_a_run_writes_a_config_that_repeats_it_once_it_is_about_to_train(tmp_pat
         assert (folder, files(folder)) == (tmp_path / "a/b", set())
     RunLog(MAIN, folder, CONFIGS, 5, 1, ids=IDS)
     assert files(folder) == {"config.json"}
-    assert parse_configs(config.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
+    assert parse_configs(inputs.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
 
 
 def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path):
@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_keeps_its_folder_and_its_config_begins_another(tmp_p
     RunLog(MAIN, folder, CONFIGS, 5, 1, ids=IDS)
     resumed = (CONFIGS[0], replace(CONFIGS[1], resume_from_checkpoint="latest"))
     RunLog(MAIN, new_folder(MAIN, str(tmp_path), resume=True), resumed, 5, 1, first_step=2, ids=IDS)
-    assert parse_configs(config.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
+    assert parse_configs(inputs.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
@@ -92,8 +92,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 def test_a_run_is_known_by_what_it_reads_not_by_its_names(world, tmp_path):
     accelerator, model = Accelerator(cpu=True), torch.nn.Linear(3, 2)
     splits = [load_examples(path) for path in (world.train, world.eval, world.test)]
-    rows = [Row([1, 2], [3]), Row([4], [5])]
-    configs = (config.Optimization(seed=3), config.Run(output_dir="a", save_steps=7), config.Data(train_file="a"))
+    rows = [Row([[1, 2]], [3]), Row([[4]], [5])]
+    configs = (config.Optimization(seed=3), config.Run(output_dir="a", save_steps=7), inputs.Data(train_file="a"))
     base = (accelerator, model, configs, splits, rows, Retrieval([], 0.0, "R"))
     identity = identity_of(*base)
     assert identity == identity | {
@@ -104,7 +104,7 @@ def test_a_run_is_known_by_what_it_reads_not_by_its_names(world, tmp_path):
         "retriever": "R",
         "--seed": 3,
     }
-    moved = (config.Optimization(seed=3), config.Run(output_dir="b", save_steps=8), config.Data(train_file="b"))
+    moved = (config.Optimization(seed=3), config.Run(output_dir="b", save_steps=8), inputs.Data(train_file="b"))
     shutil.copy(world.train, tmp_path / "train.jsonl")
     same = [load_examples(str(tmp_path / "train.jsonl")), *splits[1:]]
     assert identity_of(accelerator, model, moved, same, rows, base[-1]) == identity
@@ -115,7 +115,7 @@ def test_a_run_is_known_by_what_it_reads_not_by_its_names(world, tmp_path):
         "parameters": (accelerator, torch.nn.Linear(3, 3), *base[2:]),
         "--train_file": (*base[:3], [changed, *splits[1:]], *base[4:]),
         "--test_file": (*base[:3], [*splits[:2], splits[2][1:]], *base[4:]),
-        "tokens of the first rows": (*base[:4], [rows[0], Row([4], [6])], base[5]),
+        "tokens of the first rows": (*base[:4], [rows[0], Row([[4]], [6])], base[5]),
         "retriever": (*base[:5], None),
     }
     for name, other in others.items():
@@ -136,14 +136,19 @@ def test_other_processes_make_no_folder_and_refuse_none(tmp_path):
 def test_the_first_row_is_shown_with_its_targets_in_brackets(log):
     encode = tokenizer().encode
     log_rows(
-        [Row([BOS, *encode("Who?")], [*encode("I."), EOS], cut=2), Row([BOS] * 9, [EOS]), Row([5], [6], 1)], tokenizer()
+        [
+            Row([[BOS, *encode("Who?")]], [*encode("I."), EOS], cut=2),
+            Row([[BOS] * 9], [EOS]),
+            Row([[5]], [6], 1),
+        ],
+        tokenizer(),
     )
     counts, shown = log.messages
     assert counts == (
         "rows: 3, tokens in a row 7 (most 10), 25.0 % of them targets; passages cut in 2 rows, 13.04 % of tokens"
     )  # 5 of 20, and 3 of 23
     assert shown == "the first row, its target tokens in brackets:\n<s>Who?⟦I⟧⟦.⟧⟦</s>⟧\n"
-    log_rows([Row(encode("a" * 700 + "b" * 700), [EOS])], tokenizer())
+    log_rows([Row([encode("a" * 700 + "b" * 700)], [EOS])], tokenizer())
     assert f"\n{'a' * 600} […] {'b' * 600}⟦</s>⟧\n" in log.messages[-1]
 
 

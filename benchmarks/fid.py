@@ -1,0 +1,160 @@
+"""Fusion-in-decoder three ways: passages padded to a fixed length, to the longest of the batch, and as rqa.fid does it.
+
+    python benchmarks/fid.py [--rounds 3]
+
+The first is the published code's way, the second that of most others: all passages in one call of the encoder, whose
+padding the decoder's cross-attention then reads as well. Each measurement is a process of its own, for its memory; the
+ways take turns, and of each the quickest round counts. The model is a T5 with random weights, in bfloat16 where this
+device is fast in it. Lengths: passages of 100 words (164 tokens with the question, padded to 250), and web documents
+(median 300, cut at 512).
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from rqa.fid import FusionInDecoder
+from rqa.hardware import bf16_is_fast, default_device, peak_memory_gib
+
+FIXED = {"words": 250, "web": 512}
+WAYS = ("fixed", "longest", "rqa")
+EXAMPLES, ANSWER, NEW_TOKENS = 2, 16, 32
+PASSAGES = (1, 5, 10, 20, 50, 100)
+
+
+def passages(kind: str, number: int) -> dict[str, Tensor]:
+    """Return a batch (B, N, L), padded to its longest passage, and the labels (B, T)."""
+    draw = torch.Generator().manual_seed(number)
+    normal = torch.randn(EXAMPLES, number, generator=draw)
+    drawn = 164 + 16 * normal if kind == "words" else 300 * torch.exp(0.55 * normal)
+    lengths = drawn.long().clamp(20, FIXED[kind])
+    mask = torch.arange(int(lengths.max())) < lengths[..., None]
+    ids = torch.randint(3, 32000, mask.shape, generator=draw) * mask
+    labels = torch.randint(3, 32000, (EXAMPLES, ANSWER), generator=draw)
+    return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+
+
+class Published:
+    """All passages in one call, their padding kept in what the decoder reads."""
+
+    def __init__(self, plain: Any) -> None:
+        self.plain = plain
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        """Return what the decoder reads, (B, N·L, D), and its mask."""
+        hidden = self.plain.encoder(input_ids.flatten(0, 1), attention_mask.flatten(0, 1)).last_hidden_state
+        memory = hidden.view(len(input_ids), -1, hidden.shape[-1])
+        return {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=memory),
+            "attention_mask": attention_mask.flatten(1),
+        }
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each example."""
+        logits = self.plain(**self.encode(input_ids, attention_mask), labels=labels, use_cache=False).logits
+        return cross_entropy(logits.float().mT, labels, reduction="none").sum(-1)
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        """Generate greedily."""
+        ids: Tensor = self.plain.generate(**self.encode(input_ids, attention_mask), decoder_start_token_id=0, **options)
+        return ids
+
+
+def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
+    """Measure one way, in this process."""
+    torch.manual_seed(0)
+    device = default_device()
+    config = T5Config.from_dict(
+        {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 4, "num_heads": 4, "feed_forward_proj": "gated-gelu",
+         "dropout_rate": 0.0, "decoder_start_token_id": 0}
+    )  # fmt: skip
+    is_bf16 = bf16_is_fast(device)
+    if is_bf16 and device.type == "cpu":
+        config._attn_implementation = "eager"  # as rqa.fid.attention_of chooses; for all ways alike
+    plain: Any = T5ForConditionalGeneration(config).to(device)  # type: ignore[arg-type]
+    model: Any = FusionInDecoder(plain) if way == "rqa" else Published(plain)
+    batch = {name: tensor.to(device) for name, tensor in passages(kind, number).items()}
+    real = int(batch["attention_mask"].sum())
+    if way == "fixed":
+        missing = FIXED[kind] - batch["input_ids"].shape[-1]
+        for name in ("input_ids", "attention_mask"):
+            batch[name] = torch.nn.functional.pad(batch[name], (0, missing))
+    computed = []
+
+    def count(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        computed.append((args[0] if args else kwargs["input_ids"]).numel())
+
+    plain.encoder.register_forward_pre_hook(count, with_kwargs=True)
+
+    def train() -> None:
+        model(**batch).sum().backward()
+        plain.zero_grad()
+
+    def generate() -> None:
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        model.generate(**given, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=1, pad_token_id=0)
+
+    step: Callable[[], None] = {"train": train, "generate": generate}[task]
+    plain.train(task == "train")
+    before = peak_memory_gib(device)
+    with torch.autocast(device.type, torch.bfloat16) if is_bf16 else nullcontext():
+        step()  # a warm-up, whose memory counts
+        memory, positions = peak_memory_gib(device) - before, sum(computed)
+        gc.collect()
+        start = time.perf_counter()
+        step()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "memory": memory, "positions": positions / real}
+
+
+def measure(rounds: int, kind: str, number: int, task: str) -> dict[str, dict[str, float]]:
+    """Measure all ways, in turns; of each return the least seconds."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way in WAYS:
+            command = [sys.executable, __file__, "--one", way, kind, str(number), task]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+            found[way].append(json.loads(done.stdout.splitlines()[-1]))
+    return {way: {name: min(run[name] for run in runs) for name in runs[0]} for way, runs in found.items()}
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each way")
+    parser.add_argument("--one", nargs=4, metavar=("WAY", "KIND", "PASSAGES", "TASK"), help="measure once, print JSON")
+    args = parser.parse_args()
+    if args.one:
+        way, kind, number, task = args.one
+        print(json.dumps(one(way, kind, int(number), task)))
+        return
+    for task in ("train", "generate"):
+        for kind in FIXED:
+            print(f"{task}, {kind}: {EXAMPLES} examples; seconds, GiB, positions computed for each real one")
+            print(
+                "passages " + "".join(f"{way:>24}" for way in WAYS) + "   time ×  memory ×  (fixed / rqa, rqa / fixed)"
+            )
+            for number in PASSAGES:
+                found = measure(args.rounds, kind, number, task)
+                cells = "".join("{seconds:10.2f}{memory:8.2f}{positions:6.2f}".format(**found[way]) for way in WAYS)
+                gain = found["fixed"]["seconds"] / found["rqa"]["seconds"]
+                less = found["rqa"]["memory"] / found["fixed"]["memory"]
+                print(f"{number:8} {cells}   {gain:6.2f}  {less:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

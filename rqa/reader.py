@@ -1,0 +1,65 @@
+"""A checkpoint to answer with, of either kind: a decoder, or an encoder-decoder as fusion-in-decoder."""
+
+from typing import cast
+
+from accelerate import Accelerator
+
+from rqa.collators import Collator, ConcatenatedCollator, ParallelCollator
+from rqa.decoder import AnswerLM, check_window
+from rqa.fid import FusionInDecoder, attention_of, check_model
+from rqa.fid_prompts import PassagePromptBuilder
+from rqa.hardware import attention_kernel
+from rqa.launch import is_sharded
+from rqa.pretrained import load_config
+from rqa.prompts import INSTRUCTION, ChatFormat, PromptBuilder, load_tokenizer
+
+
+def collator_for(
+    name_or_path: str,
+    *,
+    is_fid: bool = False,
+    chat: ChatFormat | None = None,
+    instruction: str = INSTRUCTION,
+    max_prompt_length: int = 2048,
+    speakers: tuple[str, str] = ("user", "assistant"),
+    max_passage_length: int = 512,
+    max_answer_length: int = 512,
+    max_new_tokens: int = 512,
+) -> Collator:
+    """Return the collator of a checkpoint; see `PromptBuilder` and `PassagePromptBuilder` for what shapes its texts.
+
+    Raises InputError where there is no such checkpoint, or where its windows are too small.
+    """
+    longest_answer = max(max_answer_length, max_new_tokens)
+    if is_fid:
+        check_model(name_or_path, max_passage_length, longest_answer)
+        texts = PassagePromptBuilder(load_tokenizer(name_or_path), max_passage_length, speakers)
+        return ParallelCollator(texts, max_answer_length)
+    tokenizer = load_tokenizer(name_or_path)
+    check_window(name_or_path, max_prompt_length + longest_answer)
+    return ConcatenatedCollator(PromptBuilder(tokenizer, chat, instruction, max_prompt_length), max_answer_length)
+
+
+def load_reader(
+    accelerator: Accelerator,
+    name_or_path: str,
+    *,
+    is_fid: bool = False,
+    use_flash_attention: bool = False,
+    encoder_batch_size: int | None = None,
+) -> AnswerLM | FusionInDecoder:
+    """Load a checkpoint to answer with, prepared, in evaluation mode: no process makes room for gradients."""
+    model: AnswerLM | FusionInDecoder
+    if is_fid:
+        model = FusionInDecoder.from_pretrained(
+            name_or_path,
+            encoder_batch_size=encoder_batch_size,
+            in_step=is_sharded(accelerator),
+            attention=attention_of(
+                load_config(name_or_path, "encoder-decoder"), accelerator, use_flash_attention=use_flash_attention
+            ),
+        )
+    else:
+        attention = attention_kernel(use_flash_attention, accelerator.mixed_precision)
+        model = AnswerLM.from_pretrained(name_or_path, attention=attention)
+    return cast(AnswerLM | FusionInDecoder, accelerator.prepare_model(model, evaluation_mode=True))
