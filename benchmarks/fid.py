@@ -1,6 +1,6 @@
 """Fusion-in-decoder three ways: passages padded to a fixed length, to the longest of the batch, and as rqa.fid does it.
 
-    python benchmarks/fid.py [--rounds 3]
+    python benchmarks/fid.py [--rounds 2]
 
 The first is the published code's way, the second that of most others: all passages in one call of the encoder, whose
 padding the decoder's cross-attention then reads as well. Each measurement is a process of its own, for its memory; the
@@ -79,7 +79,7 @@ def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
     torch.manual_seed(0)
     device = default_device()
     config = T5Config.from_dict(
-        {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 4, "num_heads": 4, "feed_forward_proj": "gated-gelu",
+        {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu",
          "dropout_rate": 0.0, "decoder_start_token_id": 0}
     )  # fmt: skip
     is_bf16 = bf16_is_fast(device)
@@ -135,7 +135,7 @@ def measure(rounds: int, kind: str, number: int, task: str) -> dict[str, dict[st
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each way")
+    parser.add_argument("--rounds", type=int, default=1, help="measurements of each way")
     parser.add_argument("--one", nargs=4, metavar=("WAY", "KIND", "PASSAGES", "TASK"), help="measure once, print JSON")
     args = parser.parse_args()
     if args.one:

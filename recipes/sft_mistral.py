@@ -55,6 +55,8 @@ def main() -> int:
 
     # Records: whatever is wrong with the files is told before anything is loaded.
     train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
+    if bare := [example.where for example in train if not example.gold_passages]:
+        log.warning("%d training examples have no gold passages and read nothing, first %s", len(bare), bare[0])
     encoder, passages = retriever.eval_embedding_model, None
     if not (is_gold := reads_gold(encoder, (evals, tests))):
         passages = open_corpus(encoder, data.full_dataset_file_path, (evals, tests), flag="--eval_embedding_model")

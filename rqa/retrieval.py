@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from rqa.data import DataError, Example, Passage, PassageStore, open_passages
+from rqa.errors import InputError
 from rqa.passages import Reading
 from rqa.retriever import Retrieved, Retriever, open_retriever, query_of
 
@@ -115,6 +116,8 @@ def open_corpus(
     """
     if embedding_model:
         return open_passages(path)
+    if not any(example.contexts for examples in splits for example in examples):
+        raise InputError(f"{flag} is required: no question brings its passages (ctxs)")
     _check_given(splits, flag)
     return None
 

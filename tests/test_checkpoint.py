@@ -9,7 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tiny_models import DECODERS, decoder, llama, random_batch, tokenizer
+from tiny_seq2seq import seq2seq
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from world import files, hand_over, results_of
@@ -38,6 +40,19 @@ def test_the_plain_class_loads_what_was_trained(make, tmp_path):
         assert loaded.state_dict()[name].equal(tensor), name
     ids = random_batch([(9, 4)])["input_ids"]
     torch.testing.assert_close(loaded(ids).logits, lm.eval()(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: llama(tied=True), seq2seq], ids=["llama", "t5"])
+def test_tied_weights_are_written_once_also_where_they_are_given_as_copies(make, tmp_path, monkeypatch):
+    """As DeepSpeed gives them."""
+    model = make()
+    model.save_pretrained(tmp_path / "plain")
+    copies = {f"plain.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    monkeypatch.setattr(Accelerator, "get_state_dict", lambda *args: copies)
+    exported(model, tmp_path / "model")
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "plain"))
+    assert found.keys() == expected.keys()
+    assert len(expected) < len(copies)
 
 
 def test_the_tokenizer_is_there_with_its_template(tmp_path):

@@ -263,7 +263,7 @@ def test_the_length_of_a_row_is_that_of_all_its_texts(parallel):
         assert len(row) == row.num_prompt_tokens + len(parallel.builder.answer(reading.answer))
 
 
-def test_no_rows_are_one_position_without_a_target(parallel):
+def test_no_rows_of_passages_are_one_position_without_a_target(parallel):
     batch = parallel.collate([])
     assert batch["input_ids"].tolist() == [[[parallel.pad_id]]]
     assert batch["attention_mask"].tolist() == [[[1]]]

@@ -5,7 +5,8 @@ import re
 import pytest
 import yaml
 from test_deepspeed import assert_same_run, flags_of, outcome, plain_run, world  # noqa: F401
-from world import ACCELERATE_LAUNCH, ROOT, launch
+from tiny_models import llama, save_decoder
+from world import ACCELERATE_LAUNCH, ROOT, launch, torchrun
 
 CONFIG = yaml.safe_load((ROOT / "recipes/configs/accelerate_fsdp2.yaml").read_text())
 
@@ -43,3 +44,13 @@ def test_a_run_that_is_killed_under_fsdp2_goes_on_as_if_it_had_not_been(world, l
     assert not (out / "test").exists()
     launch("swr_starling.py", flags_of(world, out, resume_from_checkpoint="latest"), by=launcher)
     assert outcome(out) == outcome(unbroken)
+
+
+@pytest.mark.slow
+def test_tied_weights_stay_tied_under_fsdp2(world, launcher, tmp_path, monkeypatch):  # noqa: F811
+    """FSDP2 takes them apart; trained apart, they would be two."""
+    flags = {"model_name_or_path": save_decoder(tmp_path / "tied", llama(tied=True))}
+    launch("swr_starling.py", flags_of(world, tmp_path / "sharded", **flags), by=launcher)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    launch("swr_starling.py", flags_of(world, tmp_path / "plain", **flags), by=torchrun(2))
+    assert_same_run(tmp_path / "sharded", tmp_path / "plain")

@@ -135,6 +135,7 @@ def test_our_configurations_are_accelerates(launched_by, path):
     environment = launched_by(path)
     assert environment.get("ACCELERATE_USE_FSDP", "false") == str("fsdp" in path.name).lower()
     assert environment.get("ACCELERATE_USE_DEEPSPEED", "false") == str("zero" in path.name).lower()
+    assert set(map(str, raw.get("fsdp_config", {}).values())) - {"True", "2"} <= set(environment.values())
 
 
 @pytest.mark.parametrize("stage", [2, 3])
