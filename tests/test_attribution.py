@@ -131,6 +131,7 @@ def test_the_share_on_gold_counts_what_speaks_for_the_answer():
     assert share_on_gold([-1.0, 0.0], [True, True]) == 0.0
 
 
+@pytest.mark.slow
 def test_evaluation_writes_what_each_answer_rests_on(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     world = World.make(tmp_path)

@@ -14,7 +14,6 @@ from transformers import AutoModelForSeq2SeqLM
 from world import ACCELERATE_LAUNCH, ROOT, World, launch, torchrun
 
 RECIPE = "fid_flan_t5.py"
-SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +61,8 @@ def test_two_processes_do_what_one_does(world, seq2seq, one, tmp_path, monkeypat
     assert_same_run(tmp_path / "two", one)
 
 
-@pytest.mark.parametrize(
-    ("stage", "encoder_batch_size"), [pytest.param(2, None, marks=SLOW), (3, 1), pytest.param(3, None, marks=SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "encoder_batch_size"), [(2, None), (3, 1), (3, None)])
 def test_a_run_under_deepspeed_is_the_run_without(world, seq2seq, one, tmp_path, stage, encoder_batch_size):
     """Under ZeRO-3 both processes make as many encoder calls, though they have not as many passages."""
     more = {"deepspeed": str(config_of(tmp_path, stage))}
@@ -118,7 +116,9 @@ def test_the_plain_class_loads_what_was_trained(one, seq2seq):
     assert not [name for name, tensor in before.items() if tensor.ndim == 2 and tensor.equal(after[name])]
 
 
-@pytest.mark.parametrize("more", [{}, {"--encoder_batch_size": "2"}], ids=["", "encoder_batch_size"])
+@pytest.mark.parametrize(
+    "more", [{}, pytest.param({"--encoder_batch_size": "2"}, marks=pytest.mark.slow)], ids=["", "encoder_batch_size"]
+)
 def test_evaluating_the_saved_model_gives_the_predictions_of_the_run(world, one, tmp_path, more):
     flags = {
         "--qa_model_name_or_path": str(one / "model"),

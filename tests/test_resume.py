@@ -120,6 +120,12 @@ def test_soak(world, unbroken, tmp_path, processes):
 # Signals
 
 
+def heeding():
+    """Heed what a shell ignores for what it runs in the background: ignored signals are inherited."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(world, out, by, **more):
     argv = [word for flag in flags_of(world, out, **more).items() for word in flag]
     return subprocess.Popen(
@@ -127,6 +133,7 @@ def start(world, out, by, **more):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heeding,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
 

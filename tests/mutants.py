@@ -1,0 +1,677 @@
+"""What each promise of training rests on: without it the promise's test must be red.
+
+    python tests/mutants.py [WORD …]
+
+One protection after the other is taken out of a copy of the project, and the promise's test is run there. Words choose
+the promises and the protections that contain one of them; without any all are tried, in about an hour. The seconds of
+those that were kept go to tests/README.md.
+"""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "tests" / "README.md"
+PR_SET_CHILD_SUBREAPER = 36  # of Linux' prctl
+
+
+@dataclass(frozen=True)
+class Without:
+    """A protection, and how it is taken out: `old`, which stands once in the file, becomes `new`."""
+
+    what: str
+    file: str
+    old: str
+    new: str = ""
+
+
+class Promise:
+    """What a user can rely on, the test of it, and what it rests on."""
+
+    def __init__(self, text: str, test: str, *protections: Without) -> None:
+        self.text, self.test, self.protections = text, test, protections
+
+
+TRAIN, CHECKPOINT, BATCHING, RUN = "rqa/train.py", "rqa/checkpoint.py", "rqa/batching.py", "rqa/run.py"
+FID, FID_PROMPTS = "rqa/fid.py", "rqa/fid_prompts.py"
+COUNTED = Without(
+    "the count of all target tokens: the mean of each micro-batch",
+    TRAIN,
+    "accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / tokens)",
+    "accelerator.backward(nll.sum() / (batch['labels'] != IGNORED).sum().clamp(min=1))",
+)
+SKIPPED = Without(
+    "the skip",
+    TRAIN,
+    "if not (accelerator.sync_gradients and skipped) or accelerator.scaler is not None:",
+    "if True:",
+)
+SEEDED = Without("a seed for each update", TRAIN, "        torch.manual_seed((", "        bool((")
+RESTORED = Without(
+    "the state restored", CHECKPOINT, "self.accelerator.load_state(str(path))\n        self.sel", "self.sel"
+)
+LOGS_BACK = Without("logs put back", CHECKPOINT, 'self._restore_logs(path, manifest["step"])', "pass")
+CLIPPED = Without("the clipping asked for", "rqa/ds_config.py", "0.0 if norm == math.inf else norm", "0.0")
+SEALED = """        _flush(partial / MANIFEST)
+        _flush(partial)
+        if final.exists():
+            shutil.rmtree(final)  # what the run that is repeated here left
+        partial.replace(final)
+"""
+GATHERED = "a generation that gathers the weights"
+
+PROMISES = (
+    # Layouts
+    Promise(
+        "any accumulation does what a plain loop does: loss, norm, rate, weights",
+        "test_train.py::test_one_process_does_what_a_plain_loop_does",
+        COUNTED,
+        Without("`accumulate`", TRAIN, "with accelerator.accumulate(model):", "if True:"),
+    ),
+    Promise(
+        "2 and 3 processes too: odd rows, a short last update, slots without rows",
+        "test_train.py::test_more_processes_do_what_a_plain_loop_does",
+        COUNTED,
+        Without(
+            "the tokens of the other processes", TRAIN, 'accelerator.reduce(counts, "sum").tolist()', "counts.tolist()"
+        ),
+        Without(
+            "a rate of our own: a prepared scheduler steps once for each process",
+            TRAIN,
+            "rate = learning_rate(step)",
+            "rate = learning_rate(step * accelerator.num_processes)",
+        ),
+    ),
+    Promise(
+        "dropout differs between updates, processes and seeds",
+        "test_train.py::test_dropout_differs_between_updates_processes_and_seeds",
+        Without("the process in the seed", TRAIN, " * 4096 + accelerator.process_index)", " * 4096)"),
+        Without("the update in the seed", TRAIN, "(seed * 1_000_003 + step) * 4096", "(seed * 1_000_003) * 4096"),
+    ),
+    Promise(
+        "what runs between two updates changes nothing",
+        "test_train.py::test_what_runs_between_two_updates_changes_nothing",
+        SEEDED,
+    ),
+    Promise(
+        "every example once an epoch, as many micro-batches on each process",
+        "test_batching.py::test_every_epoch_runs_every_example_once_and_all_processes_as_many_micro_batches",
+        Without("the short last update", BATCHING, "range(0, len(rows), size)", "range(0, len(rows) - size + 1, size)"),
+    ),
+    Promise(
+        "the order is a pure function of the seed",
+        "test_batching.py::test_updates_are_a_pure_function_of_the_seed",
+        Without(
+            "a generator of its own", BATCHING, "random.Random(seed).shuffle(globals_)", "random.shuffle(globals_)"
+        ),
+        Without(
+            "a generator of its own, of the epoch",
+            BATCHING,
+            'random.Random(f"{seed}/{epoch}/order").shuffle(order)',
+            "random.shuffle(order)",
+        ),
+    ),
+    Promise(
+        "8 processes: mean over most work ≥ 0.97, positions per real one ≤ 1.03",
+        "test_batching.py::test_no_process_waits_and_little_is_padded",
+        Without(
+            "the longest to the least loaded",
+            BATCHING,
+            "sorted(range(layout.processes), key=loads.__getitem__)",
+            "range(layout.processes)",
+        ),
+        Without("the sort by length", BATCHING, "rows.sort(key=lambda row: -lengths[row])", "pass"),
+    ),
+    Promise(
+        "answers are the same, byte for byte, on 2 and 3 processes",
+        "test_generate.py::test_more_processes_write_the_file_of_one_and_answer_everything_once",
+        Without("batches dealt once", "rqa/generate.py", "mine = batches[here::processes]", "mine = batches"),
+        Without(
+            "the last batch repeated where weights are sharded", "rqa/generate.py", "mine.append(batches[-1])", "pass"
+        ),
+    ),
+    Promise(
+        "the evaluation's loss too",
+        "test_evaluate.py::test_the_loss_is_the_same_on_more_processes",
+        Without(
+            "a share for each process",
+            "rqa/evaluate.py",
+            "start + self.accelerator.process_index * self.batch_size",
+            "start",
+        ),
+    ),
+    Promise(
+        "processes that do not see each other are refused with the right command",
+        "test_launch.py::test_processes_that_do_not_see_each_other_are_refused_with_the_right_command",
+        Without("the comparison", "rqa/launch.py", "if launched_processes != accelerator.num_processes:", "if False:"),
+    ),
+    # DeepSpeed, FSDP
+    Promise(
+        "ZeRO-1, 2 and 3 do what a plain loop does, and skip what is not finite",
+        "test_deepspeed.py::test_two_processes_do_what_a_plain_loop_does",
+        CLIPPED,
+        Without(
+            "the shapes of sharded matrices",
+            TRAIN,
+            'getattr(parameter, "ds_shape", parameter.shape)',
+            "parameter.shape",
+        ),
+    ),
+    Promise(
+        "a run under ZeRO-2, by a file like LocalRQA's, is the run without",
+        "test_deepspeed.py::test_a_run_under_zero_2_is_the_run_without",
+        Without(
+            "the file's optimizer taken out",
+            "rqa/ds_config.py",
+            'config.pop("optimizer", None)',
+            'config.get("optimizer")',
+        ),
+        Without(
+            "the file's schedule taken out",
+            "rqa/ds_config.py",
+            'config.pop("scheduler", None)',
+            'config.get("scheduler")',
+        ),
+        CLIPPED,
+    ),
+    Promise(
+        "under ZeRO-1 and 3 too; the retriever is whole and unchanged",
+        "test_deepspeed.py::test_a_run_under_other_stages_is_the_run_without",
+        Without("a retriever loaded whole", "rqa/retriever.py", "deepspeed.unset_hf_deepspeed_config()", "pass"),
+        Without(GATHERED, "rqa/launch.py", "bool(zero and zero.zero_stage == 3)", "False"),
+    ),
+    Promise(
+        "a file and a flag that disagree are an error that names both",
+        "test_ds_config.py::test_a_conflict_is_an_error_that_names_both_sides",
+        Without("the comparison", "rqa/ds_config.py", 'if said not in ("auto", wanted):', "if False:"),
+        Without(
+            "the product",
+            "rqa/ds_config.py",
+            'if config.get("train_batch_size", "auto") not in ("auto", total):',
+            "if False:",
+        ),
+        Without(
+            "what the loop requires",
+            "rqa/ds_config.py",
+            'if config[block].get(key, "auto") not in ("auto", True):',
+            "if False:",
+        ),
+    ),
+    Promise(
+        "a run that is killed under ZeRO-2 goes on as if it had not been",
+        "test_deepspeed.py::test_a_run_that_is_killed_under_zero_2_goes_on_as_if_it_had_not_been",
+        RESTORED,
+    ),
+    Promise(
+        "a run under FSDP2, by our configuration, is the run without",
+        "test_fsdp.py::test_a_run_under_fsdp2_is_the_run_without",
+        Without(GATHERED, "rqa/generate.py", "if accelerator.distributed_type == DistributedType.FSDP:", "if False:"),
+    ),
+    Promise(
+        "a run that is killed under FSDP2 goes on as if it had not been",
+        "test_fsdp.py::test_a_run_that_is_killed_under_fsdp2_goes_on_as_if_it_had_not_been",
+        RESTORED,
+    ),
+    Promise(
+        "every configuration that is shipped is one of accelerate's",
+        "test_launch.py::test_our_configurations_are_accelerates",
+        Without("a key", "recipes/configs/accelerate_two_machines.yaml", "main_process_ip:", "main_process_ipp:"),
+        Without("a key", "recipes/configs/accelerate_fsdp2.yaml", "fsdp_state_dict_type:", "fsdp_state_type:"),
+    ),
+    Promise(
+        "those of DeepSpeed name its file",
+        "test_launch.py::test_deepspeed_by_accelerates_configuration_is_that_of_its_file",
+        Without("a key", "recipes/configs/accelerate_zero3.yaml", "deepspeed_config_file:", "deepspeed_config_fle:"),
+    ),
+    Promise(
+        "weights that are tied stay tied under FSDP2",
+        "test_fsdp.py::test_tied_weights_stay_tied_under_fsdp2",
+        Without("tying them again", "rqa/decoder.py", "        self.plain.tie_weights()\n", "        pass\n"),
+    ),
+    Promise(
+        "and are written once",
+        "test_checkpoint.py::test_tied_weights_are_written_once_also_where_they_are_given_as_copies",
+        Without("leaving the copies out", CHECKPOINT, "state.pop(tied, None)  #", "pass  #"),
+    ),
+    Promise(
+        "the documented commands run as they stand",
+        "test_readme.py::test_documented_commands_run",
+        Without("a flag", "rqa/config.py", "gradient_accumulation_steps: int", "accumulation_steps: int"),
+    ),
+    # Checkpoints
+    Promise(
+        "a checkpoint gets its name when every byte is on the disk; older ones go after that",
+        "test_checkpoint.py::test_a_checkpoint_gets_its_name_when_every_byte_is_on_the_disk",
+        Without("the flush of the manifest before the name", CHECKPOINT, "        _flush(partial / MANIFEST)\n", ""),
+        Without(
+            "the flush before the name: rename, then fsync",
+            CHECKPOINT,
+            SEALED,
+            f"        partial.replace(final)\n{SEALED.replace('partial', 'final')}".replace(
+                "        final.replace(final)\n", ""
+            ),
+        ),
+        Without("the flush of files", CHECKPOINT, "            _flush(path)\n", ""),
+        Without("the flush of names", CHECKPOINT, "        _flush(partial)\n", ""),
+        Without(
+            "the name before the older ones go",
+            CHECKPOINT,
+            "        partial.replace(final)\n        _flush(final.parent)\n",
+            "        _flush(final.parent)\n        partial.replace(final)\n",
+        ),
+    ),
+    Promise(
+        "a damaged checkpoint is named and the one before is used",
+        "test_checkpoint.py::test_a_damaged_checkpoint_is_named_and_the_one_before_is_used",
+        Without("the hash of files", CHECKPOINT, "if _sha256(file) != digest:", "if False:"),
+        Without("the size of files", CHECKPOINT, "if found != size:", "if False:"),
+        Without(
+            "the manifest's own hash",
+            CHECKPOINT,
+            'manifest.pop("checksum") == _checksum(manifest)',
+            'manifest.pop("checksum")',
+        ),
+    ),
+    Promise(
+        "the best is kept and loaded",
+        "test_checkpoint.py::test_the_best_is_kept_and_loaded",
+        Without(
+            "the best when old ones are deleted", CHECKPOINT, "if _step_of(old) != self.selection.best:", "if True:"
+        ),
+        Without("the scores in the checkpoint", CHECKPOINT, "self.selection.values = dict(", "dict("),
+    ),
+    Promise(
+        "best and patience know the direction of every score",
+        "test_selection.py",
+        Without("the direction of the loss", "rqa/selection.py", '"loss": False', '"loss": True'),
+        Without("the count of patience", "rqa/selection.py", ">= self.patience", "> self.patience"),
+    ),
+    Promise(
+        "a checkpoint of another run is refused with what differs",
+        "test_checkpoint.py::test_a_checkpoint_of_another_run_is_refused_with_what_differs",
+        Without("the comparison", CHECKPOINT, '_expect_same(path, manifest["identity"], self.identity)', "pass"),
+    ),
+    Promise(
+        "files that moved are the same files, other files are not",
+        "test_run.py::test_a_run_is_known_by_what_it_reads_not_by_its_names",
+        Without("places left out", RUN, 'replace(example, where="")', "example"),
+        Without("the retriever", RUN, "retrieval.fingerprint if retrieval", '"any" if retrieval'),
+    ),
+    Promise(
+        "the exported model is the plain class's: a fresh process gives the same logits",
+        "test_checkpoint.py::test_the_plain_class_loads_what_was_trained",
+        Without("the names of the plain model", CHECKPOINT, 'name.removeprefix("plain.")', "name"),
+    ),
+    # Resume
+    Promise(
+        "a run that is killed goes on as if it had never been: every file byte for byte",
+        "test_resume.py::test_an_ended_run_goes_on_as_if_it_had_never_ended",
+        LOGS_BACK,
+        Without(
+            "a copy beside",
+            CHECKPOINT,
+            '_folder(self.folder, step), _folder(self.folder, step, ".partial")',
+            "(_folder(self.folder, step),) * 2",
+        ),
+        Without(
+            "a start at the first update that is missing",
+            "recipes/swr_starling.py",
+            "opt.group_by_length, first_step)",
+            "opt.group_by_length)",
+        ),
+        SEEDED,
+    ),
+    Promise(
+        "two processes go on too",
+        "test_resume.py::test_two_processes_go_on_too",
+        SEEDED,
+    ),
+    Promise(
+        "fifty ends at random, of runs that are ended again while they go on",
+        "test_resume.py::test_soak",
+        LOGS_BACK,
+    ),
+    # Faults
+    Promise(
+        "a gradient that is not finite is skipped, and its examples are named",
+        "test_train.py::test_an_update_whose_gradient_is_not_finite_is_skipped_and_names_its_examples",
+        SKIPPED,
+        Without("those examples alone", TRAIN, "if not finite or all(ok for _, ok in everywhere)", ""),
+    ),
+    Promise(
+        "on one process it is skipped on all",
+        "test_train.py::test_a_gradient_that_is_not_finite_on_one_process_is_skipped_on_all",
+        Without(
+            "the norm of all", TRAIN, "skipped = not math.isfinite(norm)", "skipped = not math.isfinite(nll.sum())"
+        ),
+        Without("the examples of the other process", TRAIN, "everywhere = gather_object(named)", "everywhere = named"),
+    ),
+    Promise(
+        "three in a row are an error",
+        "test_train.py::test_three_in_a_row_are_an_error_and_fewer_are_not",
+        Without("the number", TRAIN, "MAX_SKIPPED_IN_A_ROW = 3", "MAX_SKIPPED_IN_A_ROW = 4"),
+        Without("in a row", TRAIN, "skipped_in_a_row + 1 if is_fault else 0", "skipped_in_a_row + is_fault"),
+    ),
+    Promise(
+        "where the disk is full training goes on, and stops after three checkpoints",
+        "test_resume.py::test_where_the_disk_is_full_training_goes_on_for_a_while",
+        Without("every error of a full disk", CHECKPOINT, "(OSError, RuntimeError, SafetensorError)", "(OSError,)"),
+        Without(
+            "the room that was taken", CHECKPOINT, "shutil.rmtree(partial, ignore_errors=True)  # makes", "pass  #"
+        ),
+    ),
+    Promise(
+        "a checkpoint that one process cannot write is one that failed on all",
+        "test_checkpoint.py::test_a_failure_of_one_process_is_one_of_all",
+        Without("telling the others", CHECKPOINT, 'if self.accelerator.reduce(failed, "sum").item():', "if problem:"),
+    ),
+    Promise(
+        "a folder that cannot be written is refused before anything is loaded",
+        "test_run.py::test_a_folder_that_cannot_be_written_is_refused",
+        Without("the trial", RUN, "            with TemporaryFile(dir=folder):\n                pass\n"),
+    ),
+    Promise(
+        "a signal stops all processes after the same update, saved",
+        "test_resume.py::test_a_signal_stops_all_processes_after_the_same_update",
+        Without("asking the others", "rqa/signals.py", 'self.accelerator.reduce(asked, "sum").item()', "asked.item()"),
+        Without("the launcher's end as a request", "rqa/signals.py", "if by_launcher and", "if False and"),
+    ),
+    Promise(
+        "the same signal again stops at once",
+        "test_resume.py::test_the_same_signal_again_stops_at_once",
+        Without("the second", "rqa/signals.py", "if number in self.received:", "if False:"),
+    ),
+    Promise(
+        "the command that is printed goes on",
+        "test_resume.py::test_the_command_that_is_printed_goes_on",
+        Without(
+            "the flag", "rqa/signals.py", ', "--resume_from_checkpoint", "latest"]', ', "--resume_from_checkpoint", ""]'
+        ),
+    ),
+    # Trackers
+    Promise(
+        "a tracker that fails never stops a run",
+        "test_tracking.py::test_a_failing_tracker_is_told_once_and_stops_nothing",
+        Without(
+            "the protection", "rqa/tracking.py", "except Exception as error:", "except ZeroDivisionError as error:"
+        ),
+        Without("once", "rqa/tracking.py", "            self._send = None\n"),
+    ),
+    Promise(
+        "a run that goes on is the tracker's same run",
+        "test_tracking.py::test_wandb_goes_on_with_the_same_run_and_is_told_nothing_else",
+        Without("the run's id", "rqa/tracking.py", "    if not path.exists():", "    if True:"),
+    ),
+    Promise(
+        "TensorBoard shows each update once",
+        "test_tracking.py::test_tensorboard_shows_each_update_once_after_a_resume",
+        Without("taking back what came later", "rqa/tracking.py", ", purge_step=first_step + 1", ""),
+    ),
+    Promise(
+        "a missing package is an error that says what to install",
+        "test_tracking.py::test_a_missing_package_is_an_error_that_says_what_to_install",
+        Without("the look", "rqa/tracking.py", "importlib.util.find_spec(name) is None", "False"),
+    ),
+    # Fusion-in-decoder
+    Promise(
+        "with one passage it is the plain model: logits, loss",
+        "test_fid.py::test_with_one_passage_it_is_the_plain_model",
+        Without("the shift of the answer", FID, "labels[:, :-1]], 1)  # (B, T)", "labels[:, 1:]], 1)"),
+    ),
+    Promise(
+        "its gradients",
+        "test_fid.py::test_with_one_passage_gradients_are_those_of_the_plain_model",
+        Without(
+            "the gradient of the encoder", FID, "states.append(hidden[mask])", "states.append(hidden[mask].detach())"
+        ),
+    ),
+    Promise(
+        "its answers, greedy, sampled and by beams",
+        "test_fid.py::test_with_one_passage_it_generates_what_the_plain_model_does",
+        Without("the model's own first token", FID, "decoder_start_token_id=self.start_id", "decoder_start_token_id=3"),
+    ),
+    Promise(
+        "with many it is the published formulation",
+        "test_fid.py::test_it_is_the_published_formulation",
+        Without("the example of each passage", FID, "(chosen // num_passages)", "(chosen % num_rows)"),
+    ),
+    Promise(
+        "its gradients too",
+        "test_fid.py::test_gradients_are_those_of_the_published_formulation",
+        Without("the order of the memory", FID, "torch.cat(slots)), values", "torch.cat(slots)), values.detach()"),
+    ),
+    Promise(
+        "what a masked passage says does not matter",
+        "test_fid.py::test_what_a_masked_passage_says_does_not_matter",
+        Without(
+            "the mask", FID, "real = attention_mask.bool().clone()", "real = torch.ones_like(attention_mask).bool()"
+        ),
+    ),
+    Promise(
+        "padding, batch mates and the order of passages do not matter",
+        "test_fid.py::test_padding_mates_and_order_do_not_matter",
+        Without("the mask of the encoder", FID, "mask.shape[1]], mask.long())", "mask.shape[1]], mask.long() | 1)"),
+        Without("the mask of the memory", FID, "< lengths[:, None]).long()", "< most).expand(num_rows, -1).long()"),
+    ),
+    Promise(
+        "the number of encoder calls does not matter",
+        "test_fid.py::test_the_number_of_encoder_calls_does_not_matter",
+        Without("the longest first", FID, "key=lambda i: -widths[i])", "key=lambda i: widths[i])"),
+    ),
+    Promise(
+        "a small batch of the encoder changes nothing, with dropout neither",
+        "test_fid.py::test_a_small_encoder_batch_changes_nothing_with_dropout_neither",
+        Without(
+            "the random numbers drawn again",
+            FID,
+            "use_reentrant=False",
+            "use_reentrant=False, preserve_rng_state=False",
+        ),
+        Without("computing again", FID, "checkpoint(encoder, ids, mask, use_reentrant=False)", "encoder(ids, mask)"),
+    ),
+    Promise(
+        "an example without passages disturbs none",
+        "test_fid.py::test_an_example_without_passages_disturbs_none",
+        Without("something to read", FID, "        real[:, 0, 0] |= ~real.any((1, 2))", "        bool(0)"),
+    ),
+    Promise(
+        "a checkpoint is the plain class's, both ways",
+        "test_fid.py::test_a_checkpoint_is_the_plain_class_s_both_ways",
+        Without("float32", "rqa/pretrained.py", "dtype=torch.float32", "dtype=torch.bfloat16"),
+    ),
+    Promise(
+        "two processes train it as one does",
+        "test_fid_recipe.py::test_two_processes_do_what_one_does",
+        COUNTED,
+    ),
+    Promise(
+        "and under DeepSpeed: under ZeRO-3 both make as many encoder calls",
+        "test_fid_recipe.py::test_a_run_under_deepspeed_is_the_run_without",
+        Without("agreeing", FID, "calls = self._most(calls) if", "calls = calls if"),
+        Without("a part in the backward pass", FID, "memory = memory + torch.stack(unread).sum()", "pass"),
+    ),
+    Promise(
+        "and under FSDP2",
+        "test_fid_recipe.py::test_a_run_under_fsdp2_is_the_run_without",
+        Without("tying weights again", FID, "        self.plain.tie_weights()\n", "        pass\n"),
+    ),
+    Promise(
+        "a passage is text: no control token of it is one",
+        "test_fid_prompts.py::test_data_is_never_a_control_token",
+        Without("splitting them", FID_PROMPTS, "split_special_tokens=True", "split_special_tokens=False"),
+        Without("splitting those that are pieces", FID_PROMPTS, "if id not in self._control:", "if True:"),
+    ),
+    Promise(
+        "only passages are cut, each at its end",
+        "test_fid_prompts.py::test_only_passages_are_cut_each_at_its_end",
+        Without("the end of the text", FID_PROMPTS, "tokens[:room]), *self._closing]", "tokens[:room])]"),
+    ),
+    Promise(
+        "the targets are the answer and one end",
+        "test_collators.py::test_the_targets_of_fusion_in_decoder_are_the_answer_and_one_eos",
+        Without(
+            "labels ignored where there is no answer",
+            "rqa/collators.py",
+            "for row in rows], IGNORED)}",
+            "for row in rows], 0)}",
+        ),
+    ),
+    Promise(
+        "attention on a passage is that of the formula",
+        "test_attribution.py::test_cross_attention_is_that_of_the_formula",
+        Without("the mean over tokens", "rqa/attribution.py", "(sums / lengths.clamp(min=1))", "sums"),
+        Without(
+            "scores before the softmax",
+            "rqa/attribution.py",
+            "_scores.append(scores)",
+            "_scores.append(softmax(scores, -1))",
+        ),
+    ),
+    Promise(
+        "leaving one out is the difference of two losses",
+        "test_attribution.py::test_leaving_one_out_is_the_difference_of_two_losses",
+        Without("the passage left out", "rqa/attribution.py", "values[:place] + values[place + 1 :]", "values[1:]"),
+    ),
+    # Caches, start-up
+    Promise(
+        "what was retrieved is not retrieved again",
+        "test_retrieval.py::test_what_was_retrieved_is_not_retrieved_again",
+        Without("reading it", "rqa/retrieval.py", "if path is not None and path.exists():", "if False:"),
+    ),
+    Promise(
+        "what anything else would find is retrieved",
+        "test_retrieval.py::test_what_anything_else_would_find_is_retrieved",
+        Without(
+            "the retriever in the key",
+            "rqa/retrieval.py",
+            "[FORMAT, retriever.fingerprint(), k, queries]",
+            "[FORMAT, k, queries]",
+        ),
+        Without(
+            "the queries in the key",
+            "rqa/retrieval.py",
+            "retriever.fingerprint(), k, queries]",
+            "retriever.fingerprint(), k, len(queries)]",
+        ),
+    ),
+    Promise(
+        "one process retrieves, and every process has what it found",
+        "test_retrieval.py::test_every_process_has_what_the_main_process_found",
+        Without(
+            "one process",
+            "rqa/retrieval.py",
+            "    if accelerator.is_main_process:\n        device",
+            "    if True:\n        device",
+        ),
+    ),
+    Promise(
+        "of two runs that need an index one builds it",
+        "test_retriever.py::test_of_two_runs_that_need_an_index_one_builds_it",
+        Without("the lock", "rqa/retriever.py", "with _alone_in(index_path):", "if True:"),
+    ),
+    Promise(
+        "no reading is tokenised twice",
+        "test_collators.py::test_no_reading_is_encoded_twice_and_each_by_all_that_it_says",
+        Without("keeping it", "rqa/collators.py", "            self._kept[reading] = row\n"),
+    ),
+    Promise(
+        "--help and a misspelt flag wait for nothing heavy",
+        "test_layers.py::test_help_and_a_misspelt_flag_wait_for_nothing_heavy",
+        Without(
+            "light configs",
+            "rqa/config.py",
+            "from rqa.errors import InputError",
+            "import torch\nfrom rqa.errors import InputError",
+        ),
+    ),
+)
+
+
+def run(copy: Path, test: str, most: float | None = None) -> tuple[bool, float]:
+    """Run a test in a copy of the project; return whether it is green, within `most` seconds, and its seconds."""
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "slow or not slow", f"tests/{test}"]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=most)
+    except subprocess.TimeoutExpired:  # what is broken may not end
+        done = None
+    seconds = time.perf_counter() - start
+    for orphan in psutil.Process().children(recursive=True):  # processes that wait for one that is gone
+        orphan.kill()
+        orphan.wait()
+    if done and done.returncode > 1:
+        raise RuntimeError(f"{test}: pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return bool(done) and done.returncode == 0, seconds
+
+
+def table(seconds: Mapping[str, float]) -> str:
+    """Return the table, of seconds by the texts of promises; -1 where a promise was not tried yet."""
+    rows = [
+        f"| {p.text} | `{p.test}` | {seconds.get(p.text, -1):.0f} | {'; '.join(w.what for w in p.protections)} |"
+        for p in PROMISES
+    ]
+    return "\n".join([HEADER, *rows, ""])
+
+
+HEADER = """# What is promised, and the test of it
+
+Each test causes the fault. `python tests/mutants.py` takes each protection out of a copy of the project, sees the test
+red, and writes this table; the seconds are those of the test alone, its start included, on two cores without a GPU.
+
+| Promise | Test | Seconds | Red without |
+| --- | --- | ---: | --- |"""
+
+
+def main(words: list[str]) -> int:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a test that failed become our children
+    wrong = []
+    written = TABLE.read_text(encoding="utf-8") if TABLE.exists() else ""
+    seconds = {text: float(took) for text, took in re.findall(r"^\| (.+?) \| `.+?` \| (\d+) \|", written, re.MULTILINE)}
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in listed.splitlines():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+        for promise in PROMISES:
+            chosen = [
+                protection
+                for protection in promise.protections
+                if not words or any(word in f"{promise.text} {promise.test} {protection.what}" for word in words)
+            ]
+            if not chosen:
+                continue
+            green, took = run(copy, promise.test)
+            print(f"{'green' if green else 'RED'} {took:4.0f} s  {promise.text}", flush=True)
+            if not green:
+                wrong.append(promise.text)
+                continue
+            seconds[promise.text] = took
+            for protection in chosen:
+                path = copy / protection.file
+                whole = path.read_text(encoding="utf-8")
+                path.write_text(whole.replace(protection.old, protection.new), encoding="utf-8")
+                green, took = run(copy, promise.test, 60 + 10 * seconds[promise.text])
+                path.write_text(whole, encoding="utf-8")
+                print(f"  {'GREEN' if green else 'red'} {took:4.0f} s  without {protection.what}", flush=True)
+                if green:
+                    wrong.append(f"{promise.text}: green without {protection.what}")
+    TABLE.write_text(table(seconds), encoding="utf-8")
+    print(*(wrong or ["every promise is kept, and its test red without what it rests on"]), sep="\n")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
