@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 QUICKSTART := runs/quickstart
+QUICKSTART_FID := runs/quickstart-fid
+FID_READ := withheld read-1 read-4 read-10 read-20
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 # glibc: keep freed memory. Pages new from the kernel for each large tensor are up to a third of an update on 2 cores;
@@ -9,9 +11,10 @@ export TOKENIZERS_PARALLELISM ?= true
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help quickstart test test-slow lint clean
+.PHONY: help quickstart quickstart-fid test test-slow lint clean
 help:
 	@echo "make quickstart   train and measure a small generator on this interpreter's own documentation (about 10 minutes)"
+	@echo "make quickstart-fid   train a small fusion-in-decoder from random weights on made-up facts (about 10 minutes)"
 	@echo "make test         lint, type-check and test"
 	@echo "make test-slow    the long tests"
 	@echo "make clean        remove what quickstart and test made"
@@ -41,6 +44,28 @@ $(QUICKSTART)/after/test/score.json: | $(QUICKSTART)/before/config.json
 quickstart: $(QUICKSTART)/after/test/score.json
 	$(BIN)/python recipes/compare.py $(QUICKSTART)/before $(QUICKSTART)/after/test
 
+data/facts/made: | .venv/installed
+	$(BIN)/python recipes/demo_facts.py --output_dir data/facts
+	touch $@
+
+$(QUICKSTART_FID)/train/model/config.json: | data/facts/made
+	rm -rf $(QUICKSTART_FID)/train
+	$(BIN)/accelerate launch recipes/fid_flan_t5.py --config recipes/configs/quickstart_fid.yaml
+
+$(QUICKSTART_FID)/withheld/score.json: | $(QUICKSTART_FID)/train/model/config.json
+	rm -rf $(@D)
+	$(BIN)/accelerate launch recipes/evaluate.py --config recipes/configs/quickstart_fid_test.yaml \
+		--eval_data_path data/facts/withheld.jsonl --output_dir $(@D)
+
+# Reading the first 1, 4, 10 and 20 passages of each question.
+$(QUICKSTART_FID)/read-%/score.json: | $(QUICKSTART_FID)/train/model/config.json
+	rm -rf $(@D)
+	$(BIN)/accelerate launch recipes/evaluate.py --config recipes/configs/quickstart_fid_test.yaml \
+		--embedding_max_num_to_retrieve $* --output_dir $(@D)
+
+quickstart-fid: $(FID_READ:%=$(QUICKSTART_FID)/%/score.json)
+	$(BIN)/python recipes/compare.py $(FID_READ:%=$(QUICKSTART_FID)/%)
+
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -53,4 +78,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv data/models data/stdlib $(QUICKSTART)
+	rm -rf .venv data/models data/stdlib data/facts $(QUICKSTART) $(QUICKSTART_FID)

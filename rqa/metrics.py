@@ -151,6 +151,29 @@ def corpus_bleu(
     default the script of the references chooses. BLEU counts runs of four tokens: a corpus of shorter answers has 0.
     Raises ValueError if there are no rows, not as many of both, or a row without a reference.
     """
+    bleu = _bleu(predictions, references, tokenize)
+    # sacrebleu reads the first references of all rows, then the second ones, ...; None stands where a row has no more
+    # ("" would be one more reference, of length 0, and waive the penalty for short answers).
+    score = bleu.corpus_score(predictions, list(zip_longest(*references)))
+    return Bleu(score.score, str(bleu.get_signature()))
+
+
+def bleu_statistics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str | None = None
+) -> list[list[int]]:
+    """Return what each answer adds to the ten sums that `corpus_bleu`, whose arguments these are, is a function of.
+
+    They are its tokens, those of the reference closest in length, its matching n-grams of n = 1 to 4, all its n-grams.
+    """
+    bleu = _bleu(predictions, references, tokenize)
+    scores = [
+        bleu.corpus_score([text], [[one] for one in row]) for text, row in zip(predictions, references, strict=True)
+    ]
+    return [[score.sys_len, score.ref_len, *score.counts, *score.totals] for score in scores]
+
+
+def _bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], tokenize: str | None) -> BLEU:
+    """Return the metric for these rows, with the tokenizer of their script by default. Raises as `corpus_bleu` does."""
     if not predictions or len(predictions) != len(references):
         raise ValueError(
             f"expected as many rows of references as predictions, and one at least, "
@@ -158,11 +181,7 @@ def corpus_bleu(
         )
     for row in references:
         _check_references(row)
-    bleu = BLEU(tokenize=tokenize or _bleu_tokenizer([text for row in references for text in row]))
-    # sacrebleu reads the first references of all rows, then the second ones, ...; None stands where a row has no more
-    # ("" would be one more reference, of length 0, and waive the penalty for short answers).
-    score = bleu.corpus_score(predictions, list(zip_longest(*references)))
-    return Bleu(score.score, str(bleu.get_signature()))
+    return BLEU(tokenize=tokenize or _bleu_tokenizer([text for row in references for text in row]))
 
 
 def _bleu_tokenizer(texts: Sequence[str]) -> str:

@@ -20,6 +20,12 @@ ANSWERS = [5, 1, 7]
 GENERATION = {"max_new_tokens": 8, "eos_token_id": EOS, "pad_token_id": PAD}
 
 
+@pytest.fixture(autouse=True)
+def _calls_of_several_passages(monkeypatch):
+    """Of eight passages three in a call, so that there is padding."""
+    monkeypatch.setattr(rqa.fid, "ENCODER_CALLS", 3)
+
+
 @pytest.fixture(params=SEQ2SEQ)
 def family(request):
     return request.param
@@ -269,6 +275,7 @@ def test_an_example_without_passages_disturbs_none(family):
     generated = fid.generate(**passages_alone(batch), **GENERATION)
     alone = fid.generate(**passages_alone(mates), **GENERATION)
     assert generated[0, : alone.shape[1]].tolist() == alone[0].tolist()
+    assert fid(**random_passages([[0, 0], [0, 0]], [3, 2], length=4)).isfinite().all()
 
 
 def test_a_row_without_targets_adds_nothing(family):
