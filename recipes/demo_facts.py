@@ -61,7 +61,7 @@ RELATIONS = (
 )
 
 # Questions of each split, and between how many and how many passages come with one. In training the numbers differ: a
-# single passage teaches to copy, several to choose; and what was learned holds for more than were met.
+# single passage teaches to copy, several to choose.
 SPLITS = {"train": (20000, 1, 8), "eval": (128, 8, 8), "test": (500, 20, 20)}
 
 

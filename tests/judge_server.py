@@ -1,0 +1,156 @@
+"""An OpenAI-compatible judge on this machine that answers, or misbehaves, as it is told; raw asyncio, in a thread."""
+
+import asyncio
+import json
+import re
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from email.utils import formatdate
+from time import monotonic, time
+from typing import Any, Self
+
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
+
+
+def completion(content: str, prompt: str = "", **choice: Any) -> bytes:
+    """A chat completion that says `content`; a prompt of n characters counts n // 3 tokens, an answer 7."""
+    message = {"role": "assistant", "content": content}
+    body = {
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"} | choice],
+        "usage": {"prompt_tokens": len(prompt) // 3, "completion_tokens": 7},
+    }
+    return json.dumps(body).encode()
+
+
+def error(message: str, **fields: str) -> bytes:
+    return json.dumps({"error": {"message": message} | fields}).encode()
+
+
+def opinion(prompt: str) -> bytes:
+    """A verdict: correct where the answer is a reference."""
+    case, _ = json.JSONDecoder().raw_decode(prompt, prompt.index("{\n"))
+    correct = case["answer"] in case["references"]
+    return completion(json.dumps({"explanation": f"On {case['question']}.", "correct": correct}), prompt)
+
+
+class JudgeServer:
+    """Within `with`, `url` answers. `faults` are, for a question, what its first, second, ... call meets; then, or for
+    "*" without end, it is judged. What came is in `asked`: questions with the time of their arrival.
+    """
+
+    def __init__(self, faults: Mapping[str, Sequence[str]] | None = None, *, seconds: float = 0.0) -> None:
+        self.faults, self.seconds = faults or {}, seconds
+        self.asked: list[tuple[str, float]] = []
+        self.headers: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.most_at_a_time = self.answered = self._now = 0
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        start = asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    @property
+    def calls(self) -> Counter[str]:
+        """How often each question was asked."""
+        return Counter(question for question, _ in self.asked)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = int(re.search(r"(?i)content-length: (\d+)", head)[1])
+                await self._answer(head, json.loads(await reader.readexactly(length)), writer)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client has gone, or the server goes
+        finally:
+            writer.close()
+
+    async def _answer(self, head: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        prompt = body["messages"][0]["content"]
+        question = json.loads(re.search(r'^ "question": (".*"),$', prompt, re.MULTILINE)[1])
+        scripted = self.faults.get("*") or self.faults.get(question, ())
+        turn = 0 if "*" in self.faults else self.calls[question]
+        self.asked.append((question, monotonic()))
+        self.headers.append(head)
+        self.bodies.append(body)
+        self._now += 1
+        self.most_at_a_time = max(self.most_at_a_time, self._now)
+        try:
+            await asyncio.sleep(self.seconds)
+            await self._meet(scripted[turn] if turn < len(scripted) else "", head, prompt, writer)
+            self.answered += 1
+        finally:
+            self._now -= 1
+
+    async def _meet(self, fault: str, head: str, prompt: str, writer: asyncio.StreamWriter) -> None:
+        """Send what the call meets."""
+        name, _, value = fault.partition(":")
+        dated = {"Date": formatdate(time() - 3600, usegmt=True)}  # a clock that is an hour slow
+        until = {"Retry-After": formatdate(time() - 3600 + float(value or 0), usegmt=True)} if name == "date" else {}
+        key = re.search(r"(?i)authorization: (.*)\r", head)
+        replies: dict[str, tuple[int, bytes, dict[str, str]]] = {
+            "": (200, opinion(prompt), {}),
+            "429": (429, error("slow down", code="rate_limit_exceeded"), {"Retry-After": value} if value else {}),
+            "date": (429, error("slow down", code="rate_limit_exceeded"), dated | until),
+            "500": (500, b"", {}),
+            "503": (503, b"overloaded", {"Retry-After": value}),
+            "html": (200, b"<html>Please log in</html>", {"Content-Type": "text/html"}),
+            "empty": (200, b'{"choices": []}', {}),
+            "midway": (200, completion("", prompt, error={"code": 502}), {}),
+            "401": (401, error(f"Incorrect API key provided: {key and key[1]}", code="invalid_api_key"), {}),
+            "403": (403, b"Forbidden", {}),
+            "404": (404, error("no such model", code="model_not_found"), {}),
+            "301": (301, b"", {"Location": "http://127.0.0.1:1/"}),
+            "quota": (429, error("out of credit", type="insufficient_quota", code="spend_limit"), {"Retry-After": "1"}),
+            "unsuitable": (400, error("no max_tokens", param="max_tokens", code="unsupported_parameter"), {}),
+            "too long": (400, error("too long", code="context_length_exceeded", param="messages"), {}),
+            "filter": (400, error("filtered", code="content_filter", param="prompt"), {}),
+            "filtered": (200, completion("", prompt, finish_reason="content_filter"), {}),
+            "refusal": (200, completion("", prompt, message={"content": None, "refusal": "I can't."}), {}),
+            "cut": (200, completion('{"explanation": "x", "correct": true}', prompt, finish_reason="length"), {}),
+            "prose": (200, completion("It is correct.", prompt), {}),
+            "echo": (500, head.encode(), {}),
+        }
+        if name == "reset":
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            writer.transport.abort()
+            raise ConnectionError
+        if name == "noise":
+            writer.write(f"{key and key[1]}\r\n\r\n".encode())  # for a status line: the client's error repeats it
+            raise ConnectionError
+        if name == "slow":
+            await asyncio.sleep(60)
+        status, content, headers = replies[name if name in replies else ""]
+        fields = {"Content-Length": str(len(content)), "Content-Type": "application/json"} | headers
+        lines = [f"HTTP/1.1 {status} Whatever", *(f"{field}: {text}" for field, text in fields.items()), "", ""]
+        data = "\r\n".join(lines).encode() + content
+        if name == "truncated":
+            writer.write(data[:-9])
+            raise ConnectionError
+        if name == "dribble":
+            for byte in data:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.05)
+        writer.write(data)
+        await writer.drain()
