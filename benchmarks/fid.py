@@ -65,7 +65,9 @@ class Published:
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example."""
-        logits = self.plain(**self.encode(input_ids, attention_mask), labels=labels, use_cache=False).logits
+        before = torch.nn.functional.pad(labels[:, :-1], (1, 0))  # an answer starts after token 0
+        read = self.encode(input_ids, attention_mask)
+        logits = self.plain(**read, decoder_input_ids=before, use_cache=False).logits
         return cross_entropy(logits.float().mT, labels, reduction="none").sum(-1)
 
     @torch.no_grad()

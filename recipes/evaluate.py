@@ -50,6 +50,8 @@ def main() -> None:
     flags, reader, retrieval, index = configs
     if not (reader.qa_model_name_or_path or flags.embedding_model_name_or_path):
         raise InputError("give --qa_model_name_or_path, --embedding_model_name_or_path, or both")
+    if flags.attribution != "none" and not reader.qa_model_name_or_path:
+        raise InputError(f"--attribution {flags.attribution}: without --qa_model_name_or_path there are no answers")
     if flags.attribution in ("cross_attention", "both") and not reader.qa_is_fid:
         raise InputError(f"--attribution {flags.attribution}: a decoder has no cross-attention: give leave_one_out")
 
@@ -59,7 +61,7 @@ def main() -> None:
     from rqa.evaluate import KS, AnswerLoss, evaluate
     from rqa.generate import Generator
     from rqa.launch import make_accelerator
-    from rqa.reader import collator_for, load_reader
+    from rqa.reader import attention_for, collator_for, load_reader
     from rqa.retrieval import open_corpus, reads_gold, retrieve_splits
     from rqa.run import headline, log, new_folder
 
@@ -72,6 +74,8 @@ def main() -> None:
     if reader.qa_model_name_or_path:
         collator = collator_for(reader.qa_model_name_or_path, **reader.reading)
         collator.check(examples)
+        kind = {"is_fid": reader.qa_is_fid, "use_flash_attention": reader.use_flash_attention}
+        attention = attention_for(accelerator, reader.qa_model_name_or_path, **kind)
 
     k, found = retrieval.embedding_max_num_to_retrieve, None
     if not is_gold:
@@ -90,7 +94,13 @@ def main() -> None:
     generate = loss = None
     attributions: dict[str, Attribution] = {}
     if reader.qa_model_name_or_path:
-        model = load_reader(accelerator, reader.qa_model_name_or_path, **reader.loading)
+        model = load_reader(
+            accelerator,
+            reader.qa_model_name_or_path,
+            is_fid=reader.qa_is_fid,
+            attention=attention,
+            encoder_batch_size=reader.encoder_batch_size,
+        )
         generate = Generator(accelerator, model, collator, flags.batch_size, reader.generation_limit)
         loss = AnswerLoss(accelerator, model, collator, flags.batch_size)
         if flags.attribution in ("cross_attention", "both"):

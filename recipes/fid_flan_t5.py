@@ -6,8 +6,8 @@
         --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index/dir/of/document \\
         --output_dir path/to/save/dir
 
-Any encoder-decoder does, on disk or of the hub: T5, mT5, UMT5, BART, T5Gemma, or one that was made of two BERTs. Where
-all questions bring their passages ("ctxs"), --embedding_model and the --full_dataset flags can be left out.
+T5, mT5, UMT5, BART and T5Gemma do, and what was made of two BERTs, on disk or of the hub. Where all questions bring
+their passages ("ctxs"), --embedding_model and the --full_dataset flags can be left out.
 """
 
 from collections.abc import Sequence

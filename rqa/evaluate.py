@@ -150,6 +150,7 @@ def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answ
         "generation": {
             "seconds_per_answer": seconds / len(answers),
             "prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
+            "passage_tokens_cut": sum(answer.num_cut for answer in answers),
             "answer_tokens": sum(answer.num_tokens for answer in answers),
             "unfinished": sum(not answer.finished for answer in answers),
             "warm_up": "one question, not timed",

@@ -129,7 +129,7 @@ class FusionInDecoder(nn.Module):
         widths = (is_real * torch.arange(1, length + 1, device=ids.device)).amax(1)  # up to the last real position
 
         rows, slots, states, unread = [], [], [], []
-        for call in self._calls(widths.tolist()):
+        for call in self._calls(widths.tolist(), ids.device):
             if not call:  # to keep in step: nobody reads it, but it takes part in the backward pass
                 unread.append(self._encoded(ids[:1, :1], torch.ones_like(ids[:1, :1])).sum() * 0)
                 continue
@@ -158,20 +158,20 @@ class FusionInDecoder(nn.Module):
             return again
         return encoder(ids, mask)
 
-    def _calls(self, widths: Sequence[int]) -> list[list[int]]:
+    def _calls(self, widths: Sequence[int], device: torch.device) -> list[list[int]]:
         """Deal the passages that are there, of `widths`, to calls, so that those of one call are alike in length."""
         longest_first = sorted((i for i, width in enumerate(widths) if width), key=lambda i: -widths[i])
         calls = min(ENCODER_CALLS, len(longest_first))
         if self.encoder_batch_size is not None:
             calls = -(-len(longest_first) // self.encoder_batch_size)
         if self.in_step:
-            calls = self._most(calls) if self.encoder_batch_size is not None else ENCODER_CALLS_IN_STEP
+            calls = self._most(calls, device) if self.encoder_batch_size is not None else ENCODER_CALLS_IN_STEP
         cuts = [len(longest_first) * call // calls for call in range(calls + 1)]
         return [longest_first[a:b] for a, b in pairwise(cuts)]
 
-    def _most(self, calls: int) -> int:
+    def _most(self, calls: int, device: torch.device) -> int:
         """Return the largest number of calls that a process has to make."""
-        most = torch.tensor(calls, device=self.plain.device)
+        most = torch.tensor(calls, device=device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
         return int(most)
 
@@ -201,8 +201,8 @@ def attention_of(
     is_t5 = hasattr(config, "relative_attention_num_buckets")  # a bias for positions is added to the attention
     if is_t5 and accelerator.mixed_precision == "fp16":
         raise InputError(
-            f"--fp16 true: {config.model_type} was trained in bfloat16, and its activations exceed 65504, the largest "
-            "number of float16: give --bf16 true, or neither"
+            f"mixed precision fp16: {config.model_type} was trained in bfloat16, and its activations exceed 65504, the "
+            "largest number of float16: give --bf16 true, or neither"
         )
     if is_t5 and use_flash_attention:
         raise InputError(f"--use_flash_attention true: {config.model_type} adds a bias that flash attention cannot add")

@@ -49,7 +49,8 @@ class PassagePromptBuilder:
         whole = tokenizer("a", return_special_tokens_mask=True)
         start, end = (mask.index(0) for mask in (whole["special_tokens_mask"], whole["special_tokens_mask"][::-1]))
         self._opening, self._closing = whole["input_ids"][:start], whole["input_ids"][len(whole["input_ids"]) - end :]
-        self._control = {id: text for text, id in tokenizer.get_added_vocab().items() if id != tokenizer.unk_token_id}
+        added = tokenizer.added_tokens_decoder.items()  # those that are not special are vocabulary like any other
+        self._control = {id: token.content for id, token in added if token.special and id != tokenizer.unk_token_id}
 
     def prompt(self, reading: Reading) -> PassagePrompts:
         """Return the texts of a reading, in the order of its passages. Only passages are cut, each at its end.

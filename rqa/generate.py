@@ -23,6 +23,7 @@ class Answer:
     num_tokens: int  # generated, with the one that ended it
     num_prompt_tokens: int
     finished: bool  # ended by the model, not by max_new_tokens
+    num_cut: int = 0  # tokens of its passages that did not fit
 
 
 class Generator:
@@ -84,6 +85,6 @@ class Generator:
             end = next((i for i, id in enumerate(ids) if id in builder.stop_ids), None)
             num_tokens = len(ids) if end is None else end + 1
             answers.append(
-                Answer(builder.answer_text(ids), num_tokens, row.num_prompt_tokens, finished=end is not None)
+                Answer(builder.answer_text(ids), num_tokens, row.num_prompt_tokens, end is not None, row.cut)
             )
         return answers

@@ -188,9 +188,10 @@ class Reader(Prompt, PassagePrompt):
     def check(self) -> None:
         """Raise InputError for values that cannot be."""
         super().check()
+        default = type(self)()
         kind, others = (PassagePrompt, Prompt) if self.qa_is_fid else (Prompt, PassagePrompt)
         unused = others.__dataclass_fields__.keys() - kind.__dataclass_fields__
-        if meant := sorted(name for name in unused if getattr(self, name) != getattr(type(self)(), name)):
+        if meant := sorted(name for name in unused if getattr(self, name) != getattr(default, name)):
             flags = ", ".join(f"--{name}" for name in meant)
             raise InputError(f"--qa_is_fid {str(self.qa_is_fid).lower()}: {flags} would do nothing")
 
@@ -206,13 +207,4 @@ class Reader(Prompt, PassagePrompt):
             "max_passage_length": self.max_passage_length,
             "max_answer_length": self.max_answer_length,
             "max_new_tokens": self.generation_limit,
-        }
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """The keyword arguments of `load_reader`."""
-        return {
-            "is_fid": self.qa_is_fid,
-            "use_flash_attention": self.use_flash_attention,
-            "encoder_batch_size": self.encoder_batch_size,
         }

@@ -40,8 +40,8 @@ def make_accelerator(
 
     Where nobody speaks of precision it is bfloat16 if the device computes that fast, else float32. `deepspeed` is a
     JSON file of DeepSpeed, in which `flags` fill in what is open; see `rqa.ds_config.reconciled`. None is for what
-    trains nothing: there DeepSpeed has nothing to do, even if the launcher asks for it. Raises InputError where two of
-    them disagree, or where processes were launched that would not see each other.
+    trains nothing: there DeepSpeed and FSDP have nothing to do, even if the launcher asks for them. Raises InputError
+    where two of them disagree, or where processes were launched that would not see each other.
     """
     if bf16 and fp16:
         raise InputError("--bf16 true and --fp16 true exclude each other")
@@ -50,7 +50,8 @@ def make_accelerator(
     if launched != "no" and asked not in (None, launched):
         raise InputError(f"the flags ask for mixed precision {asked!r}, accelerate's configuration for {launched!r}")
     if deepspeed is None:
-        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+        for sharding in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+            os.environ.pop(sharding, None)
     config, where = asked_deepspeed(deepspeed or "")
     precision = asked or (launched if launched != "no" else None) or precision_of(config) or _default_precision()
     backend = None

@@ -8,7 +8,7 @@ from rqa.collators import Collator, ConcatenatedCollator, ParallelCollator
 from rqa.decoder import AnswerLM, check_window
 from rqa.fid import FusionInDecoder, attention_of, check_model
 from rqa.fid_prompts import PassagePromptBuilder
-from rqa.hardware import attention_kernel
+from rqa.hardware import AttentionKernel, attention_kernel
 from rqa.launch import is_sharded
 from rqa.pretrained import load_config
 from rqa.prompts import INSTRUCTION, ChatFormat, PromptBuilder, load_tokenizer
@@ -40,26 +40,30 @@ def collator_for(
     return ConcatenatedCollator(PromptBuilder(tokenizer, chat, instruction, max_prompt_length), max_answer_length)
 
 
+def attention_for(
+    accelerator: Accelerator, name_or_path: str, *, is_fid: bool = False, use_flash_attention: bool = False
+) -> AttentionKernel | None:
+    """Return the `attention` to load a checkpoint with. Raises InputError where it cannot be what is asked for."""
+    if is_fid:
+        config = load_config(name_or_path, "encoder-decoder")
+        return attention_of(config, accelerator, use_flash_attention=use_flash_attention)
+    return attention_kernel(use_flash_attention, accelerator.mixed_precision)
+
+
 def load_reader(
     accelerator: Accelerator,
     name_or_path: str,
     *,
     is_fid: bool = False,
-    use_flash_attention: bool = False,
+    attention: AttentionKernel | None = None,
     encoder_batch_size: int | None = None,
 ) -> AnswerLM | FusionInDecoder:
     """Load a checkpoint to answer with, prepared, in evaluation mode: no process makes room for gradients."""
     model: AnswerLM | FusionInDecoder
     if is_fid:
         model = FusionInDecoder.from_pretrained(
-            name_or_path,
-            encoder_batch_size=encoder_batch_size,
-            in_step=is_sharded(accelerator),
-            attention=attention_of(
-                load_config(name_or_path, "encoder-decoder"), accelerator, use_flash_attention=use_flash_attention
-            ),
+            name_or_path, encoder_batch_size=encoder_batch_size, in_step=is_sharded(accelerator), attention=attention
         )
     else:
-        attention = attention_kernel(use_flash_attention, accelerator.mixed_precision)
         model = AnswerLM.from_pretrained(name_or_path, attention=attention)
     return cast(AnswerLM | FusionInDecoder, accelerator.prepare_model(model, evaluation_mode=True))

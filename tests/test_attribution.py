@@ -171,6 +171,12 @@ def test_evaluation_writes_what_each_answer_rests_on(tmp_path, monkeypatch):
     assert score["metrics"]["cross_attention_on_gold"] == pytest.approx(100 * sum(shares) / len(shares))
 
 
+def test_without_a_generator_there_is_nothing_to_attribute(tmp_path):
+    flags = {"--embedding_model_name_or_path": "any", "--document_path": "any", "--index_path": "any"}
+    flags |= {"--eval_data_path": "any", "--output_dir": str(tmp_path / "never"), "--attribution": "leave_one_out"}
+    assert "without --qa_model_name_or_path there are no answers" in launch("evaluate.py", flags, expect=2)
+
+
 def test_a_decoder_has_no_cross_attention(tmp_path):
     flags = {"--qa_model_name_or_path": "any", "--eval_data_path": "any", "--output_dir": str(tmp_path / "never")}
     printed = launch("evaluate.py", {**flags, "--attribution": "both"}, expect=2)

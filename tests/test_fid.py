@@ -353,7 +353,7 @@ def test_t5_in_float16_or_with_flash_attention_is_refused(family):
     accelerator, config = Accelerator(cpu=True), seq2seq(family).config
     accelerator.state._mixed_precision = "fp16"
     if family in ("t5", "mt5", "umt5"):
-        with pytest.raises(InputError, match=r"--fp16 true: .* 65504"):
+        with pytest.raises(InputError, match=r"mixed precision fp16: .* 65504"):
             attention_of(config, accelerator)
         accelerator.state._mixed_precision = "bf16"
         with pytest.raises(InputError, match=r"--use_flash_attention true: .* bias"):

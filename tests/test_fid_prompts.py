@@ -135,3 +135,12 @@ def test_a_tokenizer_without_an_end_is_refused():
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
     with pytest.raises(InputError, match="no end-of-sequence token"):
         PassagePromptBuilder(words)
+
+
+def test_vocabulary_that_was_added_is_no_control_token():
+    """T5 has neither braces nor line breaks: this is how it gets them."""
+    made = t5()
+    made.add_tokens(["{", "}"])
+    built = PassagePromptBuilder(made)
+    assert built.answer("a {b}") == made("a {b}")["input_ids"]
+    assert made.unk_token_id not in built.answer("a {b}")

@@ -255,6 +255,14 @@ def test_where_nothing_is_trained_the_launchers_deepspeed_has_no_say(launched_by
     assert (accelerator.distributed_type.value, accelerator.state.deepspeed_plugin) == ("NO", None)
 
 
+def test_where_nothing_is_trained_the_launchers_fsdp_has_no_say(launched_by):
+    """Nobody would spread the weights, and all but one process would load none."""
+    launched_by(ROOT / "recipes/configs/accelerate_fsdp2.yaml")
+    accelerator = make_accelerator(bf16=True, deepspeed=None)
+    assert accelerator.distributed_type.value == "NO"
+    assert "ACCELERATE_USE_FSDP" not in os.environ  # transformers asks it
+
+
 def test_without_the_package_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr("rqa.launch.is_deepspeed_available", lambda: False)
     with pytest.raises(InputError, match=r'DeepSpeed is not installed: `pip install "\.\[deepspeed\]"`'):
