@@ -295,7 +295,7 @@ def test_a_question_too_long_for_its_prompt_is_told_before_training_not_after(wo
         ({"--max_prompt_length": "20"}, "--max_prompt_length is 20"),
         ({"--model_name_or_path": "no/such/model"}, "no/such/model: neither"),
         ({"--output_dir": "{model}"}, "name a new folder"),
-        ({"--embedding_model": ""}, 'train.jsonl:1: no passages in "ctxs", and no retriever to find any: give --emb'),
+        ({"--embedding_model": ""}, "--embedding_model is required: no question brings its passages"),
         ({"--full_dataset_file_path": ""}, "--full_dataset_file_path is required"),
     ],
 )
