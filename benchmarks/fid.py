@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -113,10 +114,10 @@ def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
 
     step: Callable[[], None] = {"train": train, "generate": generate}[task]
     plain.train(task == "train")
-    before = peak_memory_gib(device)
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
     with torch.autocast(device.type, torch.bfloat16) if is_bf16 else nullcontext():
         step()  # a warm-up, whose memory counts
-        memory, positions = peak_memory_gib(device) - before, sum(computed)
+        memory, positions = peak_memory_gib(device) - before / 2**30, sum(computed)
         seconds = []
         for _ in range(STEPS):
             gc.collect()
@@ -142,13 +143,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1, help="measurements of each way")
     parser.add_argument("--passages", type=int, nargs="+", default=PASSAGES, help="their numbers")
+    parser.add_argument("--tasks", nargs="+", default=("train", "generate"), help="of train and generate")
     parser.add_argument("--one", nargs=4, metavar=("WAY", "KIND", "PASSAGES", "TASK"), help="measure once, print JSON")
     args = parser.parse_args()
     if args.one:
         way, kind, number, task = args.one
         print(json.dumps(one(way, kind, int(number), task)))
         return
-    for task in ("train", "generate"):
+    for task in args.tasks:
         for kind in FIXED:
             print(f"{task}, {kind}: {EXAMPLES} examples; seconds, GiB, positions computed for each real one")
             print(
