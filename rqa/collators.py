@@ -175,8 +175,7 @@ class ParallelCollator(Collator):
         }
 
     def _prompts(self, reading: Reading) -> tuple[list[list[int]], int]:
-        ids, cut = self.builder.prompt(reading)
-        return ids, cut
+        return self.builder.prompt(reading)
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:

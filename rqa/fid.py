@@ -161,19 +161,14 @@ class FusionInDecoder(nn.Module):
     def _calls(self, widths: Sequence[int], device: torch.device) -> list[list[int]]:
         """Deal the passages that are there, of `widths`, to calls, so that those of one call are alike in length."""
         longest_first = sorted((i for i, width in enumerate(widths) if width), key=lambda i: -widths[i])
-        calls = min(ENCODER_CALLS, len(longest_first))
-        if self.encoder_batch_size is not None:
+        if self.encoder_batch_size is None:
+            calls = ENCODER_CALLS_IN_STEP if self.in_step else min(ENCODER_CALLS, len(longest_first))
+        else:
             calls = -(-len(longest_first) // self.encoder_batch_size)
-        if self.in_step:
-            calls = self._most(calls, device) if self.encoder_batch_size is not None else ENCODER_CALLS_IN_STEP
+            if self.in_step:
+                calls = _most(calls, device)
         cuts = [len(longest_first) * call // calls for call in range(calls + 1)]
         return [longest_first[a:b] for a, b in pairwise(cuts)]
-
-    def _most(self, calls: int, device: torch.device) -> int:
-        """Return the largest number of calls that a process has to make."""
-        most = torch.tensor(calls, device=device)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return int(most)
 
 
 def check_model(name_or_path: str, max_passage_length: int, max_answer_length: int) -> PreTrainedConfig:
@@ -209,6 +204,13 @@ def attention_of(
     if is_t5 and accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
         return "eager"  # there the bias is a float mask to sdpa, which is then 2.5 times slower
     return attention_kernel(use_flash_attention, accelerator.mixed_precision)
+
+
+def _most(calls: int, device: torch.device) -> int:
+    """Return the largest number of calls that a process has to make."""
+    most = torch.tensor(calls, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def _start_id(seq2seq: PreTrainedModel) -> int:

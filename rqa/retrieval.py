@@ -116,7 +116,7 @@ def open_corpus(
     """
     if embedding_model:
         return open_passages(path)
-    if not any(example.contexts for examples in splits for example in examples):
+    if reads_gold(embedding_model, splits):
         raise InputError(f"{flag} is required: no question brings its passages (ctxs)")
     _check_given(splits, flag)
     return None

@@ -103,8 +103,11 @@ def train_steps(
         counts = torch.zeros(3, device=accelerator.device, dtype=torch.long)
         for batch in micro_batches:
             is_target = batch["labels"] != IGNORED
-            is_read = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-            counts += torch.stack([is_target.sum(), is_target.any(-1).sum(), is_read.sum()])
+            is_read = batch.get("attention_mask")
+            positions = torch.tensor(batch["input_ids"].numel(), device=accelerator.device)
+            counts += torch.stack(
+                [is_target.sum(), is_target.any(-1).sum(), positions if is_read is None else is_read.sum()]
+            )
         tokens, examples, num_positions = accelerator.reduce(counts, "sum").tolist()
 
         losses = []

@@ -500,7 +500,7 @@ PROMISES = (
     Promise(
         "and under DeepSpeed: under ZeRO-3 both make as many encoder calls",
         "test_fid_recipe.py::test_a_run_under_deepspeed_is_the_run_without",
-        Without("agreeing", FID, "calls = self._most(calls, device) if", "calls = calls if"),
+        Without("agreeing", FID, "calls = _most(calls, device)", "pass"),
         Without("a part in the backward pass", FID, "memory = memory + torch.stack(unread).sum()", "pass"),
     ),
     Promise(

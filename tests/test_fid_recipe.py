@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+import test_deepspeed
 import yaml
 from safetensors.torch import load_file
 from test_deepspeed import ON_CPU, _on_the_cpu, assert_same_run, config_of, outcome, rows  # noqa: F401
@@ -27,23 +28,7 @@ def seq2seq(world):
 
 
 def flags_of(world, seq2seq, out, **more):
-    flags = {
-        "--model_name_or_path": seq2seq,
-        "--embedding_model": world.encoder,
-        "--embedding_max_num_to_retrieve": "2",
-        "--per_device_train_batch_size": "1",
-        "--gradient_accumulation_steps": "2",
-        "--num_train_epochs": "2",
-        "--learning_rate": "1e-3",
-        "--max_grad_norm": "0.3",
-        "--eval_steps": "3",
-        "--save_steps": "3",
-        "--bf16": "false",
-        "--max_new_tokens": "6",
-        "--output_dir": str(out),
-        **world.data,
-    }
-    return flags | {f"--{name}": value for name, value in more.items()}
+    return test_deepspeed.flags_of(world, out, **{"model_name_or_path": seq2seq} | more)
 
 
 @pytest.fixture(scope="module")
