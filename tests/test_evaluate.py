@@ -127,6 +127,7 @@ def test_what_was_measured_is_told(clock):
     assert about["generation"] == {
         "seconds_per_answer": 1.0,  # not the many seconds of the first call
         "prompt_tokens": 100 + 101 + 102 + 103 + 104,
+        "passage_tokens_cut": 0,
         "answer_tokens": sum(map(len, TEXTS)),
         "unfinished": 1,
         "warm_up": "one question, not timed",

@@ -401,7 +401,8 @@ def test_one_run_at_a_time(stored, make):
 
 
 def test_the_key_is_in_no_file_log_or_error(make, tmp_path, caplog, capfd):
-    caplog.set_level(logging.DEBUG)
+    for name in ("", "httpx", "httpcore"):  # a recipe that ran here before has quietened some
+        caplog.set_level(logging.DEBUG, logger=name)
     told = []
     for fault in [*TRANSIENT, *HOPELESS, "slow", "too long", "filter", "refusal", "prose", ""]:
         if fault == "noise":
