@@ -42,7 +42,8 @@ $(QUICKSTART)/after/test/score.json: | $(QUICKSTART)/before/config.json
 	$(BIN)/accelerate launch recipes/swr_starling.py --config recipes/configs/quickstart.yaml
 
 quickstart: $(QUICKSTART)/after/test/score.json
-	$(BIN)/python recipes/compare.py $(QUICKSTART)/before $(QUICKSTART)/after/test
+	$(BIN)/python recipes/compare.py $(QUICKSTART)/before $(QUICKSTART)/after/test --show 0
+	$(BIN)/python recipes/report.py $(QUICKSTART)/before $(QUICKSTART)/after --output $(QUICKSTART)/report.html
 
 data/facts/made: | .venv/installed
 	$(BIN)/python recipes/demo_facts.py --output_dir data/facts

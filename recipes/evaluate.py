@@ -1,4 +1,4 @@
-"""Evaluate a trained generator, or a retriever alone: Recall@k; BLEU, ROUGE, EM, F1; runtime.
+"""Evaluate a trained generator, or a retriever alone: Recall@k; BLEU, ROUGE, EM, F1, GPT-4's verdicts; runtime.
 
     accelerate launch recipes/evaluate.py --qa_model_name_or_path path/to/save/dir/model \\
         --embedding_model_name_or_path checkpoint/to/retriever/model \\
@@ -7,11 +7,13 @@
 
 Without --qa_model_name_or_path the retriever alone is scored; without --embedding_model_name_or_path the generator
 reads the passages that the questions bring ("ctxs"), or where none does the gold passages. Writes score.json,
-predictions.jsonl and config.json.
+predictions.jsonl, config.json and report.html; with --context_report contexts.json, with --gen_gpt4eval judge.jsonl.
 """
 
+import json
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from rqa import inputs
@@ -31,6 +33,10 @@ class Evaluation:
     output_dir: str = flag("", "new folder for the scores and the predictions")
     refusal_answer: str = flag(REFUSAL_ANSWER, "the reference of examples that are unanswerable or have no answer")
     batch_size: int = flag(8, "questions answered at a time on one device")
+    context_report: bool = flag(
+        False, "answer from gold, retrieved, distracting and no passages as well, and tell what each context does"
+    )
+    gen_gpt4eval: bool = flag(False, "judge the answers, as the flags --judge_... say, by GPT-4 or any other model")
     attribution: Literal["none", "cross_attention", "leave_one_out", "both"] = flag(
         "none",
         "what each answer rests on, passage by passage: the attention of fusion-in-decoder, or its loss without one",
@@ -46,34 +52,46 @@ class Evaluation:
 
 def main() -> None:
     """Retrieve, answer, score, write."""
-    configs = parse_configs(Evaluation(), inputs.Reader(), inputs.Retrieval(), inputs.Index())
-    flags, reader, retrieval, index = configs
+    configs = parse_configs(Evaluation(), inputs.Reader(), inputs.Retrieval(), inputs.Index(), inputs.Judge())
+    flags, reader, retrieval, index, judging = configs
     if not (reader.qa_model_name_or_path or flags.embedding_model_name_or_path):
         raise InputError("give --qa_model_name_or_path, --embedding_model_name_or_path, or both")
-    if flags.attribution != "none" and not reader.qa_model_name_or_path:
-        raise InputError(f"--attribution {flags.attribution}: without --qa_model_name_or_path there are no answers")
+    for name in ("attribution", "context_report", "gen_gpt4eval"):
+        if (value := getattr(flags, name)) not in ("none", False) and not reader.qa_model_name_or_path:
+            raise InputError(f"--{name} {str(value).lower()}: without --qa_model_name_or_path there are no answers")
     if flags.attribution in ("cross_attention", "both") and not reader.qa_is_fid:
         raise InputError(f"--attribution {flags.attribution}: a decoder has no cross-attention: give leave_one_out")
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
     from rqa.attribution import Attribution, CrossAttention, leave_one_out
+    from rqa.contexts import context_report, context_table, contexts_of
     from rqa.data import load_examples
     from rqa.evaluate import KS, AnswerLoss, evaluate
     from rqa.generate import Generator
+    from rqa.judge import Judge
+    from rqa.judging import STORE, judge_folder, read_labels
     from rqa.launch import make_accelerator
     from rqa.reader import attention_for, collator_for, load_reader
+    from rqa.report import write_report
     from rqa.retrieval import open_corpus, reads_gold, retrieve_splits
     from rqa.run import headline, log, new_folder
+    from rqa.runtime import conditions
 
     examples = load_examples(flags.eval_data_path, **reader.speakers)
+    if flags.gen_gpt4eval:
+        judge = Judge(**judging.endpoint, store=Path(flags.output_dir) / STORE)
+        if judging.judge_labels:
+            read_labels(judging.judge_labels, [example.id for example in examples])
     encoder, passages = flags.embedding_model_name_or_path, None
     if not (is_gold := reads_gold(encoder, [examples])):
         passages = open_corpus(encoder, flags.document_path, [examples], flag="--embedding_model_name_or_path")
+    elif flags.context_report:
+        raise InputError("--context_report true: gold is all there is to read: give --embedding_model_name_or_path")
     accelerator = make_accelerator(bf16=reader.bf16, deepspeed=None)
     folder = new_folder(accelerator, flags.output_dir)
     if reader.qa_model_name_or_path:
         collator = collator_for(reader.qa_model_name_or_path, **reader.reading)
-        collator.check(examples)
+        collator.check(examples, refusal_answer=flags.refusal_answer)
         kind = {"is_fid": reader.qa_is_fid, "use_flash_attention": reader.use_flash_attention}
         attention = attention_for(accelerator, reader.qa_model_name_or_path, **kind)
 
@@ -85,11 +103,13 @@ def main() -> None:
             encoder,
             flags.index_path,
             (examples,),
-            max(k, *KS),
+            k + max(KS),
             history_turns=retrieval.query_history,
             cached=False,  # its time is a result
             **vars(index),
         )
+
+    contexts = contexts_of(examples, found.found, k=k) if found and flags.context_report else None
 
     generate = loss = None
     attributions: dict[str, Attribution] = {}
@@ -106,7 +126,7 @@ def main() -> None:
         if flags.attribution in ("cross_attention", "both"):
             attributions["cross_attention"] = CrossAttention(accelerator, model, collator, flags.batch_size)
         if flags.attribution in ("leave_one_out", "both"):
-            attributions["leave_one_out"] = partial(leave_one_out, loss.each)
+            attributions["leave_one_out"] = partial(leave_one_out, loss)
     scores = evaluate(
         examples,
         retrieval=found,
@@ -115,11 +135,24 @@ def main() -> None:
         attributions=attributions,
         k=k,
         refusal_answer=flags.refusal_answer,
+        conditions=conditions(accelerator, flags.batch_size),
     )
-    if accelerator.is_main_process:
+    is_main = accelerator.is_main_process
+    if is_main:
         scores.write(folder)
         write_config(folder / "config.json", configs)
         log.info("%s: %s", folder, headline(scores.metrics))
+    if contexts and generate:
+        report = context_report(contexts, generate, refusal_answer=flags.refusal_answer)
+        if is_main:
+            text = json.dumps(report, indent=1, ensure_ascii=False)
+            (folder / "contexts.json").write_text(f"{text}\n", encoding="utf-8")
+            print(context_table(report))
+    if is_main and flags.gen_gpt4eval:
+        log.info("judging; where that is cut short, go on with: python recipes/judge.py --evaluation %s", folder)
+        judge_folder(folder, judge, **judging.task)
+    if is_main:
+        log.info("report: %s", write_report(folder))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def main() -> int:
     from rqa.checkpoint import Checkpoints, export
     from rqa.collators import ParallelCollator, Row
     from rqa.data import load_splits
+    from rqa.decoder import positions_of
     from rqa.evaluate import KS, AnswerLoss, evaluate
     from rqa.fid import FusionInDecoder, attention_of, check_model
     from rqa.fid_prompts import PassagePromptBuilder
@@ -46,8 +47,10 @@ def main() -> int:
     from rqa.launch import is_sharded, make_accelerator
     from rqa.passages import passages_for
     from rqa.prompts import load_tokenizer
+    from rqa.report import write_report
     from rqa.retrieval import open_corpus, retrieve_splits
     from rqa.run import RunLog, identity_of, log, log_rows, new_folder
+    from rqa.runtime import conditions
     from rqa.signals import StopSignals, resume_command
     from rqa.train import make_optimizer, train_steps
 
@@ -62,9 +65,9 @@ def main() -> int:
     model_config = check_model(seq2seq.model_name_or_path, prompt.max_passage_length, prompt.longest_answer)
     tokenizer = load_tokenizer(seq2seq.model_name_or_path)
     builder = PassagePromptBuilder(tokenizer, prompt.max_passage_length, prompt.names)
-    collator = ParallelCollator(builder, prompt.max_answer_length)
-    collator.check(train, answers=True)
-    collator.check([*evals, *tests])
+    collator = ParallelCollator(builder, prompt.max_answer_length, positions_of(model_config))
+    collator.check(train, answers=True, gold_dropout=mix.gold_dropout, refusal_answer=mix.refusal_answer)
+    collator.check([*evals, *tests], refusal_answer=mix.refusal_answer)
     accelerator = make_accelerator(**opt.launch)
     attention = attention_of(model_config, accelerator, use_flash_attention=seq2seq.use_flash_attention)
     folder = new_folder(accelerator, run.output_dir, resume=bool(run.resume_from_checkpoint))
@@ -106,6 +109,7 @@ def main() -> int:
         loss=AnswerLoss(accelerator, model, collator, run.per_device_eval_batch_size),
         k=k,
         refusal_answer=mix.refusal_answer,
+        conditions=conditions(accelerator, run.per_device_eval_batch_size),
     )
 
     # State: that of a checkpoint, or a new run's.
@@ -162,6 +166,8 @@ def main() -> int:
     export(accelerator, model, tokenizer, folder / "model")
     if tests:
         run_log.evaluation("test", score(tests, retrieval=test_found))
+    if accelerator.is_main_process:
+        log.info("report: %s", write_report(folder))
     return 0
 
 

@@ -45,8 +45,10 @@ def main() -> int:
     from rqa.launch import make_accelerator
     from rqa.passages import passages_for
     from rqa.prompts import PromptBuilder, load_tokenizer
+    from rqa.report import write_report
     from rqa.retrieval import open_corpus, reads_gold, retrieve_splits
     from rqa.run import RunLog, identity_of, log, log_rows, new_folder
+    from rqa.runtime import conditions
     from rqa.signals import StopSignals, resume_command
     from rqa.train import make_optimizer, train_steps
 
@@ -64,10 +66,10 @@ def main() -> int:
     # Prompts
     tokenizer = load_tokenizer(lm.model_name_or_path)
     builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
-    collator = ConcatenatedCollator(builder, prompt.max_answer_length)
+    positions = check_window(lm.model_name_or_path, prompt.max_row_length)
+    collator = ConcatenatedCollator(builder, prompt.max_answer_length, positions)
     collator.check(train, answers=True)
     collator.check([*evals, *tests])
-    check_window(lm.model_name_or_path, prompt.max_row_length)
     accelerator = make_accelerator(**opt.launch)
     attention = attention_kernel(lm.use_flash_attention, accelerator.mixed_precision)
     folder = new_folder(accelerator, run.output_dir, resume=bool(run.resume_from_checkpoint))
@@ -81,7 +83,7 @@ def main() -> int:
             encoder,
             data.full_dataset_index_path,
             (evals, tests),
-            max(k, *KS),
+            k + max(KS),
             history_turns=retrieval.query_history,
             **vars(index),
         )
@@ -103,6 +105,7 @@ def main() -> int:
         generate=Generator(accelerator, model, collator, run.per_device_eval_batch_size, prompt.generation_limit),
         loss=AnswerLoss(accelerator, model, collator, run.per_device_eval_batch_size),
         k=k,
+        conditions=conditions(accelerator, run.per_device_eval_batch_size),
     )
 
     # State: that of a checkpoint, or a new run's.
@@ -159,6 +162,8 @@ def main() -> int:
     export(accelerator, model, tokenizer, folder / "model")
     if tests:
         run_log.evaluation("test", score(tests, retrieval=test_found))
+    if accelerator.is_main_process:
+        log.info("report: %s", write_report(folder))
     return 0
 
 

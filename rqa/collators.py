@@ -14,8 +14,9 @@ from torch import Tensor
 from rqa.data import DataError, Example
 from rqa.errors import InputError
 from rqa.fid_prompts import PassagePromptBuilder
-from rqa.passages import Reading
+from rqa.passages import REFUSAL_ANSWER, Reading
 from rqa.prompts import PromptBuilder
+from rqa.runtime import Stopwatch
 
 IGNORED = -100  # the label of a position that is no target
 KEPT = 4_000_000  # tokens of encoded rows, some 150 MB
@@ -45,11 +46,21 @@ class Collator(ABC):
 
     Supervision is by position: the answer's ids are the labels, whatever they are, and everything else is ignored, so
     that a tokenizer whose padding token is its eos still learns to stop.
+
+    `positions` are those of the model, `rqa.decoder.positions_of`; None where there is no last one.
     """
 
-    def __init__(self, builder: PromptBuilder | PassagePromptBuilder, max_answer_length: int) -> None:
+    def __init__(
+        self,
+        builder: PromptBuilder | PassagePromptBuilder,
+        max_answer_length: int,
+        positions: int | None,
+        positions_of_prompt: int,
+    ) -> None:
         self.builder = builder
         self.max_answer_length = max_answer_length
+        self.positions = positions
+        self.positions_of_prompt = positions_of_prompt  # at most, before those of the answer
         pad_id = builder.tokenizer.pad_token_id
         self.pad_id: int = builder.stop_ids[0] if pad_id is None else pad_id
         self._kept: dict[Reading, Row] = {}  # the most recent last
@@ -80,7 +91,7 @@ class Collator(ABC):
 
         Rows are kept: those of the next epoch, or of the next evaluation, are the same where the readings are.
         """
-        rows = []
+        rows, watch = [], Stopwatch()
         for reading in readings:
             if (row := self._kept.pop(reading, None)) is None:
                 prompts, cut = self._prompts(reading)
@@ -88,26 +99,49 @@ class Collator(ABC):
                 self._kept_tokens += len(row)
             self._kept[reading] = row
             rows.append(row)
+            watch.lap("prompt", 1, row.num_prompt_tokens)
         while self._kept_tokens > KEPT:
             self._kept_tokens -= len(self._kept.pop(next(iter(self._kept))))
         return rows
 
-    def check(self, examples: Iterable[Example], *, answers: bool = False) -> None:
-        """Raise DataError unless every question fits its prompt and, with `answers`, every target its length."""
+    def check(
+        self,
+        examples: Iterable[Example],
+        *,
+        answers: bool = False,
+        gold_dropout: float = 0.0,
+        refusal_answer: str = REFUSAL_ANSWER,
+    ) -> None:
+        """Raise DataError unless every question fits its prompt, and every target the positions of the model.
+
+        Targets are the first answers and, of unanswerable examples and with `gold_dropout`, the `refusal_answer`. With
+        `answers` they are trained on, and have at most `max_answer_length` tokens; else it is their loss that is asked.
+        """
         error = DataError()
+        is_refused = gold_dropout > 0
         for example in examples:
             try:
                 self._prompts(Reading.ranked(example, ()))
             except InputError as problem:
                 error.add(example.where, str(problem))
-            is_target = answers and not example.unanswerable
-            length = len(self.builder.answer(example.answers[0])) if is_target else 0
-            if length > self.max_answer_length:
-                error.add(
-                    example.where, f"the answer takes {length} tokens, --max_answer_length is {self.max_answer_length}"
-                )
+            if example.unanswerable:
+                is_refused = True
+            elif example.answers and (found := self._excess(example.answers[0], is_trained_on=answers)):
+                error.add(example.where, found)
+        if is_refused and (found := self._excess(refusal_answer, is_trained_on=answers)):
+            error.add("--refusal_answer", found)
         if error.count:
             raise error
+
+    def _excess(self, answer: str, *, is_trained_on: bool) -> str:
+        """Return in which way an answer is too long; nothing where it is not."""
+        length, prompt = len(self.builder.answer(answer)), self.positions_of_prompt
+        if is_trained_on and length > self.max_answer_length:
+            return f"the answer takes {length} tokens, --max_answer_length is {self.max_answer_length}"
+        if self.positions is not None and prompt + length > self.positions:
+            beside = f"beside --max_prompt_length {prompt} " if prompt else ""
+            return f"the answer takes {length} tokens, {beside}the model has positions for {self.positions - prompt}"
+        return ""
 
 
 class ConcatenatedCollator(Collator):
@@ -123,8 +157,8 @@ class ConcatenatedCollator(Collator):
 
     builder: PromptBuilder
 
-    def __init__(self, builder: PromptBuilder, max_answer_length: int = 512) -> None:
-        super().__init__(builder, max_answer_length)
+    def __init__(self, builder: PromptBuilder, max_answer_length: int = 512, positions: int | None = None) -> None:
+        super().__init__(builder, max_answer_length, positions, builder.max_prompt_length)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Return `input_ids` and `labels`, see the class."""
@@ -156,8 +190,10 @@ class ParallelCollator(Collator):
 
     builder: PassagePromptBuilder
 
-    def __init__(self, builder: PassagePromptBuilder, max_answer_length: int = 512) -> None:
-        super().__init__(builder, max_answer_length)
+    def __init__(
+        self, builder: PassagePromptBuilder, max_answer_length: int = 512, positions: int | None = None
+    ) -> None:
+        super().__init__(builder, max_answer_length, positions, 0)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Return `input_ids`, `attention_mask` and `labels`, see the class."""

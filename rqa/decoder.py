@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rqa.collators import IGNORED
 from rqa.errors import InputError
 from rqa.pretrained import load_config, load_model, without_generation_config
+
+# Of these the first position is pad_token_id + 1.
+_FROM_PADDING = (
+    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
+).split()
 
 
 class AnswerLM(nn.Module):
@@ -86,20 +91,37 @@ def nll_by_row(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.new_zeros(len(targets)).index_add(0, is_target.nonzero()[:, 0], losses)
 
 
-def check_window(name_or_path: str, num_tokens: int) -> None:
-    """Raise InputError where rows of `num_tokens` may exceed the positions that a checkpoint was made for."""
+def window_of(config: PreTrainedConfig, part: str = "decoder") -> int | None:
+    """Return the most tokens that a model, or this `part` of one, was made for; None where it says none, as T5."""
+    names = ("max_position_embeddings", f"max_{part}_position_embeddings")  # the latter LED's
+    window: int | None = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    return window - config.pad_token_id - 1 if window and config.model_type in _FROM_PADDING else window
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """Return how many positions a decoder has, beyond which it cannot read; None where none is the last.
+
+    So it is with rotary positions: what such a model makes of more than it was made for, its loss tells.
+    """
+    decoder = config.get_text_config(decoder=True)
+    return None if getattr(decoder, "rope_parameters", None) else window_of(decoder)
+
+
+def check_window(name_or_path: str, num_tokens: int) -> int | None:
+    """Return the `positions_of` a checkpoint. Raises InputError where rows of `num_tokens` may exceed its window."""
     config = load_config(name_or_path, "decoder")
     if config.is_encoder_decoder:
         raise InputError(
             f"{name_or_path}: expected a decoder, found an encoder-decoder, a {config.model_type}: it is trained by "
             "recipes/fid_flan_t5.py, and evaluated with --qa_is_fid true"
         )
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)  # a model without positions has none
+    window = window_of(config.get_text_config())
     if window is not None and num_tokens > window:
         raise InputError(
             f"{name_or_path} reads at most {window} tokens: prompt and answer may have {num_tokens}; "
             "lower --max_prompt_length, --max_answer_length or --max_new_tokens"
         )
+    return positions_of(config)
 
 
 def _up_to_last_target(labels: Tensor) -> Tensor:

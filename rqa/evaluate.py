@@ -18,17 +18,18 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from rqa import __version__, metrics
-from rqa.attribution import Attribution, share_on_gold
+from rqa.attribution import Attribution, Losses, share_on_gold
 from rqa.collators import Collator
-from rqa.data import Example
+from rqa.data import Example, Passage
 from rqa.generate import Answer
 from rqa.passages import REFUSAL_ANSWER, Reading
-from rqa.retrieval import Retrieval
+from rqa.retrieval import Retrieval, Stages
+from rqa.runtime import by_stage, recorded
+from rqa.statistics import LEVEL, RESAMPLES, score_intervals
 
 KS = (1, 3, 5, 10)
 
 Generate = Callable[[Sequence[Reading]], list[Answer]]
-Loss = Callable[[Sequence[Reading]], float]
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,18 @@ class Scores:
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / "predictions.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions)
-        score = {"metrics": self.metrics, **self.about}
+        score = {"metrics": {name: _finite(value) for name, value in self.metrics.items()}, **self.about}
         (directory / "score.json").write_text(json.dumps(score, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one part of an evaluation adds: scores, a row for each example, what was measured, and its stages."""
+
+    metrics: dict[str, float]
+    predictions: list[dict[str, Any]]
+    about: dict[str, Any] = field(default_factory=dict)
+    stages: Stages = field(default_factory=dict)
 
 
 def evaluate(
@@ -53,19 +64,21 @@ def evaluate(
     *,
     retrieval: Retrieval | None = None,
     generate: Generate | None = None,
-    loss: Loss | None = None,
+    loss: Losses | None = None,
     attributions: Mapping[str, Attribution] | None = None,
     k: int,
     ks: Sequence[int] = KS,
     refusal_answer: str = REFUSAL_ANSWER,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Score the retrieval of `examples` at each of `ks`, and the answers of a generator that reads the first `k`.
 
     Without a retrieval the generator reads the gold passages; without a generator the retriever alone is scored. With
     a `loss` the first reference is scored under the model as well; each of `attributions` tells, by its name, what the
-    answers that were generated rest on.
+    answers that were generated rest on. Times are those of retrieving and answering, on this process; what they were
+    measured under, the `conditions`, stands beside them. No time of a metric is in them.
     """
-    parts = []
+    parts: list[_Part] = []
     if retrieval is not None:
         found = [hits[: max(*ks, k)] for hits in retrieval.found]
         parts.append(_score_retrieval(examples, replace(retrieval, found=found), ks))
@@ -74,6 +87,7 @@ def evaluate(
             readings = retrieval.readings(examples, k)
         else:
             readings = [Reading.ranked(example, example.gold_passages) for example in examples]
+            parts.append(_Part({}, [{"passages": _passages(example, example.gold_passages)} for example in examples]))
         parts.append(_score_answers(readings, generate, refusal_answer))
         if attributions:
             given = [
@@ -84,40 +98,37 @@ def evaluate(
             answered = [
                 replace(reading, answer=_references(reading.example, refusal_answer)[0]) for reading in readings
             ]
-            parts.append(Scores({"loss": loss(answered)}, [{}] * len(examples)))
+            parts.append(_score_losses(loss(answered)))
+    predictions = [
+        {"id": example.id, "question": example.question, **_history(example)}
+        | {k: v for row in rows for k, v in row.items()}
+        for example, *rows in zip(examples, *(part.predictions for part in parts), strict=True)
+    ]
+    stages = {name: value for part in parts for name, value in part.stages.items()}
     return Scores(
         metrics={name: value for part in parts for name, value in part.metrics.items()},
-        predictions=[
-            {"id": example.id, "question": example.question} | {k: v for row in rows for k, v in row.items()}
-            for example, *rows in zip(examples, *(part.predictions for part in parts), strict=True)
-        ],
+        predictions=predictions,
         about={
+            "intervals": {name: list(ends) for name, ends in score_intervals(predictions).items()},
+            "level": LEVEL,
+            "resamples": RESAMPLES,
             "examples": len(examples),
             "passages_read": f"the first {k} {retrieval.origin}" if retrieval else "gold",
             **{name: value for part in parts for name, value in part.about.items()},
+            "runtime": {**(conditions or {}), "warm_up": "one question, not timed", "stages": stages},
             "versions": {"rqa": __version__}
             | {name: version(name) for name in ("torch", "transformers", "sacrebleu", "rouge-score")},
         },
     )
 
 
-def _score_retrieval(examples: Sequence[Example], retrieval: Retrieval, ks: Sequence[int]) -> Scores:
+def _score_retrieval(examples: Sequence[Example], retrieval: Retrieval, ks: Sequence[int]) -> _Part:
     """Score the examples that have gold passages; the others are counted."""
     scored, predictions = [], []
     for example, hits in zip(examples, retrieval.found, strict=True):
         gold = {passage.id for passage in example.gold_passages}
         row: dict[str, Any] = {
-            "passages": [
-                {
-                    "id": hit.passage.id,
-                    "title": hit.passage.title,
-                    "text": hit.passage.text,
-                    "sources": hit.passage.sources,
-                    "score": None if math.isnan(hit.score) else hit.score,  # NaN is no JSON
-                    "gold": hit.passage.id in gold,
-                }
-                for hit in hits
-            ]
+            "passages": _passages(example, [hit.passage for hit in hits], [hit.score for hit in hits])
         }
         if gold:
             row["retrieval_scores"] = metrics.retrieval_scores(gold, [hit.passage.id for hit in hits], ks)
@@ -127,14 +138,39 @@ def _score_retrieval(examples: Sequence[Example], retrieval: Retrieval, ks: Sequ
     if retrieval.seconds is not None:
         measured["seconds_per_question"] = retrieval.seconds / max(1, len(examples))
     about = {"examples_without_gold": len(examples) - len(scored), "retrieval": measured}
-    return Scores(metrics.mean_scores(scored), predictions, about)
+    return _Part(metrics.mean_scores(scored), predictions, about, retrieval.stages)
 
 
-def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answer: str) -> Scores:
+def _passages(example: Example, passages: Sequence[Passage], scores: Sequence[float] = ()) -> list[dict[str, Any]]:
+    gold = {passage.id for passage in example.gold_passages}
+    return [
+        {
+            "id": passage.id,
+            "title": passage.title,
+            "text": passage.text,
+            "sources": passage.sources,
+            "score": _finite(score),
+            "gold": passage.id in gold,
+        }
+        for passage, score in zip(passages, scores or [math.nan] * len(passages), strict=True)
+    ]
+
+
+def _history(example: Example) -> dict[str, Any]:
+    turns = [{"role": turn.role, "text": turn.text} for turn in example.chat_history]
+    return {"chat_history": turns} if turns else {}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # NaN is no JSON
+
+
+def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answer: str) -> _Part:
     """Answer, timed, then score. The first question is answered twice: a warm-up, not timed."""
     generate(readings[:1])
     start = time.perf_counter()
-    answers = generate(readings)
+    with recorded() as spans:
+        answers = generate(readings)
     seconds = time.perf_counter() - start
 
     references = [_references(reading.example, refusal_answer) for reading in readings]
@@ -142,8 +178,9 @@ def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answ
     bleu = metrics.corpus_bleu([answer.text for answer in answers], references)
     lengths = [float(metrics.answer_length(answer.text)) for answer in answers]
     predictions = [
-        {"answer": answer.text, "references": refs, "finished": answer.finished, "answer_scores": row}
-        for answer, refs, row in zip(answers, references, scored, strict=True)
+        {"read": len(reading.passages), "answer": answer.text, "references": refs, "finished": answer.finished}
+        | {"answer_scores": row}
+        for reading, answer, refs, row in zip(readings, answers, references, scored, strict=True)
     ]
     about = {
         "signatures": {"bleu": bleu.signature, "rouge": metrics.ROUGE_SIGNATURE},
@@ -153,29 +190,36 @@ def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answ
             "passage_tokens_cut": sum(answer.num_cut for answer in answers),
             "answer_tokens": sum(answer.num_tokens for answer in answers),
             "unfinished": sum(not answer.finished for answer in answers),
-            "warm_up": "one question, not timed",
         },
     }
     scores = {"bleu": bleu.score, **metrics.mean_scores(scored), "answer_words": math.fsum(lengths) / len(lengths)}
-    return Scores(scores, predictions, about)
+    return _Part(scores, predictions, about, by_stage(spans))
 
 
-def _score_attributions(readings: Sequence[Reading], attributions: Mapping[str, Attribution]) -> Scores:
+def _score_losses(losses: Sequence[tuple[float, int]]) -> _Part:
+    nll, tokens = math.fsum(nll for nll, _ in losses), sum(tokens for _, tokens in losses)
+    rows = [{"reference_nll": _finite(nll), "reference_tokens": tokens} for nll, tokens in losses]
+    return _Part({"loss": nll / tokens}, rows)
+
+
+def _score_attributions(readings: Sequence[Reading], attributions: Mapping[str, Attribution]) -> _Part:
     """Attribute, and score the examples that read a gold passage: how much of their evidence it is."""
     found = {name: attribute(readings) for name, attribute in attributions.items()}
-    scored, predictions = [], []
+    scored: list[dict[str, float]] = []
+    predictions: list[dict[str, Any]] = []
     for i, reading in enumerate(readings):
         gold = {passage.id for passage in reading.example.gold_passages}
         is_gold = [passage.id in gold for passage in reading.passages]
         values = {name: of_all[i] for name, of_all in found.items()}
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"id": passage.id, "gold": is_gold[place]} | {name: of_one[place] for name, of_one in values.items()}
             for place, passage in enumerate(reading.passages)
         ]
         predictions.append({"attribution": rows})
         if any(is_gold):
             scored.append({f"{name}_on_gold": 100 * share_on_gold(value, is_gold) for name, value in values.items()})
-    return Scores(metrics.mean_scores(scored), predictions, {"examples_that_read_gold": len(scored)})
+            predictions[-1]["attribution_scores"] = scored[-1]
+    return _Part(metrics.mean_scores(scored), predictions, {"examples_that_read_gold": len(scored)})
 
 
 def _references(example: Example, refusal_answer: str) -> tuple[str, ...]:
@@ -191,13 +235,8 @@ class AnswerLoss:
         self.collator = collator
         self.batch_size = batch_size
 
-    def __call__(self, readings: Sequence[Reading]) -> float:
-        """Return the loss of all answers together; see `each`."""
-        losses = self.each(readings)
-        return math.fsum(nll for nll, _ in losses) / sum(tokens for _, tokens in losses)
-
     @torch.no_grad()
-    def each(self, readings: Sequence[Reading]) -> list[tuple[float, int]]:
+    def __call__(self, readings: Sequence[Reading]) -> list[tuple[float, int]]:
         """Return for each answer its negative log-likelihood, in nats, and its tokens.
 
         Every process must call this, and makes as many forward passes.

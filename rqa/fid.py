@@ -14,11 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from rqa.collators import IGNORED
-from rqa.decoder import nll_by_row
+from rqa.decoder import nll_by_row, window_of
 from rqa.errors import InputError
 from rqa.hardware import AttentionKernel, attention_kernel
 from rqa.pretrained import load_config, load_model, without_generation_config
@@ -61,7 +61,7 @@ class FusionInDecoder(nn.Module):
         self.config = seq2seq.config  # Accelerate reads the hidden size from it to size DeepSpeed's buckets
         self.encoder_batch_size = encoder_batch_size
         self.in_step = in_step
-        self.start_id = _start_id(seq2seq)
+        self.start_id = _start_id(seq2seq.name_or_path, seq2seq.config, seq2seq.generation_config)
         pooler = getattr(seq2seq.get_encoder(), "pooler", None)
         if pooler is not None:
             pooler.requires_grad_(False)  # nobody reads what it makes, and DDP waits for all that learns
@@ -172,7 +172,10 @@ class FusionInDecoder(nn.Module):
 
 
 def check_model(name_or_path: str, max_passage_length: int, max_answer_length: int) -> PreTrainedConfig:
-    """Return a checkpoint's configuration. Raises InputError unless it is of an encoder-decoder with such windows."""
+    """Return a checkpoint's configuration.
+
+    Raises InputError unless it is of an encoder-decoder with such windows that says how answers begin.
+    """
     config = load_config(name_or_path, "encoder-decoder")
     if not config.is_encoder_decoder:
         raise InputError(
@@ -183,9 +186,14 @@ def check_model(name_or_path: str, max_passage_length: int, max_answer_length: i
         ("encoder", max_passage_length, "--max_passage_length"),
         ("decoder", max_answer_length, "--max_answer_length or --max_new_tokens"),
     ):
-        window = getattr(getattr(config, part, config), "max_position_embeddings", None)  # T5 has no such limit
+        window = window_of(getattr(config, part, config), part)
         if window is not None and length > window:
             raise InputError(f"{name_or_path}: its {part} reads at most {window} tokens, not {length}: lower {flags}")
+    try:
+        generation = GenerationConfig.from_pretrained(name_or_path)
+    except OSError:  # it has no generation_config.json
+        generation = GenerationConfig.from_model_config(config)
+    _start_id(name_or_path, config, generation)
     return config
 
 
@@ -213,12 +221,15 @@ def _most(calls: int, device: torch.device) -> int:
     return int(most)
 
 
-def _start_id(seq2seq: PreTrainedModel) -> int:
+def _start_id(name_or_path: str | None, config: PreTrainedConfig, generation: GenerationConfig) -> int:
     """Return the token that stands before every answer."""
-    for source in (seq2seq.generation_config, seq2seq.config):
+    for source in (generation, config):
         if (start := getattr(source, "decoder_start_token_id", None)) is not None:
             return int(start)
-    start = seq2seq.config.get_text_config(decoder=True).bos_token_id
+    start = config.get_text_config(decoder=True).bos_token_id
     if start is None:
-        raise InputError(f"{seq2seq.name_or_path}: expected a decoder_start_token_id in its config.json, found none")
+        raise InputError(
+            f"{name_or_path}: expected a decoder_start_token_id in its config.json or generation_config.json, "
+            "found none"
+        )
     return int(start)

@@ -117,6 +117,8 @@ def cli(main: Callable[[], int | None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell counts it
     if launch := sys.modules.get("rqa.launch"):  # heavy, and loaded by whoever needed it
         launch.leave_group()
     sys.exit(status)

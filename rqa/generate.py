@@ -6,13 +6,16 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
+from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
+from transformers import LogitsProcessor
 
 from rqa.collators import Collator, Row
 from rqa.decoder import AnswerLM
 from rqa.fid import FusionInDecoder
 from rqa.launch import is_sharded
 from rqa.passages import Reading
+from rqa.runtime import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Generator:
         return [answers[i] for i in range(len(rows))]
 
     def _generate(self, model: AnswerLM | FusionInDecoder, rows: Sequence[Row]) -> list[Answer]:
-        builder = self.collator.builder
+        builder, watch = self.collator.builder, Stopwatch()
+        num_prompt_tokens = sum(row.num_prompt_tokens for row in rows)
         batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
         with torch.no_grad(), self.accelerator.autocast():
             generated = model.generate(
@@ -79,6 +83,7 @@ class Generator:
                 eos_token_id=builder.stop_ids,
                 pad_token_id=self.collator.pad_id,
                 synced_gpus=self.is_sharded,
+                logits_processor=[_FirstToken(watch, len(rows), num_prompt_tokens)],
             ).tolist()
         answers = []
         for row, ids in zip(rows, generated, strict=True):
@@ -87,4 +92,20 @@ class Generator:
             answers.append(
                 Answer(builder.answer_text(ids), num_tokens, row.num_prompt_tokens, end is not None, row.cut)
             )
+        watch.lap("decode", len(rows), sum(answer.num_tokens - 1 for answer in answers))
         return answers
+
+
+class _FirstToken(LogitsProcessor):
+    """Changes no score: when the first are there, the prefill is over."""
+
+    def __init__(self, watch: Stopwatch, num_questions: int, num_tokens: int) -> None:
+        self.watch, self.num_questions, self.num_tokens = watch, num_questions, num_tokens
+        self.is_over = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        del input_ids
+        if not self.is_over:
+            self.watch.lap("prefill", self.num_questions, self.num_tokens)
+            self.is_over = True
+        return scores

@@ -5,7 +5,7 @@ from typing import cast
 from accelerate import Accelerator
 
 from rqa.collators import Collator, ConcatenatedCollator, ParallelCollator
-from rqa.decoder import AnswerLM, check_window
+from rqa.decoder import AnswerLM, check_window, positions_of
 from rqa.fid import FusionInDecoder, attention_of, check_model
 from rqa.fid_prompts import PassagePromptBuilder
 from rqa.hardware import AttentionKernel, attention_kernel
@@ -32,12 +32,13 @@ def collator_for(
     """
     longest_answer = max(max_answer_length, max_new_tokens)
     if is_fid:
-        check_model(name_or_path, max_passage_length, longest_answer)
+        config = check_model(name_or_path, max_passage_length, longest_answer)
         texts = PassagePromptBuilder(load_tokenizer(name_or_path), max_passage_length, speakers)
-        return ParallelCollator(texts, max_answer_length)
+        return ParallelCollator(texts, max_answer_length, positions_of(config))
     tokenizer = load_tokenizer(name_or_path)
-    check_window(name_or_path, max_prompt_length + longest_answer)
-    return ConcatenatedCollator(PromptBuilder(tokenizer, chat, instruction, max_prompt_length), max_answer_length)
+    positions = check_window(name_or_path, max_prompt_length + longest_answer)
+    builder = PromptBuilder(tokenizer, chat, instruction, max_prompt_length)
+    return ConcatenatedCollator(builder, max_answer_length, positions)
 
 
 def attention_for(

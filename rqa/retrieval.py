@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,27 @@ from rqa.data import DataError, Example, Passage, PassageStore, open_passages
 from rqa.errors import InputError
 from rqa.passages import Reading
 from rqa.retriever import Retrieved, Retriever, open_retriever, query_of
+from rqa.runtime import by_stage, recorded
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 CACHE = "retrieved"  # a folder in that of the index
+
+Stages = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What was found for each of some examples, best first, and the seconds that took: None where nobody searched."""
+    """What was found for each of some examples, best first, and the seconds that took: None where nobody searched.
+
+    `stages` are the retriever's own, see `rqa.runtime.by_stage`; one that times none has none.
+    """
 
     found: list[list[Retrieved]]
     seconds: float | None
     fingerprint: str
+    stages: Stages = field(default_factory=dict)
 
     @classmethod
     def given(cls, examples: Sequence[Example], k: int | None = None) -> "Retrieval":
@@ -70,15 +77,18 @@ class Hits:
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     seconds: float
+    stages: Stages
 
     @classmethod
-    def of(cls, found: Sequence[Sequence[Retrieved]], passages: PassageStore, k: int, seconds: float) -> "Hits":
+    def of(
+        cls, found: Sequence[Sequence[Retrieved]], passages: PassageStore, k: int, seconds: float, stages: Stages
+    ) -> "Hits":
         """Return what was `found`, at most `k` for each query, as numbers."""
         rows, scores = np.full((len(found), k), -1, np.int64), np.zeros((len(found), k), np.float32)
         for i, hits in enumerate(found):
             rows[i, : len(hits)] = np.array([passages.row_of(hit.passage.id) for hit in hits], np.int64)
             scores[i, : len(hits)] = [hit.score for hit in hits]
-        return cls(rows, scores, seconds)
+        return cls(rows, scores, seconds, stages)
 
     def found(self, passages: PassageStore) -> list[list[Retrieved]]:
         """Return the passages and their scores, best first."""
@@ -91,14 +101,16 @@ class Hits:
 def retrieve_all(retriever: Retriever, examples: Sequence[Example], k: int, *, history_turns: int = 1) -> Retrieval:
     """Retrieve `k` passages for each example, in one call. The first query is retrieved twice: a warm-up, not timed."""
     queries = [query_of(example, history_turns=history_turns) for example in examples]
-    return Retrieval(*_timed(retriever, queries, k), retriever.fingerprint())
+    found, seconds, stages = _timed(retriever, queries, k)
+    return Retrieval(found, seconds, retriever.fingerprint(), stages)
 
 
-def _timed(retriever: Retriever, queries: Sequence[str], k: int) -> tuple[list[list[Retrieved]], float]:
+def _timed(retriever: Retriever, queries: Sequence[str], k: int) -> tuple[list[list[Retrieved]], float, Stages]:
     retriever.retrieve(queries[:1], k)
     start = time.perf_counter()
-    found = retriever.retrieve(queries, k)
-    return found, time.perf_counter() - start
+    with recorded() as spans:
+        found = retriever.retrieve(queries, k)
+    return found, time.perf_counter() - start, by_stage(spans)
 
 
 def reads_gold(embedding_model: str, splits: Sequence[Sequence[Example]]) -> bool:
@@ -169,7 +181,7 @@ def retrieve_splits(
         hits = [_retrieve(retriever, passages, examples, k, history_turns, cache) for examples in splits]
         done = [(hits, retriever.fingerprint())]
     [(hits, fingerprint)] = broadcast_object_list(done)
-    return [Retrieval(each.found(passages), each.seconds, fingerprint) for each in hits]
+    return [Retrieval(each.found(passages), each.seconds, fingerprint, each.stages) for each in hits]
 
 
 def _retrieve(
@@ -193,8 +205,8 @@ def _retrieve(
             return _read(path, (len(queries), k), len(passages))
         except (OSError, EOFError, ValueError, LookupError, BadZipFile) as error:
             log.warning("%s: damaged, and made again: %s", path, error)
-    found, seconds = _timed(retriever, queries, k)
-    hits = Hits.of(found, passages, k, seconds)
+    found, seconds, stages = _timed(retriever, queries, k)
+    hits = Hits.of(found, passages, k, seconds, stages)
     if path is not None:
         try:
             _write(path, hits)
@@ -205,7 +217,7 @@ def _retrieve(
 
 def _read(path: Path, shape: tuple[int, int], num_passages: int) -> Hits:
     with np.load(path, allow_pickle=False) as stored:
-        hits = Hits(stored["rows"], stored["scores"], float(stored["seconds"]))
+        hits = Hits(stored["rows"], stored["scores"], float(stored["seconds"]), json.loads(stored["stages"].tobytes()))
     if not (hits.rows.shape == hits.scores.shape == shape):
         raise ValueError(f"expected {shape}, found rows {hits.rows.shape} and scores {hits.scores.shape}")
     if hits.rows.size and not (-1 <= hits.rows.min() <= hits.rows.max() < num_passages):
@@ -217,7 +229,8 @@ def _write(path: Path, hits: Hits) -> None:
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("wb") as file:
-        np.savez(file, rows=hits.rows, scores=hits.scores, seconds=hits.seconds)
+        stages = np.frombuffer(json.dumps(hits.stages).encode(), np.uint8)
+        np.savez(file, rows=hits.rows, scores=hits.scores, seconds=hits.seconds, stages=stages)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from rqa.data import Example, Passage, PassageStore
 from rqa.errors import InputError
 from rqa.hardware import bf16_is_fast
 from rqa.index import FaissIndex
+from rqa.runtime import Stopwatch
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -108,27 +109,39 @@ class Encoder:
         return model.eval()
 
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
-        """Return (n, D) float32. Queries are few and decide the ranking: always computed in float32."""
-        return self._encode(queries, self.query_prefix, nullcontext(), progress=False)
+        """Return (n, D) float32. Queries are few and decide the ranking: always computed in float32, and timed."""
+        return self._encode(queries, self.query_prefix, nullcontext(), watch=Stopwatch())
 
     def encode_passages(self, passages: Sequence[Passage]) -> np.ndarray:
         """Return (n, D) float32, computed in bfloat16 where that is quicker."""
         quick = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16_is_fast(self.device))
-        return self._encode([passage.content for passage in passages], self.passage_prefix, quick, progress=True)
+        return self._encode([passage.content for passage in passages], self.passage_prefix, quick)
 
     def _encode(
-        self, texts: Sequence[str], prefix: str, precision: AbstractContextManager[object], *, progress: bool
+        self,
+        texts: Sequence[str],
+        prefix: str,
+        precision: AbstractContextManager[object],
+        *,
+        watch: Stopwatch | None = None,
     ) -> np.ndarray:
-        progress = progress and sys.stderr.isatty()
+        progress = watch is None and sys.stderr.isatty()
         window, full = self.model.max_seq_length or sys.maxsize, []
-        hook = self.model[0].register_forward_pre_hook(
-            lambda _, inputs: full.append((inputs[0]["attention_mask"].sum(1) >= window).sum())
-        )
-        with precision:
-            embedded = self.model.encode(  # sorts by length inside
-                list(texts), prompt=prefix, batch_size=self.batch_size, show_progress_bar=progress
-            )
-        hook.remove()
+
+        def after_each_batch(_module: torch.nn.Module, inputs: Any, _output: Any) -> None:
+            lengths = inputs[0]["attention_mask"].sum(1)
+            full.append((lengths >= window).sum())
+            if watch:
+                watch.lap("embed", len(lengths), int(lengths.sum()))
+
+        hook = self.model[-1].register_forward_hook(after_each_batch)
+        try:
+            with precision:
+                embedded = self.model.encode(  # sorts by length inside
+                    list(texts), prompt=prefix, batch_size=self.batch_size, show_progress_bar=progress
+                )
+        finally:
+            hook.remove()
         if num_full := int(sum(full)):
             log.warning(
                 "%d of %d texts fill the encoder's window of %d tokens: of longer ones the end is not embedded",
@@ -207,15 +220,20 @@ class DenseRetriever:
         """Return for each query at most `k` distinct passages, best first, equal scores in the corpus' order."""
         if not queries:
             return []
-        scores, rows = self.index.search(self.encoder.encode_queries(queries), k)
-        return [
-            [
-                Retrieved(self.passages[row], score)
-                for row, score in zip(row_list, score_list, strict=True)
-                if row >= 0  # FAISS fills up with -1 where it finds fewer than k
+        vectors, found = self.encoder.encode_queries(queries), []
+        watch = Stopwatch()
+        for start in range(0, len(vectors), self.encoder.batch_size):
+            scores, rows = self.index.search(vectors[start : start + self.encoder.batch_size], k)
+            found += [
+                [
+                    Retrieved(self.passages[row], score)
+                    for row, score in zip(row_list, score_list, strict=True)
+                    if row >= 0  # FAISS fills up with -1 where it finds fewer than k
+                ]
+                for row_list, score_list in zip(rows.tolist(), scores.tolist(), strict=True)
             ]
-            for row_list, score_list in zip(rows.tolist(), scores.tolist(), strict=True)
-        ]
+            watch.lap("search", len(rows))
+        return found
 
     def fingerprint(self) -> str:
         """Return the corpus', the index's, which holds the vectors that the encoder made, and the prefix of queries."""

@@ -4,8 +4,8 @@ Every score here is a function of sums over questions. What each of n questions 
 once; a resample of the questions is then a weight for each row, and corpus BLEU is resampled as a corpus.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Paired:
     low: float
     high: float
     p_value: float
+    questions: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Measure:
     positions: tuple[int, ...]
     rows: Array
     score: Score
+
+    def of(self, positions: Set[int]) -> "Measure":
+        """Return the score of those of its questions that are at `positions`."""
+        kept = [i for i, position in enumerate(self.positions) if position in positions]
+        return replace(self, positions=tuple(self.positions[i] for i in kept), rows=self.rows[kept])
 
     @property
     def value(self) -> float:
@@ -107,13 +113,14 @@ def paired(
 def question_scores(prediction: Mapping[str, Any]) -> dict[str, float]:
     """Return the scores of one row of predictions.jsonl, in per cent but its words."""
     words = {"answer_words": float(answer_length(prediction["answer"]))} if "answer" in prediction else {}
-    return {**prediction.get("retrieval_scores", {}), **prediction.get("answer_scores", {}), **words}
+    kinds = (prediction.get(f"{kind}_scores", {}) for kind in ("retrieval", "answer", "attribution", "judge"))
+    return {name: value for scores in (*kinds, words) for name, value in scores.items()}
 
 
 def measures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
     """Return the scores of rows of predictions.jsonl as functions of sums.
 
-    They are the scores of each question, over those that have it; corpus BLEU; and the loss where rows have
+    They are the scores of each question, over those that have it; corpus BLEU; and the loss where all rows have
     `reference_nll`, in nats, and `reference_tokens`. Whatever else score.json has cannot be resampled from these rows.
     """
     scored = [question_scores(row) for row in predictions]
@@ -121,11 +128,8 @@ def measures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
         name: {i: (row[name], 1.0) for i, row in enumerate(scored) if name in row}
         for name in dict.fromkeys(name for row in scored for name in row)
     }
-    rows["loss"] = {
-        i: (row["reference_nll"], row["reference_tokens"])
-        for i, row in enumerate(predictions)
-        if "reference_nll" in row
-    }
+    if all(row.get("reference_nll") is not None for row in predictions):  # one that was not finite makes the mean so
+        rows["loss"] = {i: (row["reference_nll"], row["reference_tokens"]) for i, row in enumerate(predictions)}
     answered = {i: row for i, row in enumerate(predictions) if "answer" in row}
     if answered:
         texts, references = zip(*((row["answer"], row["references"]) for row in answered.values()), strict=True)
@@ -159,12 +163,16 @@ def compare(
 ) -> dict[str, Paired]:
     """Return the `paired` comparison of each of the `measures` that both have of their rows of predictions.jsonl.
 
-    Raises ValueError unless both have the same ids in the same order, and each score for the same questions.
+    A judge may have failed on an answer of one side: its verdicts are compared where both have one. Raises ValueError
+    unless both have the same ids in the same order, and each other score for the same questions.
     """
     if [row["id"] for row in first] != [row["id"] for row in second]:
         raise ValueError("expected rows of the same questions in the same order, found other ids")
     a, b = measures(first), measures(second)
-    shared = {name: measure for name, measure in a.items() if name in b}
+    if "judge_accuracy" in a and "judge_accuracy" in b:
+        judged = {*a["judge_accuracy"].positions} & {*b["judge_accuracy"].positions}
+        a["judge_accuracy"], b["judge_accuracy"] = (side["judge_accuracy"].of(judged) for side in (a, b))
+    shared = {name: measure for name, measure in a.items() if name in b and measure.positions}
     for name, measure in shared.items():
         if lone := sorted({*measure.positions} ^ {*b[name].positions}):
             raise ValueError(f'{len(lone)} questions, the first "{first[lone[0]]["id"]}", have {name} on one side only')
@@ -229,7 +237,7 @@ def _compared(a: Array, b: Array, score: Score, totals: Sequence[Array], level: 
     of_a, of_b = totals
     low, high = _middle(score(of_b) - score(of_a), level)
     difference = float(score(b.sum(axis=0)) - score(a.sum(axis=0)))
-    return Paired(difference, low, high, _p_value(a, b, score, len(of_a), seed))
+    return Paired(difference, low, high, _p_value(a, b, score, len(of_a), seed), len(a))
 
 
 def _p_value(a: Array, b: Array, score: Score, draws: int, seed: int) -> float:

@@ -45,6 +45,7 @@ class Promise:
 
 TRAIN, CHECKPOINT, BATCHING, RUN = "rqa/train.py", "rqa/checkpoint.py", "rqa/batching.py", "rqa/run.py"
 FID, FID_PROMPTS = "rqa/fid.py", "rqa/fid_prompts.py"
+STATISTICS = "rqa/statistics.py"
 COUNTED = Without(
     "the count of all target tokens: the mean of each micro-batch",
     TRAIN,
@@ -546,6 +547,99 @@ PROMISES = (
         Without("the passage left out", "rqa/attribution.py", "values[:place] + values[place + 1 :]", "values[1:]"),
     ),
     # Caches, start-up
+    # Evaluation
+    Promise(
+        "every score that has rows has their interval",
+        "test_evaluate.py::test_every_score_that_has_rows_has_the_interval_of_its_rows",
+        Without("the rows of the loss", "rqa/evaluate.py", '"reference_nll": _finite(nll), ', ""),
+    ),
+    Promise(
+        "a 95 % interval covers the truth in 95 of 100 data sets",
+        "test_statistics.py::test_an_interval_of_95_percent_covers_the_truth_in_95_of_100_data_sets",
+        Without("both tails", STATISTICS, "[(1 - level) / 2, (1 + level) / 2]", "[1 - level, level]"),
+        Without(
+            "the same questions on both sides",
+            STATISTICS,
+            "    of_a, of_b = totals\n",
+            "    of_a, of_b = totals[0], totals[1][::-1]\n",
+        ),
+    ),
+    Promise(
+        "p-values are uniform where nothing differs",
+        "test_statistics.py::test_p_values_are_uniform_where_nothing_differs",
+        Without("both sides", STATISTICS, "null = np.abs(score(of_b - moved)", "null = (score(of_b - moved)"),
+    ),
+    Promise(
+        "the first token ends the prefill",
+        "test_runtime.py::test_the_first_token_ends_the_prefill_of_a_decoder",
+        Without("the first alone", "rqa/generate.py", "if not self.is_over:", "if True:"),
+    ),
+    Promise(
+        "what a device has not done yet falls to the stage that asked for it",
+        "test_runtime.py::test_what_the_device_has_not_done_yet_falls_to_the_stage_that_asked_for_it",
+        Without("waiting for it", "rqa/runtime.py", "            torch.accelerator.synchronize()", "            pass"),
+    ),
+    Promise(
+        "a killed run of a judge pays again for what was under way alone",
+        "test_judge.py::test_a_killed_run_pays_again_for_what_was_under_way",
+        Without("the store", "rqa/judge.py", "                self.store.append(key, response)\n"),
+    ),
+    Promise(
+        "a response is on the disk before it counts",
+        "test_judge.py::test_an_answer_is_on_the_disk_before_it_counts",
+        Without("the flush", "rqa/responses.py", "        os.fsync(self._file)\n"),
+    ),
+    Promise(
+        "every fault that passes is tried again, and paid once",
+        "test_judge.py::test_a_fault_that_passes_costs_a_call",
+        Without("trying again", "rqa/judge.py", "while calls <= self.judge.retries:", "while calls < 1:"),
+    ),
+    Promise(
+        "the key is in no file, log or error",
+        "test_judge.py::test_the_key_is_in_no_file_log_or_error",
+        Without("taking it out of what a server says", "rqa/judge.py", 'text.replace(key, "[key]") if', "text if"),
+    ),
+    Promise(
+        "a verdict that is missing bounds the score and leaves no denominator",
+        "test_judging.py::test_a_verdict_that_is_missing_bounds_the_score_and_leaves_no_denominator",
+        Without(
+            "the missing in the bounds", "rqa/verdicts.py", "100 * (right + len(verdicts) - judged)", "100 * (right)"
+        ),
+        Without(
+            "judged alone",
+            "rqa/verdicts.py",
+            '{"judge_accuracy": 100 * right / judged}',
+            '{"judge_accuracy": 100 * right / len(verdicts)}',
+        ),
+    ),
+    Promise(
+        "differences between contexts are paired, and add up",
+        "test_contexts.py::test_differences_are_paired_and_add_up",
+        Without(
+            "the same distractors",
+            "rqa/contexts.py",
+            '"distractor_cost": ("gold_and_retrieved", "gold")',
+            '"distractor_cost": ("distractors", "gold")',
+        ),
+    ),
+    Promise(
+        "the text of a report is text, and it loads nothing",
+        "test_report.py::test_all_text_is_text",
+        Without("escaping", "rqa/report.py", "autoescape=True", "autoescape=False"),
+        Without("escaping of the data", "rqa/report.py", '.replace("<", "\\\\u003c")'),
+    ),
+    Promise(
+        "an answer in the terminal, and its passages, are those of an evaluation",
+        "test_ask.py::test_an_answer_and_its_passages_are_those_of_an_evaluation",
+        Without(
+            "the evaluation's flags", "recipes/ask.py", "for name in vars(config) if name in was", "for name in ()"
+        ),
+    ),
+    Promise(
+        "what is streamed is the answer",
+        "test_conversation.py::test_what_is_streamed_is_the_generators_answer",
+        Without("holding back half characters", "rqa/conversation.py", '.rstrip("\\ufffd")'),
+    ),
     Promise(
         "what was retrieved is not retrieved again",
         "test_retrieval.py::test_what_was_retrieved_is_not_retrieved_again",

@@ -113,7 +113,7 @@ def readers():
 def test_leaving_one_out_is_the_difference_of_two_losses(kind):
     model, collator = readers()[kind]
     loss = AnswerLoss(Accelerator(cpu=True), model, collator, batch_size=3)
-    found = leave_one_out(loss.each, READINGS)
+    found = leave_one_out(loss, READINGS)
     assert [len(values) for values in found] == [2, 0, 3, 1]
     for reading, values in zip(READINGS, found, strict=True):
         whole = model(**collator([reading])).item()

@@ -168,8 +168,65 @@ def test_what_fits_is_not_refused_whatever_its_passages_and_an_unanswerable_ques
     collator = ConcatenatedCollator(PromptBuilder(built.tokenizer, max_prompt_length=length), 40)
     fits = [replace(example(i), gold_passages=PASSAGES) for i in range(4)]
     unanswerable = [replace(example(0), answers=answers, unanswerable=True) for answers in ((), ("the " * 50,))]
-    collator.check([*fits, *unanswerable], answers=True)
+    collator.check([*fits, *unanswerable], answers=True, refusal_answer="No.")
     collator.check([example(0, "the " * 50)])  # a reference of evaluation alone
+
+
+def refusal_and_limit():
+    """A collator whose answers are one token shorter than the refusal."""
+    built, refusal = builder("chatml's template"), "It is not told. " * 3
+    length = len(built.answer(refusal))
+    return ConcatenatedCollator(built, length - 1), refusal, length
+
+
+@pytest.mark.parametrize(
+    ("unanswerable", "gold_dropout", "answers", "is_refused"),
+    [
+        (True, 0.0, True, True),
+        (False, 0.1, True, True),
+        (False, 0.0, True, False),  # nobody is taught it
+        (True, 0.0, False, False),  # evaluation
+    ],
+)
+def test_a_refusal_that_is_trained_on_has_a_length_too(unanswerable, gold_dropout, answers, is_refused):
+    collator, refusal, length = refusal_and_limit()
+    examples = [example(0), replace(example(2), unanswerable=unanswerable, where="train.jsonl:7")]
+    options = {"answers": answers, "gold_dropout": gold_dropout, "refusal_answer": refusal}
+    if not is_refused:
+        return collator.check(examples, **options)
+    with pytest.raises(DataError) as error:
+        collator.check(examples, **options)
+    assert str(error.value) == (
+        f"--refusal_answer: the answer takes {length} tokens, --max_answer_length is {length - 1}"
+    )
+    collator.max_answer_length = length
+    collator.check(examples, **options)
+    return None
+
+
+BUILDERS = {
+    "decoder": PromptBuilder(builder("chatml's template").tokenizer, max_prompt_length=300),
+    "fid": PassagePromptBuilder(TOKENIZERS["t5"]()),
+}
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_reference_longer_than_the_positions_of_the_model_is_told_by_file_and_line(kind):
+    make = {"decoder": ConcatenatedCollator, "fid": ParallelCollator}[kind]
+    long = replace(example(0), answers=("a lamp " * 40, "a lamp " * 500), where="test.jsonl:4")
+    length = len(BUILDERS[kind].answer(long.answers[0]))
+    prompt = 300 if kind == "decoder" else 0
+    make(BUILDERS[kind], 10, prompt + length).check([example(1), long])
+    make(BUILDERS[kind], 10, None).check([long])
+    short = make(BUILDERS[kind], 10, prompt + length - 1)
+    has = f"{'beside --max_prompt_length 300 ' * (kind == 'decoder')}the model has positions for {length - 1}"
+    with pytest.raises(DataError) as error:
+        short.check([example(1), long])
+    assert str(error.value) == f"test.jsonl:4: the answer takes {length} tokens, {has}"
+    with pytest.raises(DataError) as error:
+        short.check([replace(example(0), unanswerable=True)], refusal_answer=long.answers[0])
+    assert str(error.value) == f"--refusal_answer: the answer takes {length} tokens, {has}"
+    short.check([replace(long, unanswerable=True), replace(long, answers=())])  # whose reference is another, or none
 
 
 # Rows that are kept

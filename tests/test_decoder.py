@@ -7,9 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import DECODERS, EOS, PAD, decoder, llama, random_batch, save_decoder
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, MambaConfig, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    MambaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from rqa.decoder import AnswerLM, check_window
+from rqa.decoder import AnswerLM, check_window, positions_of, window_of
 from rqa.errors import InputError
 
 ROWS = [(9, 4), (3, 12), (14, 1), (6, 6), (1, 2)]  # tokens of prompt and answer, longer than the windows of attention
@@ -213,6 +221,45 @@ def test_rows_longer_than_the_window_are_refused_before_loading(tmp_path, make):
 def test_a_model_without_positions_has_no_window(tmp_path):
     MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
     check_window(str(tmp_path), 10**9)
+
+
+BERT = {
+    "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+    "max_position_embeddings": 24, "pad_token_id": 1,
+}  # fmt: skip
+FROM_PADDING = {
+    **dict.fromkeys("camembert data2vec-text ibert mpnet roberta roberta-prelayernorm".split(), BERT),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl"), BERT),
+    "longformer": BERT | {"attention_window": 4},
+    "luke": BERT | {"entity_vocab_size": 4, "entity_emb_size": 4},
+    "xmod": BERT | {"languages": ["en_XX"], "default_language": "en_XX"},
+}
+LEARNED = {
+    "bert": BERT,
+    "opt": BERT | {"ffn_dim": 16, "word_embed_proj_dim": 16},
+    "gpt2": {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24},
+}
+
+
+@pytest.mark.parametrize("kind", [*FROM_PADDING, *LEARNED])
+def test_the_last_position_is_the_last_that_a_model_reads(kind):
+    config = AutoConfig.for_model(kind, **(FROM_PADDING | LEARNED)[kind])
+    last, model = window_of(config), AutoModel.from_config(config).eval()
+    assert last == positions_of(config) == (22 if kind in FROM_PADDING else 24)
+    model(torch.full((1, last), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, last + 1), 5))
+
+
+def test_rotary_positions_have_no_end_and_learned_ones_are_told(family, tmp_path):
+    config = decoder(family).config
+    assert positions_of(config) == (2048 if family == "gpt2" else None)
+    assert check_window(save_decoder(tmp_path, decoder(family)), 2048) == positions_of(config)
+
+
+def test_a_decoder_of_rotary_positions_reads_beyond_its_window():
+    lm = decoder()
+    assert AnswerLM(lm)(**random_batch([(window_of(lm.config) - 3, 9)])).isfinite().all()
 
 
 # Generation

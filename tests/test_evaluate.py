@@ -1,6 +1,7 @@
 """rqa.evaluate: the scores are those of rqa.metrics on the same texts, and the loss is plain cross-entropy."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from rqa.passages import REFUSAL_ANSWER, Reading
 from rqa.prompts import PromptBuilder
 from rqa.retrieval import Retrieval, retrieve_all
 from rqa.retriever import Retrieved
+from rqa.statistics import LEVEL, RESAMPLES, interval
 
 P = [Passage(f"The lamp of place {i} was lit. " * (i + 1), f"Lamp {i}", (f"{i}.html",)) for i in range(12)]
 HISTORY = tuple(Turn(role, f"{role} {i}") for i in range(2) for role in ("user", "assistant"))
@@ -44,6 +46,11 @@ ANSWERS = {
     example.id: Answer(text, len(text), 100 + i, finished=i != 1)
     for i, (example, text) in enumerate(zip(EXAMPLES, TEXTS, strict=True))
 }
+
+
+def losses_of(readings):
+    """Of the answers 1, 3, 5, 7 and 9 nats, and 1 to 5 tokens."""
+    return [(2.0 * i + 1, i + 1) for i in range(len(readings))]
 
 
 def retrieval(found=FOUND):
@@ -87,7 +94,7 @@ def references(example):
 
 
 def test_scores_are_those_of_the_metrics(clock):
-    scores = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, loss=len, k=2, ks=(1, 3))
+    scores = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, loss=losses_of, k=2, ks=(1, 3))
     ranked = [
         metrics.retrieval_scores([passage.id for passage in example.gold_passages], [P[i].id for i in row], (1, 3))
         for example, row in zip(EXAMPLES, FOUND, strict=True)
@@ -97,7 +104,7 @@ def test_scores_are_those_of_the_metrics(clock):
     bleu = metrics.corpus_bleu(TEXTS, list(map(references, EXAMPLES)))
     words = sum(map(metrics.answer_length, TEXTS)) / 5
     expected = metrics.mean_scores(ranked) | metrics.mean_scores(answered)
-    assert scores.metrics == expected | {"bleu": bleu.score, "answer_words": words, "loss": 5}
+    assert scores.metrics == expected | {"bleu": bleu.score, "answer_words": words, "loss": 25 / 15}
     assert len({value for value in scores.metrics.values() if 0 < value < 100}) > 10
     assert scores.about["signatures"] == {"bleu": bleu.signature, "rouge": metrics.ROUGE_SIGNATURE}
     rows = [{k: row[k] for k in row.keys() & {"retrieval_scores", "answer_scores"}} for row in scores.predictions]
@@ -115,10 +122,33 @@ def test_a_prediction_tells_what_was_asked_read_and_answered(clock):
         "id": "b",
         "question": "Where exactly was it?",
         "passages": passages,
+        "read": 2,
         "answer": TEXTS[1],
         "references": EXAMPLES[1].answers,
         "finished": False,
     }
+
+
+def test_every_score_that_has_rows_has_the_interval_of_its_rows(clock):
+    scores = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, loss=losses_of, k=2, ks=(1, 3))
+    assert scores.about["intervals"].keys() == scores.metrics.keys()
+    f1 = [row["answer_scores"]["f1"] for row in scores.predictions]
+    assert scores.about["intervals"]["f1"] == list(interval(f1))
+    assert scores.about["intervals"]["loss"] == list(interval(losses_of(EXAMPLES)))
+    recall = [row["retrieval_scores"]["recall@3"] for row in scores.predictions if "retrieval_scores" in row]
+    assert scores.about["intervals"]["recall@3"] == list(interval(recall))
+    assert (scores.about["level"], scores.about["resamples"]) == (LEVEL, RESAMPLES)
+
+
+def test_a_loss_that_is_not_finite_is_null_and_has_no_interval(clock, tmp_path):
+    loss = lambda readings: [(math.nan, 1), *losses_of(readings)[1:]]  # noqa: E731
+    scores = evaluate(EXAMPLES, generate=clock.generate, loss=loss, k=1)
+    assert "loss" not in scores.about["intervals"]
+    scores.write(tmp_path)
+    score = json.loads((tmp_path / "score.json").read_text(), parse_constant=pytest.fail)
+    assert score["metrics"]["loss"] is None
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "predictions.jsonl").open()]
+    assert [row["reference_nll"] for row in rows] == [None, 3.0, 5.0, 7.0, 9.0]
 
 
 def test_what_was_measured_is_told(clock):
@@ -130,7 +160,6 @@ def test_what_was_measured_is_told(clock):
         "passage_tokens_cut": 0,
         "answer_tokens": sum(map(len, TEXTS)),
         "unfinished": 1,
-        "warm_up": "one question, not timed",
     }
     assert (about["examples"], about["examples_without_gold"]) == (5, 1)
     assert about["passages_read"] == "the first 2 retrieved"
@@ -178,11 +207,15 @@ def test_without_a_retrieval_the_generator_reads_the_gold(clock):
     assert scores.about["passages_read"] == "gold"
     both = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=1)
     assert scores.metrics == {name: value for name, value in both.metrics.items() if "@" not in name}
-    assert not any(row.keys() & {"passages", "retrieval_scores"} for row in scores.predictions)
+    assert not any("retrieval_scores" in row for row in scores.predictions)
+    for example, row in zip(EXAMPLES, scores.predictions, strict=True):
+        assert [(passage["id"], passage["score"], passage["gold"]) for passage in row["passages"]] == [
+            (passage.id, None, True) for passage in example.gold_passages
+        ]
 
 
 def test_without_a_generator_the_retriever_alone_is_scored(clock):
-    scores = evaluate(EXAMPLES, retrieval=retrieval(), loss=len, k=1)
+    scores = evaluate(EXAMPLES, retrieval=retrieval(), loss=losses_of, k=1)
     both = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=1)
     assert scores.metrics == {name: value for name, value in both.metrics.items() if "@" in name}
     assert "generation" not in scores.about
@@ -192,7 +225,7 @@ def test_without_a_generator_the_retriever_alone_is_scored(clock):
 @pytest.mark.parametrize("found", [None, retrieval()])
 def test_the_loss_is_that_of_the_first_reference_of_what_was_read(clock, found):
     scored = []
-    loss = lambda readings: scored.extend(readings) or 0.0  # noqa: E731
+    loss = lambda readings: scored.extend(readings) or losses_of(readings)  # noqa: E731
     evaluate(EXAMPLES, retrieval=found, generate=clock.generate, loss=loss, k=2, refusal_answer="No.")
     assert [reading.answer for reading in scored] == ["No." if e.unanswerable else e.answers[0] for e in EXAMPLES]
     assert [replace(reading, answer="") for reading in scored] == [replace(r, answer="") for r in clock.calls[1]]
@@ -242,24 +275,24 @@ def losses():
 
 @pytest.fixture(scope="module")
 def plain_loss():
-    """Cross-entropy of each answer alone; the mean over all tokens of all answers."""
+    """Cross-entropy of each answer alone, and its tokens."""
     builder, lm, found = PromptBuilder(tokenizer()), decoder().eval(), []
     for reading in READINGS:
         prompt, answer = builder.prompt(reading).ids, builder.answer(reading.answer)
         with torch.no_grad():
             logits = lm(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
-        found.append(cross_entropy(logits, torch.tensor(answer), reduction="none"))
-    return torch.cat(found).mean().item()
+        loss = cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
+        found.append((pytest.approx(loss, rel=1e-5), len(answer)))
+    return found
 
 
 def test_the_loss_is_plain_cross_entropy_over_all_tokens_in_every_batch_size(plain_loss):
-    assert losses() == pytest.approx([plain_loss] * len(BATCH_SIZES), rel=1e-5)
+    assert losses() == [plain_loss] * len(BATCH_SIZES)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_loss_is_the_same_on_more_processes(plain_loss, tmp_path, processes):
-    expected = pytest.approx([plain_loss] * len(BATCH_SIZES), rel=1e-5)
-    assert results_of(__file__, tmp_path, processes=processes) == [expected] * processes
+    assert results_of(__file__, tmp_path, processes=processes) == [[plain_loss] * len(BATCH_SIZES)] * processes
 
 
 if __name__ == "__main__":

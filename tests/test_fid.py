@@ -1,19 +1,25 @@
 """rqa.fid: what fusion-in-decoder computes is the plain model over passages encoded one by one."""
 
+import json
+from functools import partial
+from itertools import product
+
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from test_decoder import assert_same_gradients, gradients
-from tiny_models import EOS, PAD, save_decoder
+from tiny_models import EOS, PAD, VOCABULARY, decoder, save_decoder
 from tiny_seq2seq import SEQ2SEQ, random_passages, save_seq2seq, seq2seq
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, LEDConfig, LEDForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 import rqa.fid
+from rqa.decoder import positions_of
 from rqa.errors import InputError
 from rqa.fid import CANNOT, FusionInDecoder, attention_of, check_model
+from rqa.reader import collator_for
 
 LENGTHS = [[9, 4, 17, 6], [12], [3, 20, 3]]  # tokens of each passage
 ANSWERS = [5, 1, 7]
@@ -348,6 +354,64 @@ def test_t5_has_no_window(tmp_path):
     check_model(save_seq2seq(tmp_path), 10**6, 10**6)
 
 
+def led():
+    """Of 20 positions to read and 12 to write."""
+    sizes = {f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    ids = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS}
+    windows = {"max_encoder_position_embeddings": 20, "max_decoder_position_embeddings": 12, "attention_window": 4}
+    return LEDForConditionalGeneration(LEDConfig(**ids, **sizes, **windows, d_model=8))
+
+
+def test_the_two_windows_of_led_are_its_own(tmp_path):
+    path = save_seq2seq(tmp_path, led())
+    assert positions_of(check_model(path, 20, 12)) == 12
+    with pytest.raises(InputError, match="encoder reads at most 20 tokens, not 21: lower --max_passage_length"):
+        check_model(path, 21, 12)
+    with pytest.raises(InputError, match="decoder reads at most 12 tokens, not 13: lower --max_answer_length or"):
+        check_model(path, 20, 13)
+
+
+@pytest.mark.parametrize("make", [*(partial(seq2seq, name) for name in SEQ2SEQ), led], ids=[*SEQ2SEQ, "led"])
+def test_an_answer_ends_at_the_last_position_where_there_is_one(make):
+    fid = FusionInDecoder(make().eval())
+    positions = positions_of(fid.config)
+    assert positions == {"bart": 512, "encoder-decoder": 512, "led": 12}.get(fid.config.model_type)
+    assert fid(**random_passages([[9]], [positions or 600])).isfinite().all()
+    if positions:
+        with pytest.raises((IndexError, RuntimeError)):
+            fid(**random_passages([[9]], [positions + 1]))
+
+
+def test_the_collator_of_a_checkpoint_knows_its_positions(tmp_path):
+    lm = save_decoder(tmp_path / "gpt2", decoder("gpt2"))
+    assert collator_for(lm, max_prompt_length=1000).positions == 2048
+    found = {name: collator_for(save_seq2seq(tmp_path / name, seq2seq(name)), is_fid=True) for name in ("t5", "bart")}
+    assert {name: collator.positions for name, collator in found.items()} == {"t5": None, "bart": 512}
+
+
+@pytest.mark.parametrize(
+    ("source", "is_alone"),
+    [("generation_config.json", False), *product(("config.json", "bos", "nothing"), (False, True))],
+)
+def test_how_answers_begin_is_asked_of_the_files_as_it_is_of_the_model(tmp_path, source, is_alone):
+    path = save_seq2seq(tmp_path, seq2seq("bart"))
+    for name in ("generation_config.json", "config.json"):
+        values = json.loads((tmp_path / name).read_text())
+        values["decoder_start_token_id"] = 7 if name == source else None
+        values["bos_token_id"] = 7 if source == "bos" else None
+        (tmp_path / name).write_text(json.dumps(values))
+    if is_alone:
+        (tmp_path / "generation_config.json").unlink()
+    if source == "nothing":
+        with pytest.raises(InputError, match="expected a decoder_start_token_id in its config"):
+            check_model(path, 100, 100)
+        with pytest.raises(InputError, match="expected a decoder_start_token_id in its config"):
+            FusionInDecoder.from_pretrained(path)
+    else:
+        check_model(path, 100, 100)
+        assert FusionInDecoder.from_pretrained(path).start_id == 7
+
+
 def test_t5_in_float16_or_with_flash_attention_is_refused(family):
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, config = Accelerator(cpu=True), seq2seq(family).config
@@ -363,14 +427,6 @@ def test_t5_in_float16_or_with_flash_attention_is_refused(family):
         assert attention_of(config, accelerator) is None
     accelerator.state._mixed_precision = "no"
     assert attention_of(config, accelerator) is None
-
-
-def test_a_model_that_does_not_say_how_answers_begin_is_refused():
-    model = seq2seq("bart")
-    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
-    model.config.bos_token_id = None
-    with pytest.raises(InputError, match="decoder_start_token_id"):
-        FusionInDecoder(model)
 
 
 # Precision

@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    "errors legacy jsonl data metrics statistics schedule selection tracking index hardware ds_config launch "
+    "errors legacy jsonl data metrics statistics schedule selection tracking index hardware runtime ds_config launch "
     "pretrained retriever passages retrieval prompts fid_prompts batching collators decoder fid reader train "
-    "checkpoint generate verdicts responses judge attribution evaluate flags inputs config signals run"
+    "checkpoint generate verdicts responses judge attribution evaluate results judging contexts memory doctor "
+    "conversation plots report flags inputs config signals run"
 ).split()
 
 

@@ -57,7 +57,7 @@ def test_a_run_leaves_exactly_its_files(swr):
     evaluations = {f"{name}/{file}" for name in ("eval-000003", "eval-000004", "test") for file in EVALUATION_FILES}
     state = {"manifest.json", "model.safetensors", "optimizer.bin", "random_states_0.pkl"}
     checkpoint = {f"checkpoints/step-00000004/{name}" for name in state | {"metrics.jsonl", "timings.jsonl"}}
-    assert files(out) == {"config.json", "metrics.jsonl", "timings.jsonl"} | model | evaluations | checkpoint
+    assert files(out) == {"config.json", "metrics.jsonl", "timings.jsonl", "report.html"} | model | evaluations | checkpoint
 
 
 def test_a_run_tells_what_it_does(swr):
@@ -106,13 +106,22 @@ def test_evaluating_the_saved_model_gives_the_scores_of_the_run(swr, world, monk
         "--eval_data_path": world.test,
         "--batch_size": "3",
         "--output_dir": str(out),
+        "--context_report": "true",
         **EXACT,
     }
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     launch("evaluate.py", flags, by=torchrun(processes))
-    assert files(out) == EVALUATION_FILES | {"config.json"}
-    ours, theirs = (json.loads((folder / "score.json").read_text())["metrics"] for folder in (out, swr[0] / "test"))
+    assert files(out) == EVALUATION_FILES | {"config.json", "report.html", "contexts.json"}
+    scores = [json.loads((folder / "score.json").read_text()) for folder in (out, swr[0] / "test")]
+    ours, theirs = (score["metrics"] for score in scores)
     assert ours == pytest.approx(theirs, rel=1e-6)
+    for score in scores:
+        assert score["runtime"]["stages"].keys() == {"embed", "search", "prompt", "prefill", "decode"}
+    contexts = json.loads((out / "contexts.json").read_text())
+    retrieved = contexts["conditions"]["retrieved"]["scores"]
+    assert {name: retrieved[name] for name in ("em", "f1", "bleu")} == pytest.approx(
+        {name: ours[name] for name in ("em", "f1", "bleu")}
+    )
     for a, b in zip(rows(out / "predictions.jsonl"), rows(swr[0] / "test/predictions.jsonl"), strict=True):
         assert (a["answer"], a["id"]) == (b["answer"], b["id"])
         assert a["passages"] == b["passages"]

@@ -58,7 +58,10 @@ def evaluation(seed, size=12):
         words = [read.example.answers[0].split()[: numbers.choice([5, 8, 11])] for read in readings]
         return [Answer(f"{' '.join(of)} {sentence(numbers, 0, 2)}", 9, 99, True) for of in words]
 
-    return evaluate(examples, retrieval=Retrieval(hits, 1.0, "c"), generate=generate, loss=len, k=2, ks=(1, 3))
+    def loss(readings):
+        return [(numbers.uniform(1, 9), numbers.randint(1, 9)) for _ in readings]
+
+    return evaluate(examples, retrieval=Retrieval(hits, 1.0, "c"), generate=generate, loss=loss, k=2, ks=(1, 3))
 
 
 # Scores as functions of sums
@@ -92,13 +95,11 @@ def test_the_tokenizer_of_bleu_is_chosen_as_for_the_corpus():
 
 
 def test_measures_are_the_evaluation_s_own_scores():
-    """Over the questions that have them: a retriever's are not of those without gold. The loss is not in the rows."""
+    """Over the questions that have them: a retriever's are not of those without gold."""
     scores = evaluation(0)
     rows = json.loads(json.dumps(scores.predictions))
     found = measures(rows)
-    assert {name: measure.value for name, measure in found.items()} == pytest.approx(
-        {name: value for name, value in scores.metrics.items() if name != "loss"}
-    )
+    assert {name: measure.value for name, measure in found.items()} == pytest.approx(scores.metrics)
     assert {len(measure.positions) for name, measure in found.items() if "@" in name} == {9}
     assert {len(measure.positions) for name, measure in found.items() if "@" not in name} == {12}
     assert score_intervals(rows).keys() == found.keys()
@@ -393,9 +394,23 @@ def test_pairs_are_of_the_same_questions():
         compare(rows, without)
 
 
+def test_verdicts_are_compared_where_both_have_one():
+    rows = [{"id": str(i), "question": "?"} for i in range(7)]
+    judged = [(0, None), (1, 0), (None, 1), (0, 1), (0, 1), (None, None), (1, 1)]
+    sides = [
+        [row | ({} if of[side] is None else {"judge_scores": {"judge_accuracy": 100.0 * of[side]}})
+        for row, of in zip(rows, judged, strict=True)]
+        for side in (0, 1)
+    ]  # fmt: skip
+    both = [[100.0, 0.0, 0.0, 100.0], [0.0, 100.0, 100.0, 100.0]]
+    assert compare(*sides) == {"judge_accuracy": paired(*both)}
+    assert compare(*sides)["judge_accuracy"].questions == 4
+    assert compare(*([side[0], side[2]] for side in sides)) == compare(*(side[5:6] for side in sides)) == {}
+
+
 def test_scores_of_one_side_are_left_out():
     rows = evaluation(15).predictions
-    retrieved = [{k: v for k, v in row.items() if not k.startswith("answer")} for row in rows]
+    retrieved = [{k: v for k, v in row.items() if not k.startswith(("answer", "reference"))} for row in rows]
     assert compare(rows, retrieved).keys() == {name for name in measures(rows) if "@" in name}
 
 

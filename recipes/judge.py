@@ -1,0 +1,43 @@
+"""Judge the answers of an evaluation by a language model: right or wrong, and why.
+
+    OPENAI_API_KEY=... python recipes/judge.py --evaluation path/to/evaluation --judge_model gpt-4o
+
+The endpoint is any that speaks OpenAI's chat completions. Verdicts go into predictions.jsonl, scores into score.json, both into report.html.
+What the model said is kept in judge.jsonl, in the same folder, and is never paid for twice: started again, it asks for
+what is missing. --judge_dry_run true tells beforehand what judging takes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rqa import inputs
+from rqa.flags import cli, flag, parse_configs, require
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is judged."""
+
+    evaluation: str = flag("", "folder of an evaluation: --output_dir of evaluate.py, or test/ in that of a training")
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be."""
+        require(self, "evaluation")
+
+
+def main() -> None:
+    """Judge, or tell what it would take."""
+    judged, judge = parse_configs(Judged(), inputs.Judge())
+
+    from rqa.judge import Judge
+    from rqa.judging import STORE, judge_folder
+    from rqa.report import write_report
+
+    folder = Path(judged.evaluation)
+    judge_folder(folder, Judge(**judge.endpoint, store=folder / STORE), **judge.task)
+    if not judge.judge_dry_run:
+        print(write_report(folder))
+
+
+if __name__ == "__main__":
+    cli(main)

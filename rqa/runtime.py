@@ -1,0 +1,99 @@
+"""Where the time of an answer goes: stages, each timed for the questions that wait for it together."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+Stage = Literal["embed", "search", "prompt", "prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stretch of a stage: its seconds, the questions in it, and their tokens without padding."""
+
+    stage: Stage
+    seconds: float
+    questions: int
+    tokens: int = 0
+
+
+_recorded: ContextVar[list[Span] | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Span]]:
+    """Collect the spans of what this process does inside."""
+    spans: list[Span] = []
+    before = _recorded.set(spans)
+    try:
+        yield spans
+    finally:
+        _recorded.reset(before)
+
+
+class Stopwatch:
+    """Cuts the time since it was made into spans; where nobody records them it does nothing.
+
+    At each cut the device ends what it was given, or its seconds would fall to whoever waits for it next.
+    """
+
+    def __init__(self) -> None:
+        self._spans = _recorded.get()
+        self._start = self._now()
+
+    def lap(self, stage: Stage, questions: int, tokens: int = 0) -> None:
+        """End a span, of all the time since the one before."""
+        if self._spans is not None:
+            now = self._now()
+            self._spans.append(Span(stage, now - self._start, questions, tokens))
+            self._start = now
+
+    def _now(self) -> float:
+        if self._spans is not None and torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+
+def by_stage(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
+    """Return what each stage took, in seconds.
+
+    `p50` and `p95` are over questions, each of which waits as long as the span that it is in: they depend on `batch`,
+    the most questions in a span. `tokens_per_second` counts real tokens: what is embedded or read in a prefill, and in
+    decoding the tokens of an answer after its first, which ends the prefill.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for stage in dict.fromkeys(span.stage for span in spans):
+        mine = [span for span in spans if span.stage == stage]
+        seconds, questions = sum(span.seconds for span in mine), sum(span.questions for span in mine)
+        waited = np.repeat([span.seconds for span in mine], [span.questions for span in mine])
+        p50, p95 = np.quantile(waited, [0.5, 0.95]).tolist()
+        found[stage] = {
+            "seconds": seconds,
+            "questions": questions,
+            "batch": max(span.questions for span in mine),
+            "seconds_per_question": seconds / questions,
+            "p50": p50,
+            "p95": p95,
+        }
+        if tokens := sum(span.tokens for span in mine):
+            found[stage]["tokens_per_second"] = tokens / seconds
+    return found
+
+
+def conditions(accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
+    """Return what a time depends on beside model and data; `batch_size` is that of the answers."""
+    device = accelerator.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "batch_size": batch_size,
+    }

@@ -1,0 +1,259 @@
+"use strict";
+// Shows the questions, twenty at a time, and what one holds when it is opened. No text of theirs is ever read as HTML.
+const PAGE = 20, LONG = 600;
+const data = JSON.parse(document.getElementById("data").textContent);
+const form = document.getElementById("filters"), list = document.getElementById("list");
+const isPair = data.questions.some((question) => question.sides.length > 1);
+const exact = data.metrics.indexOf("EM");
+const hits = [...data.metrics.keys()].filter((i) => data.metrics[i].startsWith("hit@"));
+let chosen = data.questions, first = 0;
+
+function make(tag, name, ...children) {
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  node.append(...children.filter((child) => child !== null && child !== ""));
+  return node;
+}
+
+function text(tag, name, content) {
+  const node = make(tag, name, content);
+  node.dir = "auto";
+  return node;
+}
+
+const letter = (i) => (isPair ? make("b", `side side-${i}`, "AB"[i]) : null);
+const shown = (value) => (value === null ? "–" : value.toFixed(1));
+const sign = (value) => (value > 0 ? "+" : value < 0 ? "−" : "");
+const signed = (value) => (value === null ? "–" : sign(value) + shown(Math.abs(value)));
+const measured = (name, value) => make("span", "value", make("span", "unseen", `${name} `), value);
+
+// What is known of a question
+
+const rank = (side) => side.passages.findIndex((passage) => passage[2]) + 1;
+const isMissed = (side) => !rank(side) && hits.some((i) => side.scores[i] !== null);
+const isWrong = (side) => exact >= 0 && side.scores[exact] !== null && side.scores[exact] < 100;
+const isIncorrect = (side) => side.judge !== undefined && side.judge.correct === false;
+
+function score(question, side, metric) {
+  const [a, b] = question.sides.map((of) => of.scores[metric] ?? null);
+  if (side < 2) return side ? b : a;
+  return a === null || b === null ? null : b - a;
+}
+
+function words(question) {
+  const answers = question.sides.map((side) => side.answer ?? "");
+  const texts = [question.id, question.question, ...question.references, ...answers];
+  return (question.words ??= texts.join("\n").toLowerCase());
+}
+
+const FILTERS = {
+  "not exact": (question) => question.sides.some(isWrong),
+  "gold not retrieved": (question) => question.sides.some(isMissed),
+  "judged incorrect": (question) => question.sides.some(isIncorrect),
+  "answers differ": (question) => isPair && question.sides[0].answer !== question.sides[1].answer,
+};
+const APPLIES = {
+  "not exact": exact >= 0,
+  "gold not retrieved": hits.length > 0,
+  "judged incorrect": data.questions.some((question) => question.sides.some((side) => side.judge)),
+  "answers differ": isPair,
+};
+
+// One question
+
+function line(side, i, metric) {
+  const found = rank(side);
+  return make(
+    "span",
+    "line",
+    letter(i),
+    text("span", "answer", side.answer ?? ""),
+    make(
+      "span",
+      "tags",
+      side.judge ? verdict(side.judge) : exactness(side),
+      found ? make("span", "", `gold at ${found}`) : null,
+      isMissed(side) ? make("span", "wrong", "✗ gold not retrieved") : null,
+    ),
+    metric < 0 ? null : measured(data.metrics[metric], shown(side.scores[metric])),
+  );
+}
+
+function exactness(side) {
+  if (exact < 0 || side.scores[exact] === null) return null;
+  return isWrong(side) ? make("span", "wrong", "✗ not exact") : make("span", "right", "✓ exact");
+}
+
+function verdict(judge) {
+  if (judge.correct === true) return make("span", "right", "✓ judged correct");
+  if (judge.correct === false) return make("span", "wrong", "✗ judged incorrect");
+  return make("span", "", `no verdict: ${judge.status}`);
+}
+
+function row(question, metric) {
+  const summary = make(
+    "summary",
+    "",
+    make(
+      "span",
+      "line",
+      text("span", "question", question.question),
+      isPair && metric >= 0 ? measured("B less A", signed(score(question, 2, metric))) : null,
+    ),
+    ...question.sides.map((side, i) => line(side, i, metric)),
+  );
+  const details = make("details", "", summary);
+  details.addEventListener("toggle", () => details.append(body(question)), { once: true });
+  return make("li", "", details);
+}
+
+function body(question) {
+  return make(
+    "div",
+    "body",
+    make("p", "note", make("code", "", question.id)),
+    question.chat_history.length ? make("h3", "", "Conversation before") : null,
+    ...question.chat_history.map(said),
+    question.references.length ? make("h3", "", question.references.length > 1 ? "References" : "Reference") : null,
+    ...question.references.map((reference) => text("p", "text", reference)),
+    make("div", "sides", ...question.sides.map(answered)),
+  );
+}
+
+const said = (turn) => make("p", "text", make("span", "label", turn.role), text("span", "", turn.text));
+
+function answered(side, i) {
+  const named = data.metrics.map((name, j) => [name, side.scores[j]]).filter(([, value]) => value !== null);
+  const ofRetrieval = named.filter(([name]) => name.includes("@"));
+  return make(
+    "div",
+    "",
+    side.answer === undefined ? null : make("h3", "", letter(i), " Answer"),
+    side.answer === undefined ? null : text("p", "text", side.answer || "(empty)"),
+    side.finished === false ? make("p", "note", "Cut at the limit of tokens.") : null,
+    side.judge ? make("p", "", verdict(side.judge), " ", text("span", "note", side.judge.explanation ?? "")) : null,
+    scores(named.filter(([name]) => !name.includes("@"))),
+    make("h3", "", side.answer === undefined ? letter(i) : null, " Passages"),
+    side.passages.length ? null : make("p", "note", "None."),
+    make("ol", "passages", ...side.passages.map((_, j) => passage(side, j))),
+    ofRetrieval.length ? make("details", "", make("summary", "", "Scores of retrieval"), scores(ofRetrieval)) : null,
+  );
+}
+
+function scores(named) {
+  const each = named.map(([name, value]) => make("span", "", make("span", "label", name), shown(value)));
+  return make("p", "values", ...each);
+}
+
+function passage(side, i) {
+  const [number, value, isGold, ...owed] = side.passages[i];
+  const [id, title, content, ...sources] = data.passages[number];
+  const isRead = side.read === undefined || i < side.read;
+  const isShort = !title && content !== null && content.length <= LONG; // and stands on the first line
+  const node = make(
+    "li",
+    (isGold ? "gold" : "") + (isRead ? "" : " unread"),
+    make(
+      "p",
+      "line",
+      make("span", "place", `${i + 1}.`),
+      isShort ? text("span", "title text", content) : text("b", "title", title || (content === null ? id : "")),
+      isGold ? make("span", "tags mark", "★ gold") : null,
+      isRead ? null : make("span", "tags", "not read"),
+      value === null ? null : make("span", "value", make("span", "label", "score"), value.toFixed(3)),
+    ),
+    content === null || isShort ? null : folded(content),
+    sources.length ? text("p", "note", sources.join(" · ")) : null,
+    ...owed.map((share, j) => (share === null ? null : evidence(side, j, share))),
+  );
+  node.title = id;
+  return node;
+}
+
+function folded(content) {
+  const node = text("p", "text", content);
+  if (content.length <= LONG) return node;
+  node.classList.add("folded");
+  const button = make("button", "more", "Whole text");
+  button.type = "button";
+  button.setAttribute("aria-expanded", "false");
+  button.addEventListener("click", () => {
+    const isFolded = node.classList.toggle("folded");
+    button.setAttribute("aria-expanded", String(!isFolded));
+    button.textContent = isFolded ? "Whole text" : "Less";
+  });
+  return make("div", "", node, button);
+}
+
+function evidence(side, j, share) {
+  const most = Math.max(...side.passages.map((passage) => passage[3 + j] ?? 0));
+  const bar = make("span", "bar");
+  bar.style.width = `${most > 0 ? (100 * Math.max(0, share)) / most : 0}%`;
+  const value = make("span", "value", share.toFixed(3).replace("-", "−"));
+  return make("p", "evidence", make("span", "label", data.attributions[j]), value, make("span", "rail", bar));
+}
+
+// All of them
+
+function choose() {
+  const wanted = form.elements.text.value.toLowerCase();
+  const filters = Object.keys(FILTERS).filter((name) => form.elements[name]?.checked);
+  const metric = Number(form.elements.metric.value || -1);
+  chosen = data.questions.filter((question) => filters.every((name) => FILTERS[name](question)));
+  chosen = chosen.filter((question) => words(question).includes(wanted));
+  const [side, direction] = form.elements.order.value.split(" ").map(Number);
+  if (direction) {
+    const key = (question) => score(question, side, metric) * direction;
+    const known = chosen.filter((question) => score(question, side, metric) !== null);
+    const others = chosen.filter((question) => score(question, side, metric) === null);
+    chosen = [...known.sort((a, b) => key(a) - key(b)), ...others];
+  }
+  turn(0);
+}
+
+function turn(to) {
+  first = to;
+  const metric = Number(form.elements.metric.value || -1), last = Math.min(first + PAGE, chosen.length);
+  list.replaceChildren(...chosen.slice(first, last).map((question) => row(question, metric)));
+  const others = chosen.length < data.questions.length ? `, out of ${data.questions.length}` : "";
+  document.getElementById("count").textContent = chosen.length
+    ? `${first + 1}–${last} of ${chosen.length} questions${others}`
+    : "No question is like that.";
+  document.getElementById("pages").hidden = chosen.length <= PAGE;
+  document.getElementById("page").textContent = `${first / PAGE + 1} of ${Math.ceil(chosen.length / PAGE)}`;
+  document.getElementById("previous").disabled = first === 0;
+  document.getElementById("next").disabled = last === chosen.length;
+}
+
+function page(by) {
+  turn(first + by * PAGE);
+  list.querySelector("summary").focus();
+}
+
+function option(select, value, name) {
+  const node = make("option", "", name);
+  node.value = value;
+  node.defaultSelected = name === "F1"; // else the first is
+  select.append(node);
+}
+
+data.metrics.forEach((name, i) => option(form.elements.metric, i, name));
+option(form.elements.order, "0 0", "as evaluated");
+for (const [side, name] of isPair ? ["A", "B", "B − A"].entries() : [[0, "score"]]) {
+  option(form.elements.order, `${side} 1`, `${name}, lowest first`);
+  option(form.elements.order, `${side} -1`, `${name}, highest first`);
+}
+for (const name of Object.keys(FILTERS).filter((name) => APPLIES[name])) {
+  const box = document.createElement("input");
+  box.type = "checkbox";
+  box.name = name;
+  const count = data.questions.filter(FILTERS[name]).length;
+  document.getElementById("only").append(make("label", "", box, ` ${name} (${count})`));
+}
+form.addEventListener("input", choose);
+form.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("reset", () => setTimeout(choose));
+document.getElementById("previous").addEventListener("click", () => page(-1));
+document.getElementById("next").addEventListener("click", () => page(1));
+form.hidden = false;
+choose();
