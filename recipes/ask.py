@@ -10,7 +10,6 @@ answer, which is then no part of the conversation, /quit or Ctrl-D ends. From a 
 answers alone are written. With --question that one is answered, by one JSON object.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -19,10 +18,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rqa import inputs
 from rqa.errors import InputError
@@ -50,6 +49,9 @@ class Session:
     )
     document_path: str = flag("", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl")
     index_path: str = flag("", "folder of the corpus' index; built there when it does not exist")
+    evaluation: str = flag(
+        "", "folder of an evaluation: what was evaluated there is asked, by the flags not given here"
+    )
     question: str | None = flag(None, "answer this question and end: one JSON object on the standard output")
 
     def check(self) -> None:
@@ -61,10 +63,7 @@ class Session:
 
 def main() -> None:
     """Open the index, load the model, answer."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--evaluation", type=Path)
-    given, argv = parser.parse_known_args()
-    session, *others = parse_configs(*defaults(given.evaluation), argv=argv)
+    session, *others = parse_configs(Session(), inputs.Reader(), inputs.Retrieval(), inputs.Index(), base="evaluation")
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         command = f"python {sys.argv[0]} …"
         raise InputError(
@@ -75,22 +74,8 @@ def main() -> None:
     if session.question is None:
         talk(ask, say)
     else:
-        answer_one(session.question, ask, say)
-
-
-def defaults(evaluation: Path | None) -> tuple[Any, ...]:
-    """Return what flags are where they are not given: as they were in an evaluation, those that it had."""
-    configs = (Session(), inputs.Reader(), inputs.Retrieval(), inputs.Index())
-    if evaluation is None:
-        return configs
-    refusal = f"--evaluation {evaluation}: expected a folder of recipes/evaluate.py, found"
-    try:
-        was = dict(json.loads((evaluation / "config.json").read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{refusal} {error}") from error
-    if "eval_data_path" not in was:
-        raise InputError(f"{refusal} the config.json of something else")
-    return tuple(replace(config, **{name: was[name] for name in vars(config) if name in was}) for config in configs)
+        # What is no UTF-8 on a command line comes as halves of surrogate pairs, which no tokenizer takes.
+        answer_one(session.question.encode(errors="surrogateescape").decode(errors="replace"), ask, say)
 
 
 def opened(

@@ -76,6 +76,8 @@ def print_table(report: dict[str, Any]) -> None:
             rows.append([title, *map(cell, report["scores"][name], report["intervals"][name])])
             if found and (of := found.get(name)):
                 rows[-1] += [cell(of["difference"], (of["low"], of["high"]), "+"), f"{of['p_value']:.4f}"]
+                if name == "judge_accuracy" and of["questions"] < report["questions"][0]:
+                    rows[-1][-1] += f" (of {of['questions']} questions)"
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(1, len(rows[0]))]
     for title, *cells in rows:
         line = "".join(f"  {text:>{width}}" for text, width in zip(cells, widths, strict=False))

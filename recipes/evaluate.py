@@ -59,6 +59,9 @@ def main() -> None:
     for name in ("attribution", "context_report", "gen_gpt4eval"):
         if (value := getattr(flags, name)) not in ("none", False) and not reader.qa_model_name_or_path:
             raise InputError(f"--{name} {str(value).lower()}: without --qa_model_name_or_path there are no answers")
+    if not flags.gen_gpt4eval and judging != (default := inputs.Judge()):
+        unused = ", ".join(f"--{name}" for name, value in vars(judging).items() if value != getattr(default, name))
+        raise InputError(f"without --gen_gpt4eval true there is no judge: {unused} would do nothing")
     if flags.attribution in ("cross_attention", "both") and not reader.qa_is_fid:
         raise InputError(f"--attribution {flags.attribution}: a decoder has no cross-attention: give leave_one_out")
 
@@ -148,11 +151,12 @@ def main() -> None:
             text = json.dumps(report, indent=1, ensure_ascii=False)
             (folder / "contexts.json").write_text(f"{text}\n", encoding="utf-8")
             print(context_table(report))
+    if is_main:
+        log.info("report: %s", write_report(folder))
     if is_main and flags.gen_gpt4eval:
         log.info("judging; where that is cut short, go on with: python recipes/judge.py --evaluation %s", folder)
         judge_folder(folder, judge, **judging.task)
-    if is_main:
-        log.info("report: %s", write_report(folder))
+        write_report(folder)
 
 
 if __name__ == "__main__":

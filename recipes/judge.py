@@ -2,9 +2,10 @@
 
     OPENAI_API_KEY=... python recipes/judge.py --evaluation path/to/evaluation --judge_model gpt-4o
 
-The endpoint is any that speaks OpenAI's chat completions. Verdicts go into predictions.jsonl, scores into score.json, both into report.html.
-What the model said is kept in judge.jsonl, in the same folder, and is never paid for twice: started again, it asks for
-what is missing. --judge_dry_run true tells beforehand what judging takes.
+The endpoint is any that speaks OpenAI's chat completions. Verdicts go into predictions.jsonl, scores into score.json,
+both into report.html. What the model said is kept in judge.jsonl, in the same folder, and is never paid for twice:
+started again, it asks for what is missing. --judge_dry_run true tells beforehand what judging takes. The flags of the
+judge with which the evaluation was made are the defaults here.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Judged:
 
 def main() -> None:
     """Judge, or tell what it would take."""
-    judged, judge = parse_configs(Judged(), inputs.Judge())
+    judged, judge = parse_configs(Judged(), inputs.Judge(), base="evaluation")
 
     from rqa.judge import Judge
     from rqa.judging import STORE, judge_folder

@@ -32,8 +32,8 @@ Losses = Callable[[Sequence[Reading]], list[tuple[float, int]]]
 def leave_one_out(losses: Losses, readings: Sequence[Reading]) -> list[list[float]]:
     """Return for each passage of each reading by how many nats its answer is less likely without that passage.
 
-    `losses` returns of each answer the negative log-likelihood, and its tokens: `AnswerLoss.each`. It is asked once,
-    for every reading as it is, and without each of its passages.
+    `losses`, such as `rqa.evaluate.AnswerLoss`, returns of each answer the negative log-likelihood, and its tokens. It
+    is asked once, for every reading as it is, and without each of its passages.
     """
     variants = [[reading, *(_without(reading, i) for i in range(len(reading.passages)))] for reading in readings]
     each = iter(losses([variant for of_reading in variants for variant in of_reading]))

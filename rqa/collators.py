@@ -93,7 +93,9 @@ class Collator(ABC):
         """
         rows, watch = [], Stopwatch()
         for reading in readings:
-            if (row := self._kept.pop(reading, None)) is None:
+            row = self._kept.pop(reading, None)
+            if row is None or watch.is_recorded:  # what is timed is made, not found
+                self._kept_tokens -= 0 if row is None else len(row)
                 prompts, cut = self._prompts(reading)
                 row = Row(prompts, self.builder.answer(reading.answer), cut)
                 self._kept_tokens += len(row)
@@ -103,6 +105,16 @@ class Collator(ABC):
         while self._kept_tokens > KEPT:
             self._kept_tokens -= len(self._kept.pop(next(iter(self._kept))))
         return rows
+
+    def num_read(self, reading: Reading, row: Row) -> int:
+        """Return how many of a ranked reading's passages are in its `row`: if there is no room, the last are not."""
+        num_read = len(reading.passages)
+        while row.cut and num_read:
+            prompts, _ = self._prompts(Reading.ranked(reading.example, reading.passages[: num_read - 1]))
+            if prompts != row.prompts:
+                break
+            num_read -= 1
+        return num_read
 
     def check(
         self,
@@ -118,29 +130,30 @@ class Collator(ABC):
         `answers` they are trained on, and have at most `max_answer_length` tokens; else it is their loss that is asked.
         """
         error = DataError()
-        is_refused = gold_dropout > 0
+        refused = self._excess(refusal_answer, is_trained_on=answers)
+        if gold_dropout > 0 and refused:
+            error.add("--refusal_answer", f"it {refused}")
         for example in examples:
             try:
                 self._prompts(Reading.ranked(example, ()))
             except InputError as problem:
                 error.add(example.where, str(problem))
-            if example.unanswerable:
-                is_refused = True
-            elif example.answers and (found := self._excess(example.answers[0], is_trained_on=answers)):
-                error.add(example.where, found)
-        if is_refused and (found := self._excess(refusal_answer, is_trained_on=answers)):
-            error.add("--refusal_answer", found)
+            if example.unanswerable and refused:
+                error.add(example.where, f"it is unanswerable, and its refusal {refused}")
+            elif not example.unanswerable and example.answers:
+                if found := self._excess(example.answers[0], is_trained_on=answers):
+                    error.add(example.where, f"the answer {found}")
         if error.count:
             raise error
 
     def _excess(self, answer: str, *, is_trained_on: bool) -> str:
-        """Return in which way an answer is too long; nothing where it is not."""
+        """Return in which way an answer is too long, after its name; nothing where it is not."""
         length, prompt = len(self.builder.answer(answer)), self.positions_of_prompt
         if is_trained_on and length > self.max_answer_length:
-            return f"the answer takes {length} tokens, --max_answer_length is {self.max_answer_length}"
+            return f"takes {length} tokens, --max_answer_length is {self.max_answer_length}"
         if self.positions is not None and prompt + length > self.positions:
             beside = f"beside --max_prompt_length {prompt} " if prompt else ""
-            return f"the answer takes {length} tokens, {beside}the model has positions for {self.positions - prompt}"
+            return f"takes {length} tokens, {beside}the model has positions for {self.positions - prompt}"
         return ""
 
 

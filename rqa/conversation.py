@@ -76,19 +76,8 @@ def read(
             if not example.chat_history:
                 raise
         example = replace(example, chat_history=example.chat_history[EXCHANGE:])
-    num_read = _num_read(collator, reading, row)
+    num_read = collator.num_read(reading, row)
     return Asked(example, tuple(found[:num_read]), row, len(history) - len(example.chat_history))
-
-
-def _num_read(collator: Collator, reading: Reading, row: Row) -> int:
-    """Return how many passages are in a prompt: those for which there is no room at all are the last."""
-    num_read = len(reading.passages)
-    while row.cut and num_read:
-        [without] = collator.encode([Reading.ranked(reading.example, reading.passages[: num_read - 1])])
-        if without.prompts != row.prompts:
-            break
-        num_read -= 1
-    return num_read
 
 
 def stream(
@@ -112,7 +101,9 @@ def stream(
             pad_token_id=collator.pad_id,
             streamer=AnswerStreamer(collator, show),
         ).tolist()
-    return Answer(builder.answer_text(ids), len(ids), row.num_prompt_tokens, ids[-1] in builder.stop_ids, row.cut)
+    num_read = len(asked.found) if row.cut else None
+    finished = ids[-1] in builder.stop_ids
+    return Answer(builder.answer_text(ids), len(ids), row.num_prompt_tokens, finished, row.cut, num_read)
 
 
 class AnswerStreamer(BaseStreamer):

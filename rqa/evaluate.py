@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Scores:
         """Write score.json and predictions.jsonl."""
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / "predictions.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions)
+            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self.predictions)
         score = {"metrics": {name: _finite(value) for name, value in self.metrics.items()}, **self.about}
         (directory / "score.json").write_text(json.dumps(score, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -178,7 +179,7 @@ def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answ
     bleu = metrics.corpus_bleu([answer.text for answer in answers], references)
     lengths = [float(metrics.answer_length(answer.text)) for answer in answers]
     predictions = [
-        {"read": len(reading.passages), "answer": answer.text, "references": refs, "finished": answer.finished}
+        {"read": _num_read(reading, answer), "answer": answer.text, "references": refs, "finished": answer.finished}
         | {"answer_scores": row}
         for reading, answer, refs, row in zip(readings, answers, references, scored, strict=True)
     ]
@@ -194,6 +195,10 @@ def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answ
     }
     scores = {"bleu": bleu.score, **metrics.mean_scores(scored), "answer_words": math.fsum(lengths) / len(lengths)}
     return _Part(scores, predictions, about, by_stage(spans))
+
+
+def _num_read(reading: Reading, answer: Answer) -> int:
+    return len(reading.passages) if answer.num_read is None else answer.num_read
 
 
 def _score_losses(losses: Sequence[tuple[float, int]]) -> _Part:
@@ -212,11 +217,12 @@ def _score_attributions(readings: Sequence[Reading], attributions: Mapping[str, 
         is_gold = [passage.id in gold for passage in reading.passages]
         values = {name: of_all[i] for name, of_all in found.items()}
         rows: list[dict[str, Any]] = [
-            {"id": passage.id, "gold": is_gold[place]} | {name: of_one[place] for name, of_one in values.items()}
+            {"id": passage.id, "gold": is_gold[place]}
+            | {name: _finite(of_one[place]) for name, of_one in values.items()}
             for place, passage in enumerate(reading.passages)
         ]
         predictions.append({"attribution": rows})
-        if any(is_gold):
+        if any(is_gold) and all(map(math.isfinite, chain(*values.values()))):
             scored.append({f"{name}_on_gold": 100 * share_on_gold(value, is_gold) for name, value in values.items()})
             predictions[-1]["attribution_scores"] = scored[-1]
     return _Part(metrics.mean_scores(scored), predictions, {"examples_that_read_gold": len(scored)})

@@ -15,6 +15,7 @@ from transformers.hf_argparser import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar as disable_progress_bars
 
 from rqa.errors import InputError
+from rqa.jsonl import parse_object
 
 T = TypeVar("T")
 
@@ -43,11 +44,12 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Print every default, and keep the line breaks of the recipe's docstring."""
 
 
-def parse_configs(*defaults: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse_configs(*defaults: Any, argv: Sequence[str] | None = None, base: str = "") -> tuple[Any, ...]:
     """Return `defaults`, dataclasses, with fields replaced by those of `--config FILE`, then by flags.
 
-    FILE is YAML or JSON and names the same fields, flat: a run's own config.json is one. Raises InputError, or prints
-    a usage error and exits with status 2.
+    FILE is YAML or JSON and names the same fields, flat: a run's own config.json is one. Where a folder of results is
+    given as the field `base`, the flags that it came of are the defaults, those that are flags here. Raises InputError,
+    or prints a usage error and exits with status 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     file_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -64,6 +66,10 @@ def parse_configs(*defaults: Any, argv: Sequence[str] | None = None) -> tuple[An
         parser.set_defaults(**vars(config))
     if path := file_parser.parse_known_args(argv)[0].config:
         argv = [*_flags_of(path, {name for config in defaults for name in vars(config)}), *argv]
+    if base and (folder := getattr(parser.parse_known_args(argv)[0], base)):
+        known = {name for config in defaults for name in vars(config)} - {base}
+        was = _flags_of_results(Path(folder), f"--{base}")
+        parser.set_defaults(**{name: value for name, value in was.items() if name in known})
     *configs, _, unknown = parser.parse_args_into_dataclasses(
         argv,
         return_remaining_strings=True,
@@ -88,6 +94,17 @@ def _flags_of(path: Path, known: set[str]) -> list[str]:
     if unknown := sorted(map(str, values.keys() - known)):
         raise InputError(f"--config {path}: unknown: {', '.join(unknown)}")
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
+
+
+def _flags_of_results(folder: Path, flag: str) -> dict[str, Any]:
+    """Return the config.json of a folder of results; an evaluation in a run came of the flags of the run."""
+    for path in (folder / "config.json", folder.parent / "config.json"):
+        if path.is_file():
+            try:
+                return parse_object(path.read_bytes())
+            except ValueError as problem:
+                raise InputError(f"{flag} {folder}: {path.name}: {problem}") from problem
+    raise InputError(f"{flag} {folder}: expected a folder of results, found no config.json in it")
 
 
 def flat(configs: Sequence[Any]) -> dict[str, Any]:

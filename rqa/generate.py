@@ -1,7 +1,7 @@
 """Readings to answers: batched by length, spread over the processes, greedy and reproducible."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -15,7 +15,7 @@ from rqa.decoder import AnswerLM
 from rqa.fid import FusionInDecoder
 from rqa.launch import is_sharded
 from rqa.passages import Reading
-from rqa.runtime import Stopwatch
+from rqa.runtime import Stopwatch, pooled, recorded
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Answer:
     num_prompt_tokens: int
     finished: bool  # ended by the model, not by max_new_tokens
     num_cut: int = 0  # tokens of its passages that did not fit
+    num_read: int | None = None  # passages that fit, at least in part; None: all
 
 
 class Generator:
@@ -63,13 +64,22 @@ class Generator:
         batches = [longest_first[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         here, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = batches[here::processes]
-        if self.is_sharded and here >= len(batches) % processes > 0:
-            mine.append(batches[-1])  # all processes gather the weights together: who has no batch left repeats one
-        numbered = [
-            pair for batch in mine for pair in zip(batch, self._generate(model, [rows[i] for i in batch]), strict=True)
-        ]
-        answers = dict(gather_object(numbered))
+        # Who has no batch left repeats one where all processes gather the weights together; and as a warm-up.
+        is_repeating = (self.is_sharded or len(batches) < processes) and here >= len(batches) % processes > 0
+        with pooled(gather_object):
+            numbered = [
+                pair
+                for batch in mine
+                for pair in zip(batch, self._generate(model, [rows[i] for i in batch]), strict=True)
+            ]
+            if is_repeating:
+                with recorded():
+                    self._generate(model, [rows[i] for i in batches[-1]])
+        answers: dict[int, Answer] = dict(gather_object(numbered))
         assert answers.keys() == set(range(len(rows))), "every reading is answered exactly once"
+        for i, row in enumerate(rows):
+            if row.cut:
+                answers[i] = replace(answers[i], num_read=self.collator.num_read(readings[i], row))
         return [answers[i] for i in range(len(rows))]
 
     def _generate(self, model: AnswerLM | FusionInDecoder, rows: Sequence[Row]) -> list[Answer]:

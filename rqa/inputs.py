@@ -2,12 +2,14 @@
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from rqa.errors import InputError
 from rqa.flags import at_least, flag, require
 from rqa.jsonl import parse_object
+from rqa.judge import endpoint_of
 from rqa.passages import REFUSAL_ANSWER, Order
 from rqa.prompts import INSTRUCTION, ChatFormat
 
@@ -227,11 +229,13 @@ class Judge:
     judge_timeout: float = flag(60.0, "seconds that one call may take")
     judge_deadline: float = flag(3600.0, "seconds that all calls together may take")
     judge_retries: int = flag(5, "times that a call which failed is made again")
-    judge_max_calls: int | None = flag(None, "budget: no call is begun after so many")
-    judge_max_tokens: int | None = flag(None, "budget: no call is begun after so many tokens, of requests and verdicts")
+    judge_max_calls: int | None = flag(None, "budget of this start: no call is begun after so many")
+    judge_max_tokens: int | None = flag(
+        None, "budget of this start: no call is begun after so many tokens, of requests and verdicts"
+    )
     judge_dry_run: bool = flag(False, "make no call: tell what judging would take")
-    judge_prompt_price: float | None = flag(None, "price of a million tokens of requests, for --judge_dry_run")
-    judge_completion_price: float | None = flag(None, "price of a million tokens of verdicts, for --judge_dry_run")
+    judge_prompt_price: float | None = flag(None, "price of a million tokens of requests: the cost is told")
+    judge_completion_price: float | None = flag(None, "price of a million tokens of verdicts")
     judge_labels: str = flag(
         "", 'people\'s verdicts, .jsonl of {"id", "correct"}: the judge\'s agreement with them is told'
     )
@@ -243,6 +247,11 @@ class Judge:
         if not 0 < self.judge_timeout < math.inf:
             raise InputError(f"--judge_timeout: expected seconds above 0, found {self.judge_timeout}")
         _ = self.parameters
+        endpoint_of(self.judge_base_url)
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.judge_key_name):  # which may be the key itself: it is not shown
+            raise InputError(
+                "--judge_key_name: expected the name of an environment variable, in capitals, which holds the key"
+            )
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Judge:
     each may take `timeout` seconds, and is made up to `retries` times again: after a random part of `backoff` seconds,
     then of twice as many, and so on, beside what the server asks for. A run may take `deadline` seconds. No call is
     begun after `max_calls`, or once the responses have taken `max_tokens`: at most `concurrency` of them go beyond.
-    These two are for all runs together. What cannot be asked any more has failed.
+    These two are for all that this object asks. What cannot be asked any more has failed.
 
     A server on this machine is called directly, any other through the proxies that the environment names.
     """
@@ -66,10 +66,12 @@ class Judge:
         max_calls: int | None = None,
         max_tokens: int | None = None,
     ) -> None:
+        if fixed := sorted({"model", "messages", "stream"} & parameters.keys()):
+            raise InputError(f"--judge_parameters: {', '.join(fixed)} cannot be set there; the model is --judge_model")
         if concurrency < 1 or retries < 0 or not 0 < timeout < math.inf:
             raise ValueError("expected concurrency >= 1, retries >= 0 and a timeout above 0")
         self.model, self.parameters, self.key_name, self.store = model, parameters, key_name, Path(store)
-        self.url, self.headers = _endpoint(base_url), _headers(api_key.strip(), key_name)
+        self.url, self.headers = endpoint_of(base_url), _headers(api_key.strip(), key_name)
         self.concurrency, self.timeout, self.deadline = concurrency, timeout, deadline
         self.retries, self.backoff = retries, backoff
         self.max_calls, self.max_tokens = max_calls, max_tokens
@@ -115,7 +117,8 @@ class Judge:
         return results
 
 
-def _endpoint(base_url: str) -> httpx.URL:
+def endpoint_of(base_url: str) -> httpx.URL:
+    """Return the address of chat completions. Raises InputError where it is none, or could hold a key."""
     try:
         url = httpx.URL(f"{base_url.rstrip('/')}/chat/completions")
     except httpx.InvalidURL:

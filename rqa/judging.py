@@ -9,11 +9,11 @@ from typing import Any
 
 from rqa.data import Passage, Turn
 from rqa.errors import InputError
-from rqa.jsonl import open_data, read_rows
+from rqa.jsonl import check_file, open_data, read_rows
 from rqa.judge import Judge
 from rqa.results import Row, read_evaluation
 from rqa.statistics import score_intervals
-from rqa.verdicts import PROMPT_VERSION, Case, Verdict, kappa, summary
+from rqa.verdicts import PROMPT_VERSION, Case, Verdict, cost_of, kappa, summary
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,10 @@ def judge_folder(
 ) -> None:
     """Judge the answers of an evaluation; verdicts and scores go into its files.
 
-    With a file of people's `labels` the judge's agreement with them does too. A dry run makes no call and writes
-    nothing: what judging would take is logged, and what that costs by the prices of a million tokens. Raises InputError
-    as `Judge` and `read_labels` do, and where the folder is none of an evaluation, or has no answers.
+    With a file of people's `labels` the judge's agreement with them does too, with the prices of a million tokens what
+    all verdicts cost, whenever they were paid for. A dry run makes no call and writes nothing: what judging would take
+    is logged. Raises InputError as `Judge` and `read_labels` do, and where the folder is none of an evaluation, or has
+    no answers.
     """
     rows = list(read_evaluation(folder).predictions.values())
     cases = cases_of(rows)
@@ -55,32 +56,43 @@ def judge_folder(
         return
     verdicts = judge(cases)
     scores = summary(verdicts)
-    told = {"model": judge.model, "parameters": dict(judge.parameters), "prompt_version": PROMPT_VERSION} | {
-        name.removeprefix("judge_"): value for name, value in scores.items() if name not in SCORES
+    told: dict[str, Any] = {
+        "model": judge.model,
+        "endpoint": str(judge.url),
+        "parameters": dict(judge.parameters),
+        "prompt_version": PROMPT_VERSION,
+        **{name.removeprefix("judge_"): value for name, value in scores.items() if name not in SCORES},
     }
+    if not prompt_price is completion_price is None:
+        told["cost"] = cost_of(told["prompt_tokens"], told["completion_tokens"], prompt_price, completion_price)
     if given:
-        told["agreement"] = asdict(
-            kappa({row["id"]: verdict.correct for row, verdict in zip(rows, verdicts, strict=True)}, given)
-        )
+        by_id = {row["id"]: verdict.correct for row, verdict in zip(rows, verdicts, strict=True)}
+        try:
+            told["agreement"] = asdict(kappa(by_id, given))
+        except InputError as problem:  # the verdicts are there all the same
+            log.warning("--judge_labels %s: %s", labels, problem)
     scores = {name: scores[name] for name in SCORES if name in scores}
     _write(folder, [_judged(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], scores, told)
     log.info("%s: %s", folder, "  ".join(f"{name} {value:.3g}" for name, value in scores.items()))
-    log.info("%s", "  ".join(f"{name} {value}" for name, value in told.items() if name != "parameters"))
+    counts = {name: value for name, value in told.items() if name not in ("model", "endpoint", "parameters")}
+    log.info("%s", "  ".join(f"{name} {value}" for name, value in counts.items()))
 
 
 def cases_of(predictions: Sequence[Row]) -> list[Case]:
     """Return what is judged of rows of predictions.jsonl: each answer, with the passages that its generator read.
 
-    Raises InputError where they have no answers.
+    A passage that was cut is judged whole. Raises InputError where they have no answers, or do not say what was read.
     """
     if not all("answer" in row for row in predictions):
         raise InputError("expected answers to judge, found none: a retriever alone was evaluated")
+    if not all("read" in row for row in predictions):
+        raise InputError("predictions.jsonl does not say how many passages were read: evaluate again")
     return [
         Case(
             row["question"],
             row["answer"],
             tuple(row["references"]),
-            tuple(Passage(read["text"], read["title"]).content for read in row.get("passages", ())[: row.get("read")]),
+            tuple(Passage(read["text"], read["title"]).content for read in row["passages"][: row["read"]]),
             tuple(Turn(turn["role"], turn["text"]) for turn in row.get("chat_history", ())),
         )
         for row in predictions
@@ -92,6 +104,7 @@ def read_labels(path: str | Path, ids: Collection[str]) -> dict[str, bool]:
 
     Raises DataError of rows without either, and of ids that stand twice or are none of `ids`.
     """
+    check_file(path, (".jsonl", ".jsonl.gz"))
     known, labels = set(ids), dict[str, bool]()
     for _, _, row in read_rows(path, open_data(path)):
         name = row.identifier("id")
@@ -116,8 +129,15 @@ def _write(folder: Path, rows: Sequence[Row], scores: Mapping[str, float], told:
     score["metrics"] = others | dict(scores)
     score["intervals"] = score_intervals(rows)
     score["judge"] = told
-    _replace(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _replace(folder / "score.json", json.dumps(score, indent=2, ensure_ascii=False) + "\n")
+    predictions = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # First without the scores of a judge: whoever is killed between these leaves files that agree, and can be judged.
+    _replace(folder / "score.json", _text(score | {"metrics": others}))
+    _replace(folder / "predictions.jsonl", predictions)
+    _replace(folder / "score.json", _text(score))
+
+
+def _text(score: Mapping[str, Any]) -> str:
+    return json.dumps(score, indent=2, ensure_ascii=False) + "\n"
 
 
 def _replace(path: Path, text: str) -> None:

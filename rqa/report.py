@@ -39,7 +39,7 @@ def write_report(folder: Path, other: Path | None = None, output: Path | None = 
         # Half of a surrogate pair, which the name of a folder can bring, is in no file: it is shown as its escape.
         path.write_bytes(page.encode(errors="backslashreplace"))
     except OSError as error:
-        raise InputError(f"--output {path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: the report cannot be written: {error.strerror}") from error
     return path
 
 

@@ -21,6 +21,8 @@ TITLES = {  # of the scores that come first, in this order
     "em": "EM, %",
     "f1": "F1, %",
     "judge_accuracy": "judged correct, %",
+    "judge_accuracy_low": "  at least, %",
+    "judge_accuracy_high": "  at most, %",
     "answer_words": "words in an answer",
     "loss": "loss, nats per token",
     "seconds": "seconds per answer",
@@ -54,7 +56,7 @@ PREDICTION = {
     "answer": Maybe(TEXT),
     "references": Maybe([TEXT]),
     "finished": Maybe(FLAG),
-    "attribution": Maybe([{"id": TEXT, "gold": FLAG, str: NUMBER}]),
+    "attribution": Maybe([{"id": TEXT, "gold": FLAG, str: FINITE}]),
     "judge": Maybe({"status": TEXT, "correct": Maybe(FLAG), "explanation": Maybe(TEXT)}),
     **{f"{kind}_scores": Maybe({str: NUMBER}) for kind in ("retrieval", "answer", "attribution", "judge")},
 }
@@ -260,13 +262,13 @@ def paired_rows(first: Evaluation, second: Evaluation) -> list[tuple[Row, Row]]:
 def differences(first: Evaluation, second: Evaluation) -> dict[str, Paired]:
     """Return by how much the second's scores are higher; see `rqa.statistics.compare`.
 
-    What only some questions have, those with a verdict or with gold among what was read, is compared where these are
-    the same questions, and else has no difference. Raises InputError unless all other scores are of the same questions.
+    What was owed to gold is compared where the same questions had gold to read, and else has no difference. Raises
+    InputError unless all other scores but a judge's are of the same questions.
     """
     pairs = paired_rows(first, second)
-    for kind in ("attribution_scores", "judge_scores"):
-        if any((a.get(kind) or {}).keys() != (b.get(kind) or {}).keys() for a, b in pairs):
-            pairs = [(a | {kind: {}}, b | {kind: {}}) for a, b in pairs]
+    owed = "attribution_scores"
+    if any((a.get(owed) or {}).keys() != (b.get(owed) or {}).keys() for a, b in pairs):
+        pairs = [(a | {owed: {}}, b | {owed: {}}) for a, b in pairs]
     try:
         return compare([row for row, _ in pairs], [row for _, row in pairs])
     except ValueError as problem:

@@ -22,7 +22,7 @@ from rqa.data import DataError, Example, Passage, PassageStore, open_passages
 from rqa.errors import InputError
 from rqa.passages import Reading
 from rqa.retriever import Retrieved, Retriever, open_retriever, query_of
-from rqa.runtime import by_stage, recorded
+from rqa.runtime import Span, by_stage, recorded
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,14 @@ Stages = dict[str, dict[str, float]]
 class Retrieval:
     """What was found for each of some examples, best first, and the seconds that took: None where nobody searched.
 
-    `stages` are the retriever's own, see `rqa.runtime.by_stage`; one that times none has none.
+    Nobody did where it was kept from before, or `is_given`. `stages` are told by `rqa.runtime.by_stage`.
     """
 
     found: list[list[Retrieved]]
     seconds: float | None
     fingerprint: str
     stages: Stages = field(default_factory=dict)
+    is_given: bool = False
 
     @classmethod
     def given(cls, examples: Sequence[Example], k: int | None = None) -> "Retrieval":
@@ -51,12 +52,12 @@ class Retrieval:
         digest = hashlib.sha256()
         for hits in found:
             digest.update(b"".join([b"%d\n" % len(hits), *(hit.passage.identity for hit in hits)]))
-        return cls(found, None, f"given {digest.hexdigest()[:16]}")
+        return cls(found, None, f"given {digest.hexdigest()[:16]}", is_given=True)
 
     @property
     def origin(self) -> str:
         """Where the passages are from, in words."""
-        return "given with the questions" if self.seconds is None else "retrieved"
+        return "given with the questions" if self.is_given else "retrieved"
 
     def passages(self, i: int) -> list[Passage]:
         """Return the passages of the example at position `i`, best first."""
@@ -76,8 +77,8 @@ class Hits:
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
-    seconds: float
-    stages: Stages
+    seconds: float | None = None
+    stages: Stages = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -110,7 +111,10 @@ def _timed(retriever: Retriever, queries: Sequence[str], k: int) -> tuple[list[l
     start = time.perf_counter()
     with recorded() as spans:
         found = retriever.retrieve(queries, k)
-    return found, time.perf_counter() - start, by_stage(spans)
+    seconds = time.perf_counter() - start
+    if queries and not spans:
+        spans = [Span("retrieve", seconds, len(queries))]  # by a retriever that times no stages
+    return found, seconds, by_stage(spans)
 
 
 def reads_gold(embedding_model: str, splits: Sequence[Sequence[Example]]) -> bool:
@@ -217,7 +221,7 @@ def _retrieve(
 
 def _read(path: Path, shape: tuple[int, int], num_passages: int) -> Hits:
     with np.load(path, allow_pickle=False) as stored:
-        hits = Hits(stored["rows"], stored["scores"], float(stored["seconds"]), json.loads(stored["stages"].tobytes()))
+        hits = Hits(stored["rows"], stored["scores"])
     if not (hits.rows.shape == hits.scores.shape == shape):
         raise ValueError(f"expected {shape}, found rows {hits.rows.shape} and scores {hits.scores.shape}")
     if hits.rows.size and not (-1 <= hits.rows.min() <= hits.rows.max() < num_passages):
@@ -229,8 +233,7 @@ def _write(path: Path, hits: Hits) -> None:
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("wb") as file:
-        stages = np.frombuffer(json.dumps(hits.stages).encode(), np.uint8)
-        np.savez(file, rows=hits.rows, scores=hits.scores, seconds=hits.seconds, stages=stages)
+        np.savez(file, rows=hits.rows, scores=hits.scores)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -1,7 +1,7 @@
 """Where the time of an answer goes: stages, each timed for the questions that wait for it together."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-Stage = Literal["embed", "search", "prompt", "prefill", "decode"]
+Stage = Literal["retrieve", "embed", "search", "prompt", "prefill", "decode"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,17 @@ def recorded() -> Iterator[list[Span]]:
         _recorded.reset(before)
 
 
+@contextmanager
+def pooled(gather: Callable[[list[Span]], list[Span]]) -> Iterator[None]:
+    """Record the spans of all processes, which `gather` collects, for what each of them does inside."""
+    if (spans := _recorded.get()) is None:
+        yield
+        return
+    with recorded() as mine:
+        yield
+    spans += gather(mine)
+
+
 class Stopwatch:
     """Cuts the time since it was made into spans; where nobody records them it does nothing.
 
@@ -46,6 +57,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._spans = _recorded.get()
+        self.is_recorded = self._spans is not None
         self._start = self._now()
 
     def lap(self, stage: Stage, questions: int, tokens: int = 0) -> None:
@@ -62,7 +74,7 @@ class Stopwatch:
 
 
 def by_stage(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
-    """Return what each stage took, in seconds.
+    """Return what each stage took, in seconds, summed over processes.
 
     `p50` and `p95` are over questions, each of which waits as long as the span that it is in: they depend on `batch`,
     the most questions in a span. `tokens_per_second` counts real tokens: what is embedded or read in a prefill, and in
@@ -88,12 +100,16 @@ def by_stage(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
 
 
 def conditions(accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
-    """Return what a time depends on beside model and data; `batch_size` is that of the answers."""
+    """Return what the time of answers depends on beside model and data; `batch_size` is that of answers.
+
+    What is retrieved is retrieved by one process, for queries in float32.
+    """
     device = accelerator.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "precision_of_queries": "fp32",
         "batch_size": batch_size,
     }

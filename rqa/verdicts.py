@@ -202,6 +202,13 @@ class Cost:
     basis: str
 
 
+def cost_of(
+    prompt_tokens: float, completion_tokens: float, prompt_price: float | None, completion_price: float | None
+) -> float:
+    """Return what tokens cost by the prices of a million of them; one that is not known counts as nothing."""
+    return (prompt_tokens * (prompt_price or 0) + completion_tokens * (completion_price or 0)) / 1e6
+
+
 def estimate(
     requests: Mapping[str, str],
     responses: Mapping[str, str],
@@ -218,7 +225,7 @@ def estimate(
         basis = f"as in {len(paid)} stored"
     lengths = [len(body) for key, body in requests.items() if key not in responses]
     sent, got = math.ceil(sum(lengths) / per_token), math.ceil(len(lengths) * per_verdict)
-    price = (sent * (prompt_price or 0) + got * (completion_price or 0)) / 1e6
+    price = cost_of(sent, got, prompt_price, completion_price)
     return Cost(
         calls=len(lengths),
         stored=len(stored),

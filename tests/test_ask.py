@@ -279,7 +279,7 @@ def test_what_looks_like_a_command_is_told_and_what_begins_like_a_path_is_asked(
         ({"--question": "why " * 3000}, "error: --question: instruction, history and question alone take"),
         (
             {"--evaluation": "no/such"},
-            "--evaluation no/such: expected a folder of recipes/evaluate.py, found .*no/such",
+            "--evaluation no/such: expected a folder of results, found no config.json in it",
         ),
         ({"--batch_size": "3"}, "unrecognized arguments: --batch_size 3"),
     ],
@@ -305,8 +305,11 @@ def test_more_processes_are_refused_with_the_command_of_one(run, flags, monkeypa
 
 
 def test_a_folder_that_is_no_evaluation_is_refused(run, tmp_path):
-    for content in ("[1]", "{", "3", '{"model_type": "llama"}'):
+    for content in ("[1]", "{", "3"):
         (tmp_path / "config.json").write_text(content)
         status, _, err = run({"--evaluation": str(tmp_path)})
         assert status == 2
-        assert f"error: --evaluation {tmp_path}: expected a folder of recipes/evaluate.py" in err
+        assert f"error: --evaluation {tmp_path}: config.json: " in err
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    _, _, err = run({"--evaluation": str(tmp_path)})
+    assert "--embedding_model_name_or_path is required" in err

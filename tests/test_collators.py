@@ -196,9 +196,8 @@ def test_a_refusal_that_is_trained_on_has_a_length_too(unanswerable, gold_dropou
         return collator.check(examples, **options)
     with pytest.raises(DataError) as error:
         collator.check(examples, **options)
-    assert str(error.value) == (
-        f"--refusal_answer: the answer takes {length} tokens, --max_answer_length is {length - 1}"
-    )
+    who = "train.jsonl:7: it is unanswerable, and its refusal" if unanswerable else "--refusal_answer: it"
+    assert str(error.value) == f"{who} takes {length} tokens, --max_answer_length is {length - 1}"
     collator.max_answer_length = length
     collator.check(examples, **options)
     return None
@@ -225,7 +224,7 @@ def test_a_reference_longer_than_the_positions_of_the_model_is_told_by_file_and_
     assert str(error.value) == f"test.jsonl:4: the answer takes {length} tokens, {has}"
     with pytest.raises(DataError) as error:
         short.check([replace(example(0), unanswerable=True)], refusal_answer=long.answers[0])
-    assert str(error.value) == f"--refusal_answer: the answer takes {length} tokens, {has}"
+    assert str(error.value) == f"train.jsonl:1: it is unanswerable, and its refusal takes {length} tokens, {has}"
     short.check([replace(long, unanswerable=True), replace(long, answers=())])  # whose reference is another, or none
 
 

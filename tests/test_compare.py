@@ -205,12 +205,12 @@ def test_a_question_that_only_one_has_a_score_of_differs_in_none(here, printed):
     for name, right in [("before", {0, 1}), ("after", {1, 2})]:
         change(
             here / name,
-            lambda i, row, right=right: row | {"judge_scores": {"right": 100.0 * (i in right)} if i else {}},
+            lambda i, row, right=right: row | {"judge_scores": {"judge_accuracy": 100.0 * (i in right)} if i else {}},
         )
     change(here / "after", lambda i, row: row | {"judge_scores": {}} if i == 2 else row)
-    out = printed("before", "after", "--metric", "right", "--output", "c.json")
-    assert "right differs at 0 of 12 questions." in out
-    assert "right" not in json.loads((here / "c.json").read_text())["differences"]
+    out = printed("before", "after", "--metric", "judge_accuracy", "--output", "c.json")
+    assert "judge_accuracy differs at 0 of 12 questions." in out
+    assert json.loads((here / "c.json").read_text())["differences"]["judge_accuracy"]["questions"] == 10
 
 
 # The file

@@ -227,7 +227,12 @@ def test_an_evaluation_is_written_before_it_is_judged_and_can_be_judged_later(tm
     assert "set OPENAI_API_KEY to a key that may use m" in told
     answered = [row["answer"] for row in rows(tmp_path / "out")]
     with JudgeServer() as server:
-        flags = {"--evaluation": str(tmp_path / "out"), "--judge_base_url": server.url, "--judge_model": "m"}
+        config = json.loads((tmp_path / "out/config.json").read_text())
+        assert config["judge_model"] == "m"
+        (tmp_path / "out/config.json").write_text(json.dumps(config | {"judge_base_url": server.url}))
+        [printed] = [line for line in told.splitlines() if "go on with" in line]
+        assert printed.endswith(f"python recipes/judge.py --evaluation {tmp_path / 'out'}")
+        flags = {"--evaluation": str(tmp_path / "out")}
         told += launch("judge.py", flags)
         assert len(server.asked) == len(answered)
     assert [row["answer"] for row in rows(tmp_path / "out")] == answered

@@ -57,7 +57,8 @@ def test_a_run_leaves_exactly_its_files(swr):
     evaluations = {f"{name}/{file}" for name in ("eval-000003", "eval-000004", "test") for file in EVALUATION_FILES}
     state = {"manifest.json", "model.safetensors", "optimizer.bin", "random_states_0.pkl"}
     checkpoint = {f"checkpoints/step-00000004/{name}" for name in state | {"metrics.jsonl", "timings.jsonl"}}
-    assert files(out) == {"config.json", "metrics.jsonl", "timings.jsonl", "report.html"} | model | evaluations | checkpoint
+    logs = {"config.json", "metrics.jsonl", "timings.jsonl", "report.html"}
+    assert files(out) == logs | model | evaluations | checkpoint
 
 
 def test_a_run_tells_what_it_does(swr):

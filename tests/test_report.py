@@ -160,9 +160,9 @@ def test_it_stands_in_the_folder_unless_told_otherwise(pair):
     assert "<title>" in (pair[0] / "report.html").read_text(encoding="utf-8")
 
 
-def test_where_it_cannot_be_written_the_flag_is_named(pair, tmp_path):
+def test_where_it_cannot_be_written_that_is_told(pair, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=f"--output {tmp_path}/file/page.html: cannot be written"):
+    with pytest.raises(InputError, match=f"{tmp_path}/file/page.html: the report cannot be written"):
         write_report(pair[0], output=tmp_path / "file/page.html")
 
 

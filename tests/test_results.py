@@ -125,7 +125,7 @@ def test_broken_files_are_refused(pair):
         ("passages", [{"id": "p", "gold": 1}], 'field "passages[0].gold": expected true/false, found number'),
         ("retrieval_scores", {"hit@1": "1"}, 'field "retrieval_scores.hit@1": expected number, found text'),
         ("answer_scores", [], 'field "answer_scores": expected object, found list'),
-        ("attribution", [{"id": "p", "gold": True, "x": None}], 'field "attribution[0].x": expected number, found'),
+        ("attribution", [{"id": "p", "gold": True, "x": "1"}], 'field "attribution[0].x": expected number, found'),
         ("judge", {"correct": True}, 'field "judge.status": expected text, found nothing'),
         ("read", True, 'field "read": expected number, found true/false'),
         ("chat_history", [{"role": "user"}], 'field "chat_history[0].text": expected text, found nothing'),
@@ -190,16 +190,22 @@ def test_rows_are_paired_by_id_in_the_order_of_the_first(pair, scores):
     assert differences(*found) == compare(*(score.predictions for score in scores))
 
 
-@pytest.mark.parametrize("kind", ["judge", "attribution"])
-def test_what_only_some_questions_have_is_compared_where_these_are_the_same(pair, scores, kind):
-    def scored(missing):
-        return lambda i, row: row | {f"{kind}_scores": {} if i in missing else {"some": 10.0 * i}}
+def scored(name, missing):
+    return lambda i, row: row | {f"{name.partition('_')[0]}_scores": {} if i in missing else {name: 10.0 * i}}
 
-    for folder, missing in zip(pair, ({3}, {3}), strict=True):
-        change(folder, scored(missing))
-    assert differences(*read(pair))["some"].difference == 0
-    change(pair[1], scored({4}))
+
+def test_what_is_owed_to_gold_is_compared_where_the_same_questions_read_some(pair, scores):
+    for folder in pair:
+        change(folder, scored("attribution", {3}))
+    assert differences(*read(pair))["attribution"].difference == 0
+    change(pair[1], scored("attribution", {4}))
     assert differences(*read(pair)).keys() == compare(*(score.predictions for score in scores)).keys()
+
+
+def test_verdicts_are_compared_where_both_have_one(pair, scores):
+    for folder, missing in zip(pair, ({3}, {4}), strict=True):
+        change(folder, scored("judge_accuracy", missing))
+    assert differences(*read(pair))["judge_accuracy"].questions == len(scores[0].predictions) - 2
 
 
 # A training run

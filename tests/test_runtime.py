@@ -1,5 +1,8 @@
 """rqa.runtime: a clock that ticks with the work itself tells which stage each part of it falls to."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +10,14 @@ from accelerate import Accelerator
 from test_generate import READINGS, generator, language_model
 from tiny_models import save_encoder
 from tiny_seq2seq import closing_tokenizer, seq2seq
-from world import PLACES, passage, write_jsonl
+from world import PLACES, hand_over, passage, results_of, write_jsonl
 
 from rqa.collators import ParallelCollator
 from rqa.data import open_passages
 from rqa.fid import FusionInDecoder
 from rqa.fid_prompts import PassagePromptBuilder
 from rqa.generate import Generator
+from rqa.retrieval import retrieve_all
 from rqa.retriever import open_retriever
 from rqa.runtime import Span, Stopwatch, by_stage, conditions, recorded
 
@@ -86,6 +90,7 @@ def test_the_conditions_are_those_of_the_accelerator():
         "threads": torch.get_num_threads(),
         "processes": 1,
         "precision": "fp32",
+        "precision_of_queries": "fp32",
         "batch_size": 7,
     }
 
@@ -119,7 +124,7 @@ def test_the_encoder_belongs_to_the_prefill_of_fusion_in_decoder(ticks):
     assert totals(spans, "prefill") == (9, sum(answer.num_prompt_tokens for answer in answers))
 
 
-def test_a_prompt_is_timed_for_each_question_and_one_that_was_kept_takes_no_time(ticks, monkeypatch):
+def test_a_prompt_is_timed_for_each_question_and_made_again_where_it_was_kept(ticks, monkeypatch):
     generate = generator(language_model(), 4)
     make = generate.collator._prompts
     monkeypatch.setattr(generate.collator, "_prompts", lambda reading: (ticks.append("prompt"), make(reading))[1])
@@ -127,10 +132,43 @@ def test_a_prompt_is_timed_for_each_question_and_one_that_was_kept_takes_no_time
         generate(READINGS)
     with recorded() as second:
         generate(READINGS)
-    assert (seconds(first, "prompt"), seconds(second, "prompt")) == ([1] * 9, [0] * 9)
+    assert seconds(first, "prompt") == seconds(second, "prompt") == [1] * 9
+    assert len(ticks) == 18
+    assert generate(READINGS) == generate(READINGS)
+    assert len(ticks) == 18  # kept, and asked for where nobody records
+
+
+def spans_of_a_process():
+    """Of answers to all readings, and to one: on any number of processes."""
+    found = []
+    for readings in (READINGS, READINGS[:1]):
+        with recorded() as spans:
+            generator(language_model(), 2)(readings)
+        found.append([(span.stage, span.questions, span.tokens) for span in spans if span.stage != "prompt"])
+    return found
+
+
+def test_every_process_has_the_spans_of_all_and_who_has_nothing_to_do_warms_up_unseen(tmp_path):
+    expected = [sorted(spans) for spans in spans_of_a_process()]
+    for found in results_of(__file__, tmp_path, processes=2):
+        assert [sorted(spans) for spans in found] == expected
 
 
 # Retrieval
+
+
+def test_a_retriever_that_times_no_stage_is_timed_as_a_whole(monkeypatch):
+    class Slow:
+        def retrieve(self, queries, k):
+            return [[] for _ in queries]
+
+        def fingerprint(self):
+            return "slow"
+
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr("rqa.retrieval.time.perf_counter", lambda: next(clock))
+    found = retrieve_all(Slow(), [reading.example for reading in READINGS[:5]], 3)
+    assert found.stages == by_stage([Span("retrieve", 2.5, 5)])
 
 
 def test_embedding_and_searching_are_timed_apart_batch_by_batch(ticks, tmp_path, monkeypatch):
@@ -148,3 +186,7 @@ def test_embedding_and_searching_are_timed_apart_batch_by_batch(ticks, tmp_path,
     lengths = [len(retriever.encoder.model.tokenizer(f"query: {query}").input_ids) for query in queries]
     assert totals(spans, "embed") == (7, sum(lengths))
     assert totals(spans, "search") == (7, 0)
+
+
+if __name__ == "__main__":
+    hand_over(spans_of_a_process(), Path(sys.argv[-1]))
