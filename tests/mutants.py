@@ -139,7 +139,7 @@ PROMISES = (
         "test_generate.py::test_more_processes_write_the_file_of_one_and_answer_everything_once",
         Without("batches dealt once", "rqa/generate.py", "mine = batches[here::processes]", "mine = batches"),
         Without(
-            "the last batch repeated where weights are sharded", "rqa/generate.py", "mine.append(batches[-1])", "pass"
+            "the last batch repeated where weights are sharded", "rqa/generate.py", "(self.is_sharded or len(", "(len("
         ),
     ),
     Promise(
@@ -632,7 +632,10 @@ PROMISES = (
         "an answer in the terminal, and its passages, are those of an evaluation",
         "test_ask.py::test_an_answer_and_its_passages_are_those_of_an_evaluation",
         Without(
-            "the evaluation's flags", "recipes/ask.py", "for name in vars(config) if name in was", "for name in ()"
+            "the evaluation's flags",
+            "rqa/flags.py",
+            "for name, value in was.items() if name in known",
+            "for name, value in ()",
         ),
     ),
     Promise(
