@@ -138,11 +138,13 @@ class Collator(ABC):
                 self._prompts(Reading.ranked(example, ()))
             except InputError as problem:
                 error.add(example.where, str(problem))
-            if example.unanswerable and refused:
-                error.add(example.where, f"it is unanswerable, and its refusal {refused}")
-            elif not example.unanswerable and example.answers:
-                if found := self._excess(example.answers[0], is_trained_on=answers):
-                    error.add(example.where, f"the answer {found}")
+            if example.unanswerable:
+                who, excess = "it is unanswerable, and its refusal", refused
+            else:
+                who = "the answer"
+                excess = self._excess(example.answers[0], is_trained_on=answers) if example.answers else ""
+            if excess:
+                error.add(example.where, f"{who} {excess}")
         if error.count:
             raise error
 

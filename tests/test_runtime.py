@@ -160,7 +160,7 @@ def test_every_process_has_the_spans_of_all_and_who_has_nothing_to_do_warms_up_u
 def test_a_retriever_that_times_no_stage_is_timed_as_a_whole(monkeypatch):
     class Slow:
         def retrieve(self, queries, k):
-            return [[] for _ in queries]
+            return [[]] * len(queries) if k else []
 
         def fingerprint(self):
             return "slow"
