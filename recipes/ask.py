@@ -4,10 +4,11 @@
         --embedding_model_name_or_path checkpoint/to/retriever/model \\
         --document_path path/to/document.pkl --index_path path/to/index/dir/of/document
 
-or with --evaluation path/to/evaluation: what was evaluated there, by the flags that are not given here. In the terminal
-a question is read with the conversation before it: /new forgets that, /sources shows the passages, Ctrl-C stops an
-answer, which is then no part of the conversation, /quit or Ctrl-D ends. From a pipe every line is a question, and the
-answers alone are written. With --question that one is answered, by one JSON object.
+or with --evaluation, the folder of an evaluation by recipes/evaluate.py, whose flags are then those not given here. In
+the terminal a question is read with the conversation before it: /new forgets that, /sources shows the passages, Ctrl-C
+stops an answer, which is then no part of the conversation, /quit or Ctrl-D ends. So it is from a pipe, where answers
+alone are written: put /new between questions that are independent. With --question that one is answered, as one JSON
+object.
 """
 
 import json
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 from rqa import inputs
 from rqa.errors import InputError
 from rqa.flags import cli, flag, parse_configs, require
+from rqa.terminal import printable
 
 if TYPE_CHECKING:
     from rqa.conversation import Asked
@@ -127,7 +129,7 @@ def answer_one(question: str, ask: "Ask", say: "Say") -> None:
 
 def talk(ask: "Ask", say: "Say") -> None:
     """Answer line after line."""
-    from rqa.conversation import headings, printable
+    from rqa.conversation import headings
 
     is_terminal = sys.stdin.isatty()
     history: tuple[Turn, ...] = ()

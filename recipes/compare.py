@@ -18,6 +18,7 @@ from rqa.errors import InputError
 from rqa.flags import at_least, cli
 from rqa.results import TITLES, Evaluation, differences, paired_rows, read_evaluation
 from rqa.statistics import LEVEL, RESAMPLES, question_scores
+from rqa.terminal import printable
 
 LONGEST = 300  # characters of a text that is printed; --output has all of it
 
@@ -94,7 +95,7 @@ def print_questions(report: dict[str, Any]) -> None:
         references = " | ".join(one["references"]) or None
         for label, text in [("question", one["question"]), *answers, ("references", references)]:
             if text is not None:  # a retriever's evaluation has no answers
-                line = " ".join(text.split())
+                line = printable(" ".join(text.split()))
                 print(f"    {label}: {line[:LONGEST]}{' ...' if len(line) > LONGEST else ''}")
 
 

@@ -19,6 +19,7 @@ from rqa import config, inputs
 from rqa.ds_config import precision_of, read_ds_config, reconciled
 from rqa.errors import InputError
 from rqa.flags import at_least, cli, flag, flat, parse_configs, require
+from rqa.terminal import printable
 
 if TYPE_CHECKING:
     from rqa.collators import Row
@@ -34,7 +35,7 @@ class Doctor:
     """What is looked at, and what becomes of it."""
 
     method: Literal["swr", "sft", "fid"] = flag("swr", "the training recipe whose flags these are")
-    num_processes: int = flag(1, "devices that training will run on")
+    num_processes: int = flag(1, "devices that training will run on; the estimate shards by --deepspeed alone")
     sample: int = flag(1000, "examples of each file, at most, whose rows are made and counted, drawn at random")
     fail_on: Literal["problem", "warning", "never"] = flag("problem", "the least severe that makes the exit status 1")
     accept: str = flag("", "names of findings that are known and fail nothing, with commas between them")
@@ -175,7 +176,7 @@ def print_findings(findings: "Sequence[Finding]", kinds: Mapping[str, tuple[str,
             if found:
                 print(f"{severity:8} {name}{' (accepted)' if name in accepted else ''}: {what}; {advice}")
             for each in found:
-                places = "".join(f"\n             {place}" for place in each.places[:SHOWN])
+                places = "".join(f"\n             {printable(place)}" for place in each.places[:SHOWN])
                 print(f"         {each.split}: {each.count} of {each.of} ({each.count / each.of:.2%}){places}")
     in_vain = {each.name for each in findings} - {each.name for each in findings if each.count}
     print(fill(f"looked for in vain: {', '.join(name for name in kinds if name in in_vain)}", 100))
@@ -227,7 +228,12 @@ def main() -> int:
     files = (data.train_file, data.eval_file, data.test_file)
     splits = dict(zip(("train", "eval", "test"), load_splits(*files, **prompt.speakers), strict=True))
     corpus = open_passages(data.full_dataset_file_path) if data.full_dataset_file_path else None
-    sources = {split: source_of(doctor.method, split, splits, corpus) for split in splits}
+    encoder = retriever.embedding_model or eval_retriever.eval_embedding_model
+    is_given = any(example.contexts for examples in splits.values() for example in examples)
+    searched = (
+        None if is_given and not encoder else corpus
+    )  # without an encoder a recipe reads what comes with questions
+    sources = {split: source_of(doctor.method, split, splits, searched) for split in splits}
     k = retrieval.embedding_max_num_to_retrieve
     findings = record_findings(splits, sources, corpus, k)
 

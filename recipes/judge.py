@@ -37,6 +37,8 @@ def main() -> None:
     folder = Path(judged.evaluation)
     judge_folder(folder, Judge(**judge.endpoint, store=folder / STORE), **judge.task)
     if not judge.judge_dry_run:
+        if (folder.parent / "metrics.jsonl").is_file():  # of a training run, whose page shows its evaluation
+            print(write_report(folder.parent))
         print(write_report(folder))
 
 

@@ -21,6 +21,7 @@ from rqa.evaluate import Generate
 from rqa.generate import Answer
 from rqa.metrics import answer_scores
 from rqa.passages import REFUSAL_ANSWER, Reading
+from rqa.results import Row
 from rqa.retriever import Retrieved
 from rqa.statistics import LEVEL, RESAMPLES, compare, interval, measures, ratio, score_intervals
 
@@ -39,8 +40,6 @@ DIFFERENCES = {
 # As many of either, whatever k is: precision depends on what share should be refused.
 TO_REFUSE = ("distractors", "none")
 TO_ANSWER = ("gold", "gold_and_retrieved")
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

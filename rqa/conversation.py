@@ -18,18 +18,12 @@ from rqa.fid import FusionInDecoder
 from rqa.generate import Answer
 from rqa.passages import Reading
 from rqa.retriever import Retrieved, Retriever, query_of
+from rqa.terminal import printable
 
 Show = Callable[[str], object]
 
 EXCHANGE = 2  # messages: a question and its answer
 SHOWN = 60  # characters of a passage without a title
-# Control characters but tab and line feed: a terminal would obey them. Unicode has pictures of the first 32 and DEL.
-_PICTURES: dict[int, int | None] = {
-    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"},
-    ord("\r"): None,  # of a line's end
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
 
 
 @dataclass(frozen=True)
@@ -146,11 +140,6 @@ class AnswerStreamer(BaseStreamer):
         if new := text[self.num_shown :]:
             self.show(new)
             self.num_shown += len(new)
-
-
-def printable(text: str) -> str:
-    """Return `text` without what a terminal would obey: nobody knows who wrote a passage."""
-    return text.translate(_PICTURES)
 
 
 def headings(found: tuple[Retrieved, ...]) -> list[str]:

@@ -98,13 +98,15 @@ def _flags_of(path: Path, known: set[str]) -> list[str]:
 
 def _flags_of_results(folder: Path, flag: str) -> dict[str, Any]:
     """Return the config.json of a folder of results; an evaluation in a run came of the flags of the run."""
+    if not (folder / "score.json").is_file():
+        raise InputError(f"{flag} {folder}: expected the folder of an evaluation, found no score.json in it")
     for path in (folder / "config.json", folder.parent / "config.json"):
         if path.is_file():
             try:
                 return parse_object(path.read_bytes())
             except ValueError as problem:
                 raise InputError(f"{flag} {folder}: {path.name}: {problem}") from problem
-    raise InputError(f"{flag} {folder}: expected a folder of results, found no config.json in it")
+    raise InputError(f"{flag} {folder}: expected the config.json of what was evaluated, found none")
 
 
 def flat(configs: Sequence[Any]) -> dict[str, Any]:

@@ -68,10 +68,12 @@ class Plot:
     svg: Markup
 
 
-def training_plots(runs: Sequence[Run]) -> list[Plot]:
-    """Plot the updates of one run, or of two in the same axes, and the evaluations on the way."""
+def training_plots(runs: Sequence[Run | None]) -> list[Plot]:
+    """Plot the updates of each side's run, or None, in the same axes, and the evaluations on the way."""
     losses, rates, norms, scores = [], [], [], []
     for i, run in enumerate(runs):
+        if run is None:
+            continue
         x = [update["number"] for update in run.updates]
         evaluated = [row for row in run.evaluations if re.fullmatch(r"eval-\d+", row["evaluation"])]
         at = [int(row["evaluation"].removeprefix("eval-")) for row in evaluated]
@@ -82,7 +84,7 @@ def training_plots(runs: Sequence[Run]) -> list[Plot]:
         ]
         norms.append(Line(_of(runs, i, "norm"), x, _floats(run.updates, "gradient_norm"), series=i))
         rates.append(Line(_of(runs, i, "rate"), x, _floats(run.updates, "learning_rate"), series=i))
-        for j, name in enumerate(CURVES[: 1 if len(runs) > 1 else None]):
+        for j, name in enumerate(CURVES[: None if None in runs or len(runs) == 1 else 1]):
             scores.append(Line(_of(runs, i, short_title(name)), at, _floats(evaluated, name), series=i + j))
     return _drawn(
         plot("Loss", "update", "nats per token", losses),
@@ -106,10 +108,12 @@ def ranking_plots(evaluations: Sequence[Evaluation]) -> list[Plot]:
     )
 
 
-def position_plots(reports: Sequence[Row]) -> list[Plot]:
-    """Plot the F1 of the answers by the place of the gold passage, of reports on contexts."""
+def position_plots(reports: Sequence[Row | None]) -> list[Plot]:
+    """Plot the F1 of the answers by the place of the gold passage, of each side's report on contexts, or None."""
     lines = []
     for i, report in enumerate(reports):
+        if report is None:
+            continue
         at = [report["conditions"][f"gold_at_{place}"] for place in range(1, report["k"] + 1)]
         y, intervals = [of["scores"]["f1"] for of in at], [of["intervals"]["f1"] for of in at]
         lines.append(Line(_of(reports, i, "F1"), range(1, report["k"] + 1), y, intervals, series=i))

@@ -29,11 +29,11 @@ ATTRIBUTIONS = {"cross_attention": "cross-attention, share", "leave_one_out": "l
 def write_report(folder: Path, other: Path | None = None, output: Path | None = None) -> Path:
     """Write report.html of an evaluation's folder or a training run's, and return its path; see `read_results`.
 
-    With `other` both stand side by side, two evaluations of the same questions. The same files give the same bytes.
-    Raises InputError where a file is not what it should be, or `output` cannot be written.
+    With `other` both stand side by side, two evaluations of the same questions, in comparison.html. The same files give
+    the same bytes. Raises InputError where a file is not what it should be, or the page cannot be written.
     """
     page = render([read_results(path) for path in (folder, other) if path is not None])
-    path = output or folder / "report.html"
+    path = output or folder / ("report.html" if other is None else "comparison.html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Half of a surrogate pair, which the name of a folder can bring, is in no file: it is shown as its escape.
@@ -60,12 +60,12 @@ def render(sides: Sequence[Results]) -> str:
         evaluations=evaluations,
         scores=_scores(evaluations),
         level=evaluations[0].about.get("level", LEVEL) if evaluations else LEVEL,
-        training=training_plots([side.run for side in sides if side.run]),
+        training=training_plots([side.run for side in sides]),
         run_facts=[(i, _run_facts(side.run)) for i, side in enumerate(sides) if side.run],
         ranking=ranking_plots(evaluations),
         stages=[_stages(evaluation) for evaluation in evaluations],
         contexts=[(i, side.contexts) for i, side in enumerate(sides) if side.contexts],
-        positions=position_plots([side.contexts for side in sides if side.contexts]),
+        positions=position_plots([side.contexts for side in sides]),
         verdicts=[_verdicts(evaluation) for evaluation in evaluations],
         flags=_side_by_side([side.config for side in sides]),
         about=_side_by_side([_traces(evaluation) for evaluation in evaluations]),

@@ -58,6 +58,8 @@ PREDICTION = {
     "finished": Maybe(FLAG),
     "attribution": Maybe([{"id": TEXT, "gold": FLAG, str: FINITE}]),
     "judge": Maybe({"status": TEXT, "correct": Maybe(FLAG), "explanation": Maybe(TEXT)}),
+    "reference_nll": Maybe(NUMBER),
+    "reference_tokens": Maybe(WHOLE),
     **{f"{kind}_scores": Maybe({str: NUMBER}) for kind in ("retrieval", "answer", "attribution", "judge")},
 }
 SCORE = {
@@ -169,7 +171,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     for name, ends in intervals.items():
         if len(ends) != 2:
             raise InputError(f'{folder}/score.json: field "intervals.{name}": expected 2 ends, found {len(ends)}')
-    if "generation" in about:
+    if about.get("generation"):
         scores["seconds"] = about["generation"]["seconds_per_answer"]
     return Evaluation(
         folder, scores, {name: (low, high) for name, (low, high) in intervals.items()}, predictions, about
@@ -181,6 +183,8 @@ def read_predictions(path: Path) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for place, row in _lines(path, "evaluate again"):
         _check(row, PREDICTION, place)
+        if row.get("answer") is not None and row.get("references") is None:
+            raise InputError(f'{place}: field "references": expected list beside an answer, found nothing')
         if row["id"] in rows:
             raise InputError(f"{place}: expected an id that no line before has, found {row['id']!r}")
         rows[row["id"]] = row

@@ -25,6 +25,7 @@ from rqa.evaluate import Scores
 from rqa.flags import flat, write_config
 from rqa.hardware import peak_memory_gib
 from rqa.retrieval import Retrieval
+from rqa.terminal import printable
 from rqa.tracking import Tracker, TrackerName
 from rqa.train import Step
 
@@ -52,7 +53,7 @@ def log_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
     if len(prompt) > 2 * SHOWN:
         prompt = f"{prompt[:SHOWN]} […] {prompt[-SHOWN:]}"
     marked = "".join(f"⟦{tokenizer.decode([id])}⟧" for id in rows[0].answer)
-    log.info("the first row, its target tokens in brackets:\n%s%s\n", prompt, marked)
+    log.info("the first row, its target tokens in brackets:\n%s%s\n", printable(prompt), printable(marked))
 
 
 class RunLog:
@@ -154,15 +155,13 @@ def headline(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
 
 
-def new_folder(accelerator: Accelerator, path: str, *, resume: bool = False) -> Path:
-    """Make the output folder of a run. InputError where a run's files are there that it does not `resume`."""
+def new_folder(accelerator: Accelerator, path: str, *, resume: bool | None = None) -> Path:
+    """Make the output folder of a run. InputError where files are there that it does not `resume`; None: it cannot."""
     folder = Path(path)
     if accelerator.is_main_process:
         if (folder / "config.json").exists() and not resume:
-            raise InputError(
-                f"--output_dir {path}: a run's files are there already; name a new folder, or go on with that run: "
-                "--resume_from_checkpoint latest"
-            )
+            or_resume = "" if resume is None else ", or go on with that run: --resume_from_checkpoint latest"
+            raise InputError(f"--output_dir {path}: a run's files are there already; name a new folder{or_resume}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=folder):

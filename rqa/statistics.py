@@ -112,8 +112,9 @@ def paired(
 
 def question_scores(prediction: Mapping[str, Any]) -> dict[str, float]:
     """Return the scores of one row of predictions.jsonl, in per cent but its words."""
-    words = {"answer_words": float(answer_length(prediction["answer"]))} if "answer" in prediction else {}
-    kinds = (prediction.get(f"{kind}_scores", {}) for kind in ("retrieval", "answer", "attribution", "judge"))
+    answer = prediction.get("answer")
+    words = {} if answer is None else {"answer_words": float(answer_length(answer))}
+    kinds = (prediction.get(f"{kind}_scores") or {} for kind in ("retrieval", "answer", "attribution", "judge"))
     return {name: value for scores in (*kinds, words) for name, value in scores.items()}
 
 
@@ -130,7 +131,7 @@ def measures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
     }
     if all(row.get("reference_nll") is not None for row in predictions):  # one that was not finite makes the mean so
         rows["loss"] = {i: (row["reference_nll"], row["reference_tokens"]) for i, row in enumerate(predictions)}
-    answered = {i: row for i, row in enumerate(predictions) if "answer" in row}
+    answered = {i: row for i, row in enumerate(predictions) if row.get("answer") is not None}
     if answered:
         texts, references = zip(*((row["answer"], row["references"]) for row in answered.values()), strict=True)
         rows["bleu"] = dict(zip(answered, bleu_statistics(texts, references), strict=True))

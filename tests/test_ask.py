@@ -17,12 +17,13 @@ import pytest
 from tiny_seq2seq import save_seq2seq
 from world import ROOT, World, write_jsonl
 
-from rqa.conversation import Asked, printable
+from rqa.conversation import Asked
 from rqa.data import Example, Passage
 from rqa.decoder import AnswerLM
 from rqa.errors import InputError
 from rqa.generate import Answer
 from rqa.retriever import Retrieved
+from rqa.terminal import printable
 
 QUESTIONS = ["When was the lamp of Rome lit?", "And that of Oslo\x9b1m\x7f?"]
 RECIPE = str(ROOT / "recipes/ask.py")
@@ -279,7 +280,7 @@ def test_what_looks_like_a_command_is_told_and_what_begins_like_a_path_is_asked(
         ({"--question": "why " * 3000}, "error: --question: instruction, history and question alone take"),
         (
             {"--evaluation": "no/such"},
-            "--evaluation no/such: expected a folder of results, found no config.json in it",
+            "--evaluation no/such: expected the folder of an evaluation, found no score.json in it",
         ),
         ({"--batch_size": "3"}, "unrecognized arguments: --batch_size 3"),
     ],
@@ -305,6 +306,7 @@ def test_more_processes_are_refused_with_the_command_of_one(run, flags, monkeypa
 
 
 def test_a_folder_that_is_no_evaluation_is_refused(run, tmp_path):
+    (tmp_path / "score.json").write_text("{}")
     for content in ("[1]", "{", "3"):
         (tmp_path / "config.json").write_text(content)
         status, _, err = run({"--evaluation": str(tmp_path)})

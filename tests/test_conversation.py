@@ -15,7 +15,7 @@ from tiny_models import decoder, tokenizer
 from tiny_seq2seq import closing_tokenizer, seq2seq
 
 from rqa.collators import ConcatenatedCollator, ParallelCollator
-from rqa.conversation import AnswerStreamer, Asked, headings, printable, read, reply, stream
+from rqa.conversation import AnswerStreamer, Asked, headings, read, reply, stream
 from rqa.data import Example, Passage, Turn
 from rqa.decoder import AnswerLM
 from rqa.errors import InputError
@@ -27,6 +27,7 @@ from rqa.passages import Reading
 from rqa.prompts import ChatFormat, PromptBuilder
 from rqa.retrieval import retrieve_all
 from rqa.retriever import Retrieved
+from rqa.terminal import printable
 
 PASSAGES = [
     Passage(f"Lampe {i} – ランプ. " * (i % 4 + 1), f"Lamp {i}" * (i % 3 > 0), (f"{i}.html",)) for i in range(12)

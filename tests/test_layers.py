@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    "errors legacy jsonl data metrics statistics schedule selection tracking index hardware runtime ds_config launch "
-    "pretrained retriever passages retrieval prompts fid_prompts batching collators decoder fid reader train "
+    "errors terminal legacy jsonl data metrics statistics schedule selection tracking index hardware runtime ds_config "
+    "launch pretrained retriever passages retrieval prompts fid_prompts batching collators decoder fid reader train "
     "checkpoint generate verdicts responses judge attribution evaluate results judging contexts memory doctor "
     "conversation plots report flags inputs config signals run"
 ).split()

@@ -239,6 +239,24 @@ def test_flags_and_what_was_measured_are_there_and_what_differs_is_marked(pair, 
     assert ["signatures.bleu", *[score.about["signatures"]["bleu"] for score in scores]] in page.rows()
 
 
+def test_what_only_the_second_has_is_told_of_the_second(pair, scores):
+    change(pair[1], lambda i, row: row | {"judge": {"status": "judged", "correct": True, "explanation": ""}})
+    for name in ("runtime", "generation", "retrieval"):
+        score = json.loads((pair[0] / "score.json").read_text())
+        score.pop(name, None)
+        (pair[0] / "score.json").write_text(json.dumps(score))
+    write_run(pair[1], [STEP], [])
+    html = render([read_results(folder) for folder in pair])
+    [judge] = re.findall('<h2 id="judge">.*?</section>', html, re.DOTALL)
+    [times] = re.findall('<h2 id="time">.*?</section>', html, re.DOTALL)
+    for section in (judge, times):
+        assert ">B<" in section
+        assert ">A<" not in section
+    loss = words_of(Page(html), "Loss")
+    assert "B: training: " in loss
+    assert "A: " not in loss
+
+
 def test_the_report_on_contexts_is_there(pair):
     passages = [Passage(f"Text {i}.") for i in range(5)]
     examples = [Example(str(i), "Who?", (f"Text {i}.",), (passages[i],)) for i in range(2)]

@@ -64,12 +64,15 @@ def test_a_run_writes_a_config_that_repeats_it_once_it_is_about_to_train(tmp_pat
     assert parse_configs(inputs.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
 
 
-def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path):
+@pytest.mark.parametrize(
+    ("resume", "advice"), [(None, "$"), (False, ", or go on .*: --resume_from_checkpoint latest$")]
+)
+def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path, resume, advice):
+    """To who cannot go on with a run, the flag that does is not named."""
     (tmp_path / "config.json").write_text("a run's, or a model's")
-    with pytest.raises(
-        InputError, match=f"--output_dir {tmp_path}: a run's files are there already; name a new folder, or go on"
-    ):
-        new_folder(MAIN, str(tmp_path))
+    told = f"--output_dir {tmp_path}: a run's files are there already; name a new folder{advice}"
+    with pytest.raises(InputError, match=told):
+        new_folder(MAIN, str(tmp_path), resume=resume)
     assert files(tmp_path) == {"config.json"}
     assert (tmp_path / "config.json").read_text() == "a run's, or a model's"
 
