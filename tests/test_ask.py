@@ -126,13 +126,36 @@ def test_what_a_library_prints_when_it_is_first_used_is_no_answer(run, flags, mo
 # In a terminal
 
 
+# The recipe, whose third answer (after a warm-up and a first) takes long enough to be stopped on any machine.
+SLOW = """
+import runpy, sys, time
+from rqa import conversation
+
+class Slow(conversation.AnswerStreamer):
+    made = 0
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        Slow.made += 1
+        self.seconds = 0.1 if Slow.made == 3 else 0
+
+    def put(self, value):
+        time.sleep(self.seconds)
+        super().put(value)
+
+conversation.AnswerStreamer = Slow
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 class Terminal:
     """The recipe in a pseudo-terminal of its own, in whose keyboard `Ctrl-C` is what it is to a user."""
 
     def __init__(self, flags):
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, RECIPE, *(word for flag in flags.items() for word in flag)],
+            [sys.executable, "-c", SLOW, RECIPE, *(word for flag in flags.items() for word in flag)],
             stdin=slave,
             stdout=slave,
             stderr=slave,

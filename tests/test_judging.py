@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from judge_server import JudgeServer
@@ -19,6 +20,7 @@ from rqa.judging import STORE, cases_of, judge_folder, read_labels
 from rqa.statistics import interval
 from rqa.verdicts import Case, kappa
 
+SECRET = "sk-sentinel-3"
 RIGHT = [False, True, False, True, False]  # the server's opinion: an answer is correct that is a reference
 
 
@@ -153,6 +155,45 @@ def test_labels_that_cannot_be_used_are_told_by_line(tmp_path):
     assert [line.partition(": ")[0][-1] for line in str(caught.value).splitlines() if "jsonl:" in line] == list("2334")
 
 
+def test_labels_that_nobody_can_open_are_refused(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        read_labels("no/labels.jsonl", ["a"])
+
+
+def test_labels_without_a_verdict_in_common_cost_no_verdict(folder, tmp_path, caplog):
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"id": "b", "correct": true}\n')
+    with JudgeServer({EXAMPLES[1].question: ["500"]}) as server:
+        judge_folder(folder, judge(server, folder), labels=str(path), prompt_price=1e6, completion_price=2e6)
+    told = score(folder)["judge"]
+    assert (told["judged"], "agreement" in told) == (4, False)
+    assert "none has a label of both" in caplog.text
+    assert told["cost"] == pytest.approx(told["prompt_tokens"] + 2 * told["completion_tokens"])
+
+
+def test_who_is_killed_while_files_are_written_can_judge_again(folder, monkeypatch):
+    with JudgeServer() as server:
+        judge_folder(folder, judge(server, folder))
+        replace = Path.replace
+
+        def killed(path, target):
+            if target.name == "score.json" and "judge_accuracy" in path.read_text():
+                raise KeyboardInterrupt
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt), JudgeServer({EXAMPLES[1].question: ["prose"]}) as other:
+            judge_folder(folder, judge(other, folder, model="n"))
+        monkeypatch.undo()
+        judge_folder(folder, judge(server, folder))
+    assert score(folder)["metrics"]["judge_accuracy"] == 40
+
+
+def test_rows_that_do_not_say_what_was_read_are_refused(folder):
+    with pytest.raises(InputError, match="how many passages were read: evaluate again"):
+        cases_of([{name: value for name, value in row.items() if name != "read"} for row in rows(folder)])
+
+
 def test_without_answers_there_is_nothing_to_judge(tmp_path):
     evaluate(EXAMPLES, retrieval=retrieval(), k=2).write(tmp_path)
     with pytest.raises(InputError, match="a retriever alone was evaluated"), JudgeServer() as server:
@@ -190,6 +231,23 @@ def test_a_key_that_is_not_set_is_told_before_anything_is_done(monkeypatch):
         config().endpoint  # noqa: B018
     assert config("--judge_dry_run=true").endpoint["api_key"] == ""
     assert config("--judge_base_url=http://127.0.0.1:8000/v1").endpoint["api_key"] == ""
+
+
+def test_an_address_or_a_name_that_may_be_a_key_is_refused_and_not_shown():
+    for flag in (f"--judge_base_url=https://user:{SECRET}@host/v1", f"--judge_key_name={SECRET}"):
+        with pytest.raises(InputError, match=flag.partition("=")[0]) as caught:
+            config(flag)
+        assert SECRET not in str(caught.value)
+
+
+def test_parameters_do_not_say_what_flags_say(tmp_path):
+    with pytest.raises(InputError, match="--judge_parameters: messages, model cannot be set there"):
+        Judge(
+            **config(
+                "--judge_base_url=http://127.0.0.1:1/v1", '--judge_parameters={"model": "n", "messages": []}'
+            ).endpoint,
+            store=tmp_path / STORE,
+        )
 
 
 @pytest.mark.parametrize(
