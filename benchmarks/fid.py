@@ -1,4 +1,4 @@
-"""Fusion-in-decoder three ways: passages padded to a fixed length, to the longest of the batch, and as rqa.fid does it.
+"""Fusion-in-decoder three ways: passages padded to a fixed length, to the longest of the batch, and as rqa.models.fid.
 
     python benchmarks/fid.py [--rounds 2]
 
@@ -27,8 +27,8 @@ from torch.nn.functional import cross_entropy
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from rqa.fid import FusionInDecoder
-from rqa.hardware import bf16_is_fast, default_device, peak_memory_gib
+from rqa.distributed.device import bf16_is_fast, default_device, peak_memory_gib
+from rqa.models.fid import FusionInDecoder
 
 FIXED = {"words": 250, "web": 512}
 WAYS = ("fixed", "longest", "rqa")
@@ -88,7 +88,7 @@ def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
     )  # fmt: skip
     is_bf16 = bf16_is_fast(device)
     if is_bf16 and device.type == "cpu":
-        config._attn_implementation = "eager"  # as rqa.fid.attention_of chooses; for all ways alike
+        config._attn_implementation = "eager"  # as rqa.models.fid.attention_of chooses; for all ways alike
     plain: Any = T5ForConditionalGeneration(config).to(device)  # type: ignore[arg-type]
     model: Any = FusionInDecoder(plain) if way == "rqa" else Published(plain)
     batch = {name: tensor.to(device) for name, tensor in passages(kind, number).items()}

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from rqa import config, inputs
-from rqa.batching import Layout, endless_updates, epoch_order, num_positions, plan_updates
-from rqa.collators import ConcatenatedCollator, Row
-from rqa.data import load_examples, open_passages
-from rqa.decoder import AnswerLM
-from rqa.flags import cli, parse_configs
-from rqa.launch import make_accelerator
-from rqa.passages import passages_for
-from rqa.prompts import PromptBuilder, load_tokenizer
-from rqa.train import make_optimizer, train_steps
+from rqa.cli import data_args as inputs
+from rqa.cli import training_args as config
+from rqa.cli.parser import cli, parse_configs
+from rqa.data.passage_selection import passages_for
+from rqa.data.records import load_examples, open_passages
+from rqa.distributed.accelerator import make_accelerator
+from rqa.models.decoder import AnswerLM
+from rqa.prompts.collators import ConcatenatedCollator, Row
+from rqa.prompts.decoder_prompt import PromptBuilder, load_tokenizer
+from rqa.training.batching import Layout, endless_updates, epoch_order, num_positions, plan_updates
+from rqa.training.loop import make_optimizer, train_steps
 
 
 def computed(lengths: Sequence[int], batches: Iterable[Sequence[int]], *, fixed: int = 0) -> float:

@@ -24,15 +24,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rqa import inputs
+from rqa.cli import data_args as inputs
+from rqa.cli.parser import cli, flag, parse_configs, require
 from rqa.errors import InputError
-from rqa.flags import cli, flag, parse_configs, require
 from rqa.terminal import printable
 
 if TYPE_CHECKING:
-    from rqa.conversation import Asked
-    from rqa.data import Turn
-    from rqa.generate import Answer
+    from rqa.data.records import Turn
+    from rqa.generation.chat import Asked
+    from rqa.generation.generator import Answer
 
     Ask = Callable[[str, tuple[Turn, ...]], Asked]
     Say = Callable[[Asked, Callable[[str], object]], Answer]
@@ -85,11 +85,11 @@ def opened(
 ) -> "tuple[Ask, Say]":
     """Return what reads a question, and what answers it."""
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.conversation import read, stream
-    from rqa.data import Example, open_passages
-    from rqa.launch import make_accelerator
-    from rqa.reader import attention_for, collator_for, load_reader
-    from rqa.retriever import open_retriever
+    from rqa.data.records import Example, open_passages
+    from rqa.distributed.accelerator import make_accelerator
+    from rqa.generation.chat import read, stream
+    from rqa.models.auto import attention_for, collator_for, load_reader
+    from rqa.retrieval.dense import open_retriever
 
     require(reader, "qa_model_name_or_path")
     passages = open_passages(session.document_path)
@@ -114,7 +114,7 @@ def opened(
 
 def answer_one(question: str, ask: "Ask", say: "Say") -> None:
     """Print the answer to a question as JSON."""
-    from rqa.conversation import reply
+    from rqa.generation.chat import reply
 
     start = time.perf_counter()
     asked = ask(question, ())
@@ -129,7 +129,7 @@ def answer_one(question: str, ask: "Ask", say: "Say") -> None:
 
 def talk(ask: "Ask", say: "Say") -> None:
     """Answer line after line."""
-    from rqa.conversation import headings
+    from rqa.generation.chat import headings
 
     is_terminal = sys.stdin.isatty()
     history: tuple[Turn, ...] = ()

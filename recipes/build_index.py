@@ -9,8 +9,8 @@ An index that is there already is checked, every byte of it, and kept.
 from dataclasses import dataclass
 from pathlib import Path
 
-from rqa import inputs
-from rqa.flags import cli, flag, parse_configs, require
+from rqa.cli import data_args as inputs
+from rqa.cli.parser import cli, flag, parse_configs, require
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ def main() -> None:
     corpus, index = parse_configs(Corpus(), inputs.Index())
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.data import open_passages
-    from rqa.hardware import default_device
-    from rqa.index import FaissIndex
-    from rqa.retriever import open_retriever
-    from rqa.run import log
+    from rqa.data.records import open_passages
+    from rqa.distributed.device import default_device
+    from rqa.retrieval.dense import open_retriever
+    from rqa.retrieval.index import FaissIndex
+    from rqa.training.run_log import log
 
     passages = open_passages(corpus.document_path)
     log.info("%d passages, %d rows merged into equal ones", len(passages), passages.duplicates)

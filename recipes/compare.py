@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rqa.cli.parser import at_least, cli
 from rqa.errors import InputError
-from rqa.flags import at_least, cli
-from rqa.results import TITLES, Evaluation, differences, paired_rows, read_evaluation
-from rqa.statistics import LEVEL, RESAMPLES, question_scores
+from rqa.evaluation.results import TITLES, Evaluation, differences, paired_rows, read_evaluation
+from rqa.evaluation.significance import LEVEL, RESAMPLES, question_scores
 from rqa.terminal import printable
 
 LONGEST = 300  # characters of a text that is printed; --output has all of it

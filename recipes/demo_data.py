@@ -24,7 +24,7 @@ from pkgutil import iter_modules
 from statistics import median, quantiles
 from typing import Any
 
-from rqa.data import Passage
+from rqa.data.records import Passage
 
 EXCLUDED = {
     *("antigravity", "idlelib", "this", "turtledemo"),  # they open windows, or print

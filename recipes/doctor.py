@@ -15,15 +15,16 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
-from rqa import config, inputs
-from rqa.ds_config import precision_of, read_ds_config, reconciled
+from rqa.cli import data_args as inputs
+from rqa.cli import training_args as config
+from rqa.cli.parser import at_least, cli, flag, flat, parse_configs, require
+from rqa.distributed.deepspeed_config import precision_of, read_ds_config, reconciled
 from rqa.errors import InputError
-from rqa.flags import at_least, cli, flag, flat, parse_configs, require
 from rqa.terminal import printable
 
 if TYPE_CHECKING:
-    from rqa.collators import Row
-    from rqa.doctor import Finding
+    from rqa.doctor.checks import Finding
+    from rqa.prompts.collators import Row
 
 SEVERITIES = ("problem", "warning", "note")
 SHOWN = 3  # places of a finding that are printed
@@ -131,8 +132,8 @@ def training_of(
     zero: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return what an epoch is, and what memory it takes, by `rows` of some or all of the examples."""
-    from rqa.memory import forecast, training_memory
-    from rqa.pretrained import load_config
+    from rqa.doctor.memory import forecast, training_memory
+    from rqa.models.loading import load_config
 
     doctor, lm, prompt, opt = configs
     is_fid = doctor.method == "fid"
@@ -215,10 +216,10 @@ def main() -> int:
     sharding = sharding_of(opt, doctor.num_processes)
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.data import load_splits, open_passages
-    from rqa.doctor import KINDS, cut_finding, length_findings, record_findings, source_of
-    from rqa.memory import readings_of
-    from rqa.reader import collator_for
+    from rqa.data.records import load_splits, open_passages
+    from rqa.doctor.checks import KINDS, cut_finding, length_findings, record_findings, source_of
+    from rqa.doctor.memory import readings_of
+    from rqa.models.auto import collator_for
 
     accepted = {*doctor.accept.replace(",", " ").split()}
     if unknown := sorted(accepted - KINDS.keys()):

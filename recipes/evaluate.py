@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from rqa import inputs
+from rqa.cli import data_args as inputs
+from rqa.cli.parser import at_least, cli, flag, parse_configs, require, write_config
+from rqa.data.passage_selection import REFUSAL_ANSWER
 from rqa.errors import InputError
-from rqa.flags import at_least, cli, flag, parse_configs, require, write_config
-from rqa.passages import REFUSAL_ANSWER
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,19 @@ def main() -> None:
         raise InputError(f"--attribution {flags.attribution}: a decoder has no cross-attention: give leave_one_out")
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.attribution import Attribution, CrossAttention, leave_one_out
-    from rqa.contexts import context_report, context_table, contexts_of
-    from rqa.data import load_examples
-    from rqa.evaluate import KS, AnswerLoss, evaluate
-    from rqa.generate import Generator
-    from rqa.judge import Judge
-    from rqa.judging import STORE, judge_folder, read_labels
-    from rqa.launch import make_accelerator
-    from rqa.reader import attention_for, collator_for, load_reader
-    from rqa.report import write_report
-    from rqa.retrieval import open_corpus, reads_gold, retrieve_splits
-    from rqa.run import headline, log, new_folder
-    from rqa.runtime import conditions
+    from rqa.data.records import load_examples
+    from rqa.distributed.accelerator import make_accelerator
+    from rqa.evaluation.attribution import Attribution, CrossAttention, leave_one_out
+    from rqa.evaluation.context_report import context_report, context_table, contexts_of
+    from rqa.evaluation.evaluate import AnswerLoss, evaluate
+    from rqa.generation.generator import Generator
+    from rqa.judge.client import Judge
+    from rqa.judge.judge_evaluation import STORE, judge_folder, read_labels
+    from rqa.models.auto import attention_for, collator_for, load_reader
+    from rqa.report.html import write_report
+    from rqa.retrieval.retrieve import KS, open_corpus, reads_gold, retrieve_splits
+    from rqa.timing import conditions
+    from rqa.training.run_log import headline, log, new_folder
 
     examples = load_examples(flags.eval_data_path, **reader.speakers)
     if flags.gen_gpt4eval:

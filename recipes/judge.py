@@ -11,8 +11,8 @@ judge with which the evaluation was made are the defaults here.
 from dataclasses import dataclass
 from pathlib import Path
 
-from rqa import inputs
-from rqa.flags import cli, flag, parse_configs, require
+from rqa.cli import data_args as inputs
+from rqa.cli.parser import cli, flag, parse_configs, require
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ def main() -> None:
     """Judge, or tell what it would take."""
     judged, judge = parse_configs(Judged(), inputs.Judge(), base="evaluation")
 
-    from rqa.judge import Judge
-    from rqa.judging import STORE, judge_folder
-    from rqa.report import write_report
+    from rqa.judge.client import Judge
+    from rqa.judge.judge_evaluation import STORE, judge_folder
+    from rqa.report.html import write_report
 
     folder = Path(judged.evaluation)
     judge_folder(folder, Judge(**judge.endpoint, store=folder / STORE), **judge.task)

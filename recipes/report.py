@@ -10,7 +10,7 @@ the updates and the evaluation at their end: the test, or the last one on the wa
 import argparse
 from pathlib import Path
 
-from rqa.flags import cli
+from rqa.cli.parser import cli
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from rqa.report import write_report  # what it draws with takes a second to import
+    from rqa.report.html import write_report  # what it draws with takes a second to import
 
     print(write_report(args.folder, args.other, args.output))
 

@@ -13,8 +13,9 @@ their passages ("ctxs"), --embedding_model and the --full_dataset flags can be l
 from collections.abc import Sequence
 from functools import partial
 
-from rqa import config, inputs
-from rqa.flags import cli, parse_configs, require
+from rqa.cli import data_args as inputs
+from rqa.cli import training_args as config
+from rqa.cli.parser import cli, parse_configs, require
 
 
 def main() -> int:
@@ -35,23 +36,23 @@ def main() -> int:
     lm, retriever, retrieval, index, data, mix, prompt, opt, run = configs
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.batching import endless_updates, num_updates_per_epoch
-    from rqa.checkpoint import Checkpoints, export
-    from rqa.collators import ConcatenatedCollator, Row
-    from rqa.data import load_splits
-    from rqa.decoder import AnswerLM, check_window
-    from rqa.evaluate import KS, AnswerLoss, evaluate
-    from rqa.generate import Generator
-    from rqa.hardware import attention_kernel
-    from rqa.launch import make_accelerator
-    from rqa.passages import passages_for
-    from rqa.prompts import PromptBuilder, load_tokenizer
-    from rqa.report import write_report
-    from rqa.retrieval import open_corpus, retrieve_splits
-    from rqa.run import RunLog, identity_of, log, log_rows, new_folder
-    from rqa.runtime import conditions
-    from rqa.signals import StopSignals, resume_command
-    from rqa.train import make_optimizer, train_steps
+    from rqa.data.passage_selection import passages_for
+    from rqa.data.records import load_splits
+    from rqa.distributed.accelerator import make_accelerator
+    from rqa.distributed.device import attention_kernel
+    from rqa.evaluation.evaluate import AnswerLoss, evaluate
+    from rqa.generation.generator import Generator
+    from rqa.models.decoder import AnswerLM, check_window
+    from rqa.prompts.collators import ConcatenatedCollator, Row
+    from rqa.prompts.decoder_prompt import PromptBuilder, load_tokenizer
+    from rqa.report.html import write_report
+    from rqa.retrieval.retrieve import KS, open_corpus, retrieve_splits
+    from rqa.timing import conditions
+    from rqa.training.batching import endless_updates, num_updates_per_epoch
+    from rqa.training.checkpoint import Checkpoints, export
+    from rqa.training.loop import make_optimizer, train_steps
+    from rqa.training.run_log import RunLog, identity_of, log, log_rows, new_folder
+    from rqa.training.signals import StopSignals, resume_command
 
     if retriever.embedding_model:
         require(data, "full_dataset_file_path")

@@ -3,22 +3,30 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-LAYERS = (
-    "errors terminal legacy jsonl data metrics statistics schedule selection tracking index hardware runtime ds_config "
-    "launch pretrained retriever passages retrieval prompts fid_prompts batching collators decoder fid reader train "
-    "checkpoint generate verdicts responses judge attribution evaluate results judging contexts memory doctor "
-    "conversation plots report flags inputs config signals run"
-).split()
+ROOT_MODULES = {"errors", "terminal", "timing"}
+# A package imports from packages of the lines above its own, and from itself.
+PACKAGES = (
+    {"data", "distributed"},
+    {"retrieval", "prompts"},
+    {"models"},
+    {"generation"},
+    {"evaluation"},
+    {"judge", "report", "training"},
+    {"doctor", "cli"},
+)
+FILES = sorted((ROOT / "rqa").glob("*/*.py"))
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of rqa that a file imports, wherever in it."""
+    """The modules of rqa that a file imports, wherever in it, with `rqa.` before their names."""
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in (ROOT / "rqa").rglob("*.py")}
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -26,17 +34,29 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}:{node.lineno}: imports are absolute"
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    return {name.split(".")[1] for name in names if name.startswith("rqa.")} & set(LAYERS)
+    return {name for name in names if name in modules and name.count(".")}
 
 
-def test_every_file_has_its_layer():
-    assert {path.stem for path in (ROOT / "rqa").glob("*.py")} - {"__init__"} == set(LAYERS)
+def test_every_file_has_its_place():
+    assert {path.stem for path in (ROOT / "rqa").glob("*.py")} == ROOT_MODULES | {"__init__"}
+    assert {path.parent.name for path in FILES} == set().union(*PACKAGES)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_file_imports_only_from_above(name):
-    allowed = set(LAYERS[: LAYERS.index(name)])
-    assert imported(ROOT / "rqa" / f"{name}.py") <= allowed
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_file_imports_only_from_above(path):
+    [line] = [i for i, packages in enumerate(PACKAGES) if path.parent.name in packages]
+    allowed = ROOT_MODULES | {path.parent.name} | set().union(*PACKAGES[:line])
+    assert {name.split(".")[1] for name in imported(path)} <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(ROOT_MODULES))
+def test_a_root_module_imports_root_modules_alone(name):
+    assert {module.split(".")[1] for module in imported(ROOT / "rqa" / f"{name}.py")} <= ROOT_MODULES
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {".".join(path.relative_to(ROOT).with_suffix("").parts): imported(path) for path in FILES}
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.name)
@@ -60,10 +80,10 @@ def test_nobody_imports_a_recipe(path):
     ("module", "absent"),
     [
         ("rqa", {"torch", "numpy", "transformers"}),
-        ("rqa.data", {"torch", "numpy"}),
-        ("rqa.index", {"torch"}),
-        ("rqa.inputs", {"torch", "accelerate", "faiss", "sentence_transformers"}),
-        ("rqa.config", {"torch", "accelerate", "faiss", "sentence_transformers"}),
+        ("rqa.data.records", {"torch", "numpy"}),
+        ("rqa.retrieval.index", {"torch"}),
+        ("rqa.cli.data_args", {"torch", "accelerate", "faiss", "sentence_transformers"}),
+        ("rqa.cli.training_args", {"torch", "accelerate", "faiss", "sentence_transformers"}),
     ],
 )
 def test_what_stands_alone_does(module, absent):

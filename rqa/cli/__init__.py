@@ -1,0 +1,1 @@
+"""Command-line flags, configuration files, and help of the recipes."""

@@ -1,0 +1,1 @@
+"""User files: examples, passages, the corpus, and the choice of passages for an example."""

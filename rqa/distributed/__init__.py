@@ -1,0 +1,1 @@
+"""Processes, precision, DeepSpeed and the device."""

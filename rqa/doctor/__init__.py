@@ -1,0 +1,1 @@
+"""Checks of data and an estimate of memory before a training run."""

@@ -1,0 +1,1 @@
+"""Prompts to answers, in batches or in a conversation."""

@@ -1,0 +1,1 @@
+"""The two kinds of generator, and loading of checkpoints."""

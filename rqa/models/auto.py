@@ -1,0 +1,70 @@
+"""A checkpoint to answer with, of either kind: a decoder, or an encoder-decoder as fusion-in-decoder."""
+
+from typing import cast
+
+from accelerate import Accelerator
+
+from rqa.distributed.accelerator import is_sharded
+from rqa.distributed.device import AttentionKernel, attention_kernel
+from rqa.models.decoder import AnswerLM, check_window, positions_of
+from rqa.models.fid import FusionInDecoder, attention_of, check_model
+from rqa.models.loading import load_config
+from rqa.prompts.collators import Collator, ConcatenatedCollator, ParallelCollator
+from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat, PromptBuilder, load_tokenizer
+from rqa.prompts.fid_prompt import PassagePromptBuilder
+
+
+def collator_for(
+    name_or_path: str,
+    *,
+    is_fid: bool = False,
+    chat: ChatFormat | None = None,
+    instruction: str = INSTRUCTION,
+    max_prompt_length: int = 2048,
+    speakers: tuple[str, str] = ("user", "assistant"),
+    max_passage_length: int = 512,
+    max_answer_length: int = 512,
+    max_new_tokens: int = 512,
+) -> Collator:
+    """Return the collator of a checkpoint; see `PromptBuilder` and `PassagePromptBuilder` for what shapes its texts.
+
+    Raises InputError where there is no such checkpoint, or where its windows are too small.
+    """
+    longest_answer = max(max_answer_length, max_new_tokens)
+    if is_fid:
+        config = check_model(name_or_path, max_passage_length, longest_answer)
+        texts = PassagePromptBuilder(load_tokenizer(name_or_path), max_passage_length, speakers)
+        return ParallelCollator(texts, max_answer_length, positions_of(config))
+    tokenizer = load_tokenizer(name_or_path)
+    positions = check_window(name_or_path, max_prompt_length + longest_answer)
+    builder = PromptBuilder(tokenizer, chat, instruction, max_prompt_length)
+    return ConcatenatedCollator(builder, max_answer_length, positions)
+
+
+def attention_for(
+    accelerator: Accelerator, name_or_path: str, *, is_fid: bool = False, use_flash_attention: bool = False
+) -> AttentionKernel | None:
+    """Return the `attention` to load a checkpoint with. Raises InputError where it cannot be what is asked for."""
+    if is_fid:
+        config = load_config(name_or_path, "encoder-decoder")
+        return attention_of(config, accelerator, use_flash_attention=use_flash_attention)
+    return attention_kernel(use_flash_attention, accelerator.mixed_precision)
+
+
+def load_reader(
+    accelerator: Accelerator,
+    name_or_path: str,
+    *,
+    is_fid: bool = False,
+    attention: AttentionKernel | None = None,
+    encoder_batch_size: int | None = None,
+) -> AnswerLM | FusionInDecoder:
+    """Load a checkpoint to answer with, prepared, in evaluation mode: no process makes room for gradients."""
+    model: AnswerLM | FusionInDecoder
+    if is_fid:
+        model = FusionInDecoder.from_pretrained(
+            name_or_path, encoder_batch_size=encoder_batch_size, in_step=is_sharded(accelerator), attention=attention
+        )
+    else:
+        model = AnswerLM.from_pretrained(name_or_path, attention=attention)
+    return cast(AnswerLM | FusionInDecoder, accelerator.prepare_model(model, evaluation_mode=True))

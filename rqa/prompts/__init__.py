@@ -1,0 +1,1 @@
+"""Examples and passages to token ids, and token ids to batches."""

@@ -1,0 +1,1 @@
+"""report.html: plots and tables of results on one page."""

@@ -1,0 +1,327 @@
+"""memory: what is forecast against the batches that are made, and memory against what the allocator gave."""
+
+import gc
+import json
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import DECODERS, decoder, random_batch
+from tiny_seq2seq import random_passages, seq2seq
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+from world import ROOT, hand_over, handed_over, launch, torchrun
+
+from rqa.data.passage_selection import Reading, passages_for
+from rqa.data.records import Example, Passage
+from rqa.distributed.accelerator import make_accelerator
+from rqa.doctor.memory import SPARE, encoder_calls, forecast, readings_of, training_memory
+from rqa.models.decoder import AnswerLM
+from rqa.models.fid import FusionInDecoder
+from rqa.prompts.collators import Row
+from rqa.training.batching import Layout, endless_updates
+from rqa.training.loop import make_optimizer, train_steps
+
+PASSAGES = [Passage(f"Text {i}.") for i in range(40)]
+EXAMPLES = [
+    Example(
+        f"{i}", f"Question {i}?", (f"Answer {i}.",), tuple(PASSAGES[i : i + 2]), contexts=tuple(PASSAGES[i : i + 9])
+    )
+    for i in range(0, 30, 3)
+]
+
+
+def row(*prompts, answer=3):
+    return Row([[7] * length for length in prompts], [7] * answer)
+
+
+DECODER_ROWS = [row(5 * i % 17 + 4, answer=i % 5 + 1) for i in range(29)]
+FID_ROWS = [row(*range(3, 3 + i % 4), 5 * i % 17 + 4, answer=i % 5 + 1) for i in range(29)]
+
+
+# What is read
+
+
+def test_training_reads_what_passages_for_makes_of_the_ctxs():
+    mix = {"passage_order": "random", "gold_dropout": 0.5}
+    expected = [passages_for(e, e.contexts, k=3, seed=5, epoch=0, **mix) for e in EXAMPLES]
+    assert readings_of("train", EXAMPLES, "ctxs", k=3, seed=5, **mix) == expected
+
+
+def test_sft_reads_its_gold():
+    expected = [passages_for(e, (), k=0, seed=0, epoch=0) for e in EXAMPLES]
+    assert readings_of("train", EXAMPLES, "gold", k=3) == expected
+    assert readings_of("test", EXAMPLES, "gold", k=1) == [Reading.ranked(e, e.gold_passages) for e in EXAMPLES]
+
+
+def test_evaluation_reads_k():
+    assert readings_of("test", EXAMPLES, "ctxs", k=4) == [Reading.ranked(e, e.contexts[:4]) for e in EXAMPLES]
+    for example, reading in zip(EXAMPLES, readings_of("test", EXAMPLES, PASSAGES, k=4), strict=True):
+        assert len(reading.passages) == 4
+        assert reading.passages[:2] == example.gold_passages
+
+
+def test_random_passages_stand_in_beside_the_gold():
+    corpus = [Passage(f"Elsewhere {i}.") for i in range(200)]
+    readings = readings_of("train", EXAMPLES, corpus, k=4, seed=1)
+    for example, reading in zip(EXAMPLES, readings, strict=True):
+        assert {*example.gold_passages} < {*reading.passages}
+        assert {*reading.passages} - {*example.gold_passages} < {*corpus}
+        assert len(reading.passages) == 5
+    assert readings == readings_of("train", EXAMPLES, corpus, k=4, seed=1)
+    others = readings_of("train", EXAMPLES, corpus, k=4, seed=2)
+    assert all({*a.passages} != {*b.passages} for a, b in zip(readings, others, strict=True))
+    dropped = readings_of("train", EXAMPLES, corpus, k=SPARE - 1, seed=1, gold_dropout=1.0)
+    assert {len(reading.passages) for reading in dropped} == {SPARE}
+
+
+# An epoch
+
+
+def batches_of(rows, layout, group_by_length, seed, updates):
+    plan = endless_updates(
+        len(rows), layout, lambda _, at: [rows[i] for i in at], lambda b: {"b": b}, seed, group_by_length
+    )
+    return [batch["b"] for update in islice(plan, updates) for batch in update if batch["b"]]
+
+
+@pytest.mark.parametrize("group_by_length", [True, False])
+@pytest.mark.parametrize(("layout", "updates"), [(Layout(3, 2, 2), 3), (Layout(4), 8), (Layout(1, 1, 40), 1)])
+def test_an_epoch_is_that_of_the_loop(layout, updates, group_by_length):
+    found = forecast(DECODER_ROWS, len(DECODER_ROWS), layout, group_by_length=group_by_length, seed=3)
+    padded = [
+        len(batch) * max(map(len, batch))
+        for rank in range(layout.processes)
+        for batch in batches_of(DECODER_ROWS, replace(layout, rank=rank), group_by_length, 3, updates)
+    ]
+    assert found.updates == updates
+    assert found.positions == sum(padded)
+    assert len(found.largest) * max(map(len, found.largest)) == max(padded)
+    assert found.tokens == sum(len(row.prompts[0]) + len(row.answer) for row in DECODER_ROWS)
+    assert found.targets == sum(len(row.answer) for row in DECODER_ROWS)
+
+
+def test_an_epoch_of_many_is_drawn_from_those_that_were_looked_at():
+    found = forecast([row(10, answer=2), row(20, answer=4)], 1000, Layout(5, 2))
+    assert found.updates == 100
+    assert found.targets == 2 * 1000 + 2 * (found.tokens - 12_000) // 12
+    assert 17_000 < found.tokens < 19_000
+    assert found.positions < 1.02 * found.tokens  # rows of two lengths, side by side
+
+
+def fid_batch(rows):
+    return random_passages([list(map(len, row.prompts)) for row in rows], [len(row.answer) for row in rows])
+
+
+@pytest.mark.parametrize("encoder_batch_size", [None, 3])
+def test_positions_of_fusion_in_decoder_are_those_that_its_parts_get(encoder_batch_size):
+    model = FusionInDecoder(seq2seq(), encoder_batch_size=encoder_batch_size)
+    seen = []
+
+    def count(_module, _args, options):
+        seen.append(options["input_ids"].shape)
+
+    model.plain.get_encoder().register_forward_pre_hook(count, with_kwargs=True)
+    model.plain.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    layout = Layout(4)
+    with torch.no_grad():
+        for batch in batches_of(FID_ROWS, layout, True, 0, 8):
+            before = len(seen)
+            model(**fid_batch(batch))
+            calls = encoder_calls(batch, encoder_batch_size)
+            assert [(len(call), max(call)) for call in calls] == seen[before:-1]
+    found = forecast(FID_ROWS, len(FID_ROWS), layout, is_fid=True, encoder_batch_size=encoder_batch_size)
+    assert found.positions == sum(shape.numel() for shape in seen)
+
+
+# Memory
+
+
+def allocated(run):
+    """The most bytes that a run allocates at a time, by torch's own allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def measured(model, batch, *, bf16, keeps):
+    """As `allocated`, of forward and backward of a warm model."""
+    for parameter in model.parameters():
+        if not keeps and parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**batch).sum()
+        loss.backward()
+
+    model.train()
+    run()
+    model.zero_grad()
+    return allocated(run)
+
+
+# The kernels of a CPU make buffers of their own in bfloat16, and where layers are computed again.
+DECODER_CASES = [
+    *((family, False, {}, 0.02) for family in DECODERS if family != "mixtral"),
+    ("llama", True, {}, 0.02),
+    ("gpt2", True, {}, 0.08),
+    ("gemma2", True, {"gradient_checkpointing": True}, 0.03),
+    ("qwen2", False, {"gradient_checkpointing": True}, 0.03),
+    ("llama", False, {"accumulation": 1}, 0.02),
+]
+FID_CASES = [
+    *((family, False, {}, 0.02) for family in ("t5", "bart", "two_berts", "t5gemma")),
+    ("bart", True, {}, 0.05),
+    ("mt5", False, {"encoder_batch_size": 3}, 0.03),
+    ("bart", False, {"gradient_checkpointing": True}, 0.1),
+]
+
+
+def assert_as_allocated(model, rows, batch, bf16, options, tolerance):
+    """Of all but what stays, the optimizer's states and what was there before: weights."""
+    options = {"accumulation": 2} | options
+    number, held = training_memory(model.config, rows, precision="bf16" if bf16 else "no", **options)
+    assert number == sum(parameter.numel() for parameter in model.parameters())
+    if options.get("gradient_checkpointing"):
+        model.plain.gradient_checkpointing_enable({"use_reentrant": False})
+    keeps = options["accumulation"] == 1
+    found = measured(model, batch, bf16=bf16, keeps=keeps)
+    assert held["activations"] + (held["gradients"] if keeps else 0) == pytest.approx(found, rel=tolerance)
+
+
+@pytest.mark.parametrize(("family", "bf16", "options", "tolerance"), DECODER_CASES)
+def test_activations_of_a_decoder_are_those_that_were_allocated(family, bf16, options, tolerance):
+    sizes = [(40, 9), (31, 9), (33, 9)]
+    rows = [row(prompt, answer=answer) for prompt, answer in sizes]
+    assert_as_allocated(AnswerLM(decoder(family)), rows, random_batch(sizes), bf16, options, tolerance)
+
+
+@pytest.mark.parametrize(("family", "bf16", "options", "tolerance"), FID_CASES)
+def test_activations_of_fusion_in_decoder_are_those_that_were_allocated(family, bf16, options, tolerance):
+    rows = [row(40, 31, 22, 33, answer=9), row(39, 12, 32, 8, answer=9)]
+    model = FusionInDecoder(seq2seq(family), encoder_batch_size=options.get("encoder_batch_size"))
+    assert_as_allocated(model, rows, fid_batch(rows), bf16, options, tolerance)
+
+
+def test_of_experts_no_activations_are_told(caplog):
+    _, held = training_memory(decoder("mixtral").config, [row(9)])
+    assert held.keys() == {"weights", "gradients", "optimizer"}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("optim", ["adamw", "adafactor"])
+def test_states_are_those_that_the_optimizer_has(optim):
+    model = AnswerLM(decoder())
+    optimizer = make_optimizer(model, optim)
+    model(**random_batch([(9, 3)])).sum().backward()
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    _, held = training_memory(model.config, [row(9)], optim=optim)
+    assert held["optimizer"] == sum(value.untyped_storage().nbytes() for value in states)
+    assert held["gradients"] == sum(parameter.grad.nbytes for parameter in model.parameters())
+    assert held["weights"] == sum(parameter.nbytes for parameter in model.parameters())
+
+
+def of(processes=4, **options):
+    number, held = training_memory(decoder().config, [row(9)], processes=processes, accumulation=2, **options)
+    return {name: size / number for name, size in held.items() if name != "activations"}
+
+
+# Bytes a parameter on one of four devices, by hand: Rajbhandari et al., 2020, figure 1, with gradients in 16 bits.
+def test_what_is_spread_over_devices_is_a_share():
+    assert of() == {"weights": 4, "gradients": 4, "optimizer": 8, "communication": 4}
+    assert "communication" not in of(processes=1)
+    auto = {"reduce_bucket_size": "auto"}
+    sizes = {"weights": 2, "gradients": 2, "optimizer": 3, "communication": 0}
+    assert of(zero={"stage": 1, **auto}) == sizes
+    assert of(zero={"stage": 2, **auto}) == sizes | {"gradients": 0.5}
+    assert of(zero={"stage": 3}) == {"weights": 0.5, "gradients": 0.5, "optimizer": 3, "communication": 2}
+    assert of(zero={"stage": 2, **auto}, precision="no") == sizes | {"weights": 4, "gradients": 1}
+    assert of(zero={"stage": 2}) == sizes | {"gradients": 0.5, "communication": 4}  # two buckets of all
+    offloaded = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    here = {"offload_optimizer": {"device": "none"}, "offload_param": {"device": "none"}}
+    assert of(zero={"stage": 3, **here}) == of(zero={"stage": 3})
+    assert of(zero={"stage": 3, **offloaded}) == {"weights": 0, "gradients": 0.5, "optimizer": 0, "communication": 2}
+
+
+def test_under_zero_the_model_itself_is_in_16_bits():
+    sizes = [(40, 9), (31, 9), (33, 9)]
+    model = AnswerLM(decoder("llama").to(torch.bfloat16))
+    rows = [row(prompt, answer=answer) for prompt, answer in sizes]
+    _, held = training_memory(model.config, rows, zero={"stage": 2})
+    found = measured(model, random_batch(sizes), bf16=False, keeps=False)
+    assert held["activations"] == pytest.approx(found, rel=0.02)
+
+
+def test_an_update_in_16_bits_has_its_gradients_in_32():
+    number, held = training_memory(decoder().config, [row(1, answer=1)], zero={"stage": 2}, processes=1)
+    assert held["activations"] == 4 * number
+
+
+def test_weights_gathered_are_bounded():
+    found = [of(zero={"stage": 3, "stage3_max_live_parameters": most})["communication"] for most in (0, 1e9)]
+    assert found == [0, 2]
+
+
+def test_a_model_of_billions_takes_no_memory_to_be_told_of():
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+    config = LlamaConfig(**sizes, vocab_size=32_000, num_hidden_layers=4)
+    with torch.device("meta"):
+        expected = sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
+    before = allocated(lambda: None)
+    found = []
+    assert (
+        allocated(lambda: found.append(training_memory(config, [row(900, answer=99)], accumulation=2))) - before < 10**6
+    )
+    [(number, held)] = found
+    assert number == expected > 10**9
+    assert held["activations"] > 10**9
+
+
+SMALL = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, vocab_size=3000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_states_are_those_that_zero_holds(tmp_path, monkeypatch, stage, bf16):
+    """Between two updates, when stages 1 and 2 have given their gradients back, and stage 3 what it gathered."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    zero = {"stage": stage, "reduce_bucket_size": "auto", "stage3_param_persistence_threshold": 0}
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": "auto"}}))
+    by = (*torchrun(2), str(ROOT / "tests/deepspeed_on_cpu.py"))
+    launch(__file__, {str(path): str(tmp_path), str(bf16): ""}, by=by)
+    _, held = training_memory(SMALL, [row(9)], precision="bf16" if bf16 else "no", processes=2, zero=zero)
+    expected = held["weights"] + held["optimizer"] + (held["gradients"] if stage == 3 else 0)
+    assert handed_over(tmp_path, 2) == pytest.approx([expected] * 2, rel=0.05)
+
+
+def under_zero(path, folder, bf16):
+    """The bytes that are live after two updates."""
+    accelerator = make_accelerator(bf16=bf16, deepspeed=path, flags={"per_device_train_batch_size": 2})
+    model = AnswerLM(LlamaForCausalLM(SMALL))
+    model, optimizer = accelerator.prepare(model, make_optimizer(model))
+    updates = iter([[random_batch([(9, 3)])] for _ in range(2)])
+    for _ in train_steps(
+        accelerator, model, optimizer, updates, learning_rate=lambda _: 1e-4, num_steps=2, max_grad_norm=1.0, seed=0
+    ):
+        gc.collect()
+    live = [tensor for tensor in gc.get_objects() if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta"]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in live}
+    hand_over(sum(storages.values()), folder)
+
+
+if __name__ == "__main__":
+    under_zero(sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "True")

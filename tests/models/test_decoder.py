@@ -1,0 +1,306 @@
+"""decoder: the loss of a batch is plain cross-entropy, row by row, for every family of decoders."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import DECODERS, EOS, PAD, decoder, llama, random_batch, save_decoder
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    MambaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from rqa.errors import InputError
+from rqa.models.decoder import AnswerLM, check_window, positions_of, window_of
+
+ROWS = [(9, 4), (3, 12), (14, 1), (6, 6), (1, 2)]  # tokens of prompt and answer, longer than the windows of attention
+
+
+@pytest.fixture(params=DECODERS)
+def family(request):
+    return request.param
+
+
+def row_of(batch, i, prompt, answer):
+    """One row by itself, without padding."""
+    return {name: tensor[i : i + 1, : prompt + answer] for name, tensor in batch.items()}
+
+
+def plain_loss(lm, batch):
+    """Cross-entropy over whole sequences, in double precision: what a textbook does. (B,)"""
+    logits = lm(batch["input_ids"]).logits.double()
+    losses = cross_entropy(logits[:, :-1].mT, batch["labels"][:, 1:], reduction="none", ignore_index=-100)
+    return losses.sum(-1)
+
+
+def gradients(lm):
+    return {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found, expected):
+    assert found.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=lambda m, n=name: n + m)
+
+
+def test_the_loss_is_plain_cross_entropy_of_each_row_alone(family):
+    lm, batch = decoder(family), random_batch(ROWS)
+    alone = torch.cat([plain_loss(lm, row_of(batch, i, *row)) for i, row in enumerate(ROWS)])
+    losses = AnswerLM(lm)(**batch)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses.double(), plain_loss(lm, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradients_are_those_of_plain_cross_entropy_of_each_row_alone(family):
+    lm, batch = decoder(family), random_batch(ROWS)
+    weights = torch.tensor([1.0, 0.5, 2.0, -1.0, 3.0])  # every row's gradient by itself, not just their sum
+    sum(weights[i] * plain_loss(lm, row_of(batch, i, *row))[0] for i, row in enumerate(ROWS)).backward()
+    expected = gradients(lm)
+    lm.zero_grad()
+    (AnswerLM(lm)(**batch) * weights).sum().backward()
+    assert_same_gradients(gradients(lm), expected)
+
+
+def test_padding_mates_and_order_change_no_loss(family):
+    model, batch = AnswerLM(decoder(family)), random_batch(ROWS)
+    losses = model(**batch)
+    torch.testing.assert_close(model(**random_batch(ROWS, length=40)), losses, rtol=1e-5, atol=1e-5)
+    order = [3, 0, 4, 2, 1]
+    shuffled = {name: tensor[order] for name, tensor in batch.items()}
+    torch.testing.assert_close(model(**shuffled), losses[order], rtol=1e-5, atol=1e-5)
+    padding = batch["labels"].flip(1).ne(-100).cumsum(1).flip(1).eq(0)
+    garbage = batch | {"input_ids": batch["input_ids"].masked_fill(padding, 77)}
+    torch.testing.assert_close(model(**garbage), losses, rtol=1e-5, atol=1e-5)
+
+
+def test_only_answer_positions_are_projected(family):
+    lm, batch, rows = decoder(family), random_batch(ROWS), []
+    lm.get_output_embeddings().register_forward_hook(lambda module, inputs, output: rows.append(output.shape[:-1]))
+    AnswerLM(lm)(**batch)
+    assert rows == [(sum(answer for _, answer in ROWS),)]
+
+
+@pytest.mark.parametrize(("family", "masked"), [("llama", False), ("gpt2", False), ("mixtral", True)])
+def test_a_model_with_experts_sees_which_positions_are_padding(family, masked):
+    lm, batch, masks = decoder(family), random_batch(ROWS), []
+    lm.register_forward_pre_hook(lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
+    AnswerLM(lm)(**batch)
+    expected = torch.tensor([[position < sum(row) for position in range(15)] for row in ROWS]).long()
+    assert masks[0].equal(expected) if masked else masks == [None]
+
+
+@pytest.mark.parametrize("rows", [[(5, 0)], [(5, 0), (4, 3), (1, 0)]], ids=["alone", "among others"])
+def test_a_row_without_targets_adds_nothing(family, rows):
+    lm = decoder(family)
+    losses = AnswerLM(lm)(**random_batch(rows))
+    assert [loss == 0 for loss in losses.tolist()] == [answer == 0 for _, answer in rows]
+    losses[[i for i, (_, answer) in enumerate(rows) if not answer]].sum().backward()
+    found = gradients(lm)
+    assert found.keys() == {name for name, _ in lm.named_parameters()}  # DDP waits for each of them
+    assert not any(gradient.any() or gradient.isnan().any() for gradient in found.values())
+
+
+def test_a_row_without_targets_does_not_disturb_the_others(family):
+    model = AnswerLM(decoder(family))
+    batch = random_batch([(4, 3), (2, 5), (5, 0)])
+    without = {name: tensor[:2] for name, tensor in batch.items()}
+    torch.testing.assert_close(model(**batch)[:2], model(**without), rtol=1e-5, atol=1e-5)
+
+
+class LlamaOfOld(LlamaForCausalLM):
+    """A model whose forward cannot be told which positions to project."""
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        return super().forward(input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+
+def test_a_model_that_projects_every_position_gives_the_same_loss():
+    lm, batch = decoder(), random_batch(ROWS)
+    old = LlamaOfOld(lm.config)
+    old.load_state_dict(lm.state_dict())
+    torch.testing.assert_close(AnswerLM(old)(**batch), AnswerLM(lm)(**batch))
+
+
+def test_logits_are_those_of_every_position():
+    lm, batch = decoder(), random_batch(ROWS)
+    logits = AnswerLM(lm).logits(**batch).double()
+    losses = cross_entropy(logits[:, :-1].mT, batch["labels"][:, 1:], reduction="none").sum(-1)
+    torch.testing.assert_close(AnswerLM(lm)(**batch).double(), losses, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(family, tmp_path):
+    batch, path = random_batch(ROWS), save_decoder(tmp_path, decoder(family))
+    found = []
+    for checkpointing in (False, True):
+        model = AnswerLM.from_pretrained(path, gradient_checkpointing=checkpointing).train()
+        assert model.plain.is_gradient_checkpointing == checkpointing
+        model(**batch).sum().backward()
+        found.append(gradients(model))
+    assert_same_gradients(*found)
+
+
+# Loading
+
+
+def test_a_checkpoint_loads_as_it_was_saved_with_its_own_attention(family, tmp_path):
+    lm, batch = decoder(family), random_batch(ROWS)
+    model = AnswerLM.from_pretrained(save_decoder(tmp_path, lm))
+    assert type(model.plain) is type(lm)
+    # of these only Gemma 2 has no sdpa: sdpa cannot cap the attention's logits
+    assert model.plain.config._attn_implementation == ("eager" if family == "gemma2" else "sdpa")
+    torch.testing.assert_close(model(**batch), AnswerLM(lm)(**batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bfloat16_checkpoint_is_trained_in_float32(tmp_path):
+    lm = decoder().to(torch.bfloat16)
+    model = AnswerLM.from_pretrained(save_decoder(tmp_path, lm))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for name, tensor in lm.state_dict().items():
+        assert tensor.float().equal(model.plain.state_dict()[name])
+
+
+@pytest.mark.parametrize("missing", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight"])
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, missing):
+    path = save_decoder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[missing]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"every weight of LlamaForCausalLM, .* lacks 1: {missing}$"):
+        AnswerLM.from_pretrained(path)
+
+
+def test_a_checkpoint_with_a_tensor_of_another_shape_is_refused(tmp_path):
+    path = save_decoder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 56}))
+    with pytest.raises(InputError, match=r"lacks 6: model\.layers\.0\.mlp\.down_proj\.weight, "):
+        AnswerLM.from_pretrained(path)
+
+
+@pytest.mark.parametrize("make", [lambda: llama(tied=True), lambda: decoder("gpt2"), lambda: decoder("gemma2")])
+def test_tied_weights_are_not_missed(tmp_path, make):
+    lm = make()
+    model = AnswerLM.from_pretrained(save_decoder(tmp_path, lm))
+    assert not {"lm_head.weight"} & load_file(tmp_path / "model.safetensors").keys()
+    assert model.plain.get_input_embeddings().weight is model.plain.get_output_embeddings().weight
+
+
+def test_what_is_no_checkpoint_of_a_decoder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no-such-folder: no decoder"):
+        AnswerLM.from_pretrained(str(tmp_path / "no-such-folder"))
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
+    with pytest.raises(InputError, match="t5: no decoder"):
+        AnswerLM.from_pretrained(str(tmp_path / "t5"))
+    save_decoder(tmp_path / "pickled")
+    torch.save(load_file(tmp_path / "pickled/model.safetensors"), tmp_path / "pickled/pytorch_model.bin")
+    (tmp_path / "pickled/model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"pickled: no decoder .*safetensors"):
+        AnswerLM.from_pretrained(str(tmp_path / "pickled"))
+
+
+@pytest.mark.parametrize("make", [llama, lambda: decoder("gpt2")])
+def test_rows_longer_than_the_window_are_refused_before_loading(tmp_path, make):
+    path = save_decoder(tmp_path, make())
+    (tmp_path / "model.safetensors").unlink()
+    window = make().config.max_position_embeddings
+    check_window(path, window)
+    with pytest.raises(InputError, match=f"reads at most {window} tokens: prompt and answer may have {window + 1}; "):
+        check_window(path, window + 1)
+
+
+def test_a_model_without_positions_has_no_window(tmp_path):
+    MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
+    check_window(str(tmp_path), 10**9)
+
+
+BERT = {
+    "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+    "max_position_embeddings": 24, "pad_token_id": 1,
+}  # fmt: skip
+FROM_PADDING = {
+    **dict.fromkeys("camembert data2vec-text ibert mpnet roberta roberta-prelayernorm".split(), BERT),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl"), BERT),
+    "longformer": BERT | {"attention_window": 4},
+    "luke": BERT | {"entity_vocab_size": 4, "entity_emb_size": 4},
+    "xmod": BERT | {"languages": ["en_XX"], "default_language": "en_XX"},
+}
+LEARNED = {
+    "bert": BERT,
+    "opt": BERT | {"ffn_dim": 16, "word_embed_proj_dim": 16},
+    "gpt2": {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24},
+}
+
+
+@pytest.mark.parametrize("kind", [*FROM_PADDING, *LEARNED])
+def test_the_last_position_is_the_last_that_a_model_reads(kind):
+    config = AutoConfig.for_model(kind, **(FROM_PADDING | LEARNED)[kind])
+    last, model = window_of(config), AutoModel.from_config(config).eval()
+    assert last == positions_of(config) == (22 if kind in FROM_PADDING else 24)
+    model(torch.full((1, last), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, last + 1), 5))
+
+
+def test_rotary_positions_have_no_end_and_learned_ones_are_told(family, tmp_path):
+    config = decoder(family).config
+    assert positions_of(config) == (2048 if family == "gpt2" else None)
+    assert check_window(save_decoder(tmp_path, decoder(family)), 2048) == positions_of(config)
+
+
+def test_a_decoder_of_rotary_positions_reads_beyond_its_window():
+    lm = decoder()
+    assert AnswerLM(lm)(**random_batch([(window_of(lm.config) - 3, 9)])).isfinite().all()
+
+
+# Generation
+
+
+def left_padded(prompts):
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (longest - len(prompt)) + prompt for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+
+
+def test_generation_equals_that_of_the_plain_model_row_by_row(family):
+    lm = decoder(family).eval()
+    rows = random_batch([(9, 0), (3, 0), (21, 0), (14, 0)], seed=3)["input_ids"].tolist()
+    prompts = [[id for id in row if id != PAD] for row in rows]
+    generated = AnswerLM(lm).generate(**left_padded(prompts), max_new_tokens=12, eos_token_id=EOS, pad_token_id=PAD)
+    alone = [
+        lm.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=EOS, pad_token_id=PAD)
+        for prompt in prompts
+    ]
+    assert len({tuple(row[0].tolist()[len(p) :]) for row, p in zip(alone, prompts, strict=True)}) > 1
+    for row, expected, prompt in zip(generated.tolist(), alone, prompts, strict=True):
+        expected = expected[0].tolist()[len(prompt) :]
+        assert row == expected + [PAD] * (len(row) - len(expected))
+
+
+def test_the_checkpoint_keeps_its_generation_config(tmp_path):
+    lm = decoder()
+    lm.generation_config.repetition_penalty = 1.5
+    model = AnswerLM.from_pretrained(save_decoder(tmp_path / "before", lm))
+    model.generate(**left_padded([[5, 6]]), max_new_tokens=2)
+    model.plain.save_pretrained(tmp_path / "after")
+    before, after = ((tmp_path / name / "generation_config.json").read_text() for name in ("before", "after"))
+    assert before == after
+    assert json.loads(after)["repetition_penalty"] == 1.5
+
+
+def test_the_plain_model_inside_is_what_was_given(family):
+    lm = decoder(family)
+    model = AnswerLM(lm)
+    assert model.plain is lm
+    assert model.config is lm.config
+    assert {f"plain.{name}" for name in lm.state_dict()} == model.state_dict().keys()
+    assert isinstance(lm, AutoModelForCausalLM._model_mapping[type(lm.config)])

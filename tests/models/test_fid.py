@@ -1,0 +1,448 @@
+"""fid: what fusion-in-decoder computes is the plain model over passages encoded one by one."""
+
+import json
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from test_decoder import assert_same_gradients, gradients
+from tiny_models import EOS, PAD, VOCABULARY, decoder, save_decoder
+from tiny_seq2seq import SEQ2SEQ, random_passages, save_seq2seq, seq2seq
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSeq2SeqLM, LEDConfig, LEDForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+import rqa.models.fid
+from rqa.errors import InputError
+from rqa.models.auto import collator_for
+from rqa.models.decoder import positions_of
+from rqa.models.fid import CANNOT, FusionInDecoder, attention_of, check_model
+
+LENGTHS = [[9, 4, 17, 6], [12], [3, 20, 3]]  # tokens of each passage
+ANSWERS = [5, 1, 7]
+GENERATION = {"max_new_tokens": 8, "eos_token_id": EOS, "pad_token_id": PAD}
+
+
+@pytest.fixture(autouse=True)
+def _calls_of_several_passages(monkeypatch):
+    """Of eight passages three in a call, so that there is padding."""
+    monkeypatch.setattr(rqa.models.fid, "ENCODER_CALLS", 3)
+
+
+@pytest.fixture(params=SEQ2SEQ)
+def family(request):
+    return request.param
+
+
+def close(found, expected):
+    """Within 1e-5 of the largest."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.detach().abs().max())))
+
+
+def exact(family):
+    """In float64, where gradients that cancel are still told from rounding."""
+    return seq2seq(family).double().eval()
+
+
+def passages_alone(batch):
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def before(model, labels):
+    """What the decoder is given: the answer, one to the right."""
+    given = torch.cat([torch.full((len(labels), 1), FusionInDecoder(model).start_id), labels[:, :-1]], 1)
+    return given.masked_fill(given == -100, PAD)
+
+
+def textbook(model, input_ids, attention_mask, labels):
+    """The published formulation: encode the passages as they are padded, put them side by side, decode. (B, T, V)"""
+    rows, passages, length = input_ids.shape
+    visible = attention_mask.view(rows * passages, length).clone()
+    visible[:, 0] = 1  # a passage that is not there is encoded as padding, and masked from the decoder
+    encoded = model.get_encoder()(input_ids=input_ids.view(rows * passages, length), attention_mask=visible)
+    memory = encoded.last_hidden_state.view(rows, passages * length, -1)
+    return model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=memory),
+        attention_mask=attention_mask.view(rows, passages * length),
+        decoder_input_ids=before(model, labels),
+    ).logits
+
+
+def textbook_loss(model, batch):
+    logits = textbook(model, **batch)
+    return cross_entropy(logits.mT, batch["labels"], reduction="none", ignore_index=-100).sum(-1)
+
+
+# The plain model
+
+
+def test_with_one_passage_it_is_the_plain_model(family):
+    model, batch = seq2seq(family).eval(), random_passages([[9], [12], [20]], ANSWERS)
+    plain = {name: tensor.squeeze(1) for name, tensor in passages_alone(batch).items()}
+    logits = model(**plain, decoder_input_ids=before(model, batch["labels"])).logits
+    fid = FusionInDecoder(model)
+    is_target = batch["labels"] != -100
+    close(fid.logits(**batch)[is_target], logits[is_target])
+    expected = cross_entropy(logits.mT, batch["labels"], reduction="none", ignore_index=-100).sum(-1)
+    close(fid(**batch), expected)
+
+
+def test_with_one_passage_gradients_are_those_of_the_plain_model(family):
+    model, batch = exact(family), random_passages([[9], [12], [20]], ANSWERS)
+    weights = torch.tensor([1.0, -2.0, 0.5])  # every row's gradient by itself, not just their sum
+    plain = {name: tensor.squeeze(1) for name, tensor in passages_alone(batch).items()}
+    logits = model(**plain, decoder_input_ids=before(model, batch["labels"])).logits
+    losses = cross_entropy(logits.mT, batch["labels"], reduction="none", ignore_index=-100).sum(-1)
+    (losses * weights).sum().backward()
+    expected = gradients(model)
+    model.zero_grad()
+    (FusionInDecoder(model)(**batch) * weights).sum().backward()
+    assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 1.3}, {"num_beams": 2, "num_return_sequences": 2}],
+    ids=["greedy", "beams", "sampling", "two of two beams"],
+)
+def test_with_one_passage_it_generates_what_the_plain_model_does(family, options):
+    model, batch = seq2seq(family).eval(), passages_alone(random_passages([[9], [12], [20]], ANSWERS))
+    fid = FusionInDecoder(model)
+    plain = {name: tensor.squeeze(1) for name, tensor in batch.items()}
+    torch.manual_seed(0)
+    expected = model.generate(**plain, decoder_start_token_id=fid.start_id, forced_eos_token_id=None,
+                              **{"do_sample": False} | GENERATION | options)  # fmt: skip
+    assert len({tuple(row) for row in expected.tolist()}) > 1  # the answers tell what was read
+    torch.manual_seed(0)
+    assert fid.generate(**batch, **GENERATION, **options).tolist() == expected[:, 1:].tolist()
+
+
+# The published formulation
+
+
+def test_it_is_the_published_formulation(family):
+    model, batch = seq2seq(family).eval(), random_passages(LENGTHS, ANSWERS)
+    fid = FusionInDecoder(model)
+    is_target = batch["labels"] != -100
+    close(fid.logits(**batch)[is_target], textbook(model, **batch)[is_target])
+    losses = fid(**batch)
+    assert losses.dtype == torch.float32
+    close(losses, textbook_loss(model, batch))
+
+
+def test_gradients_are_those_of_the_published_formulation(family):
+    model, batch = exact(family), random_passages(LENGTHS, ANSWERS)
+    textbook_loss(model, batch).sum().backward()
+    expected = gradients(model)
+    model.zero_grad()
+    FusionInDecoder(model)(**batch).sum().backward()
+    assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_it_generates_as_the_published_formulation_would(family, options):
+    """Token by token, each the likeliest under the textbook; and by beams over its memory."""
+    model, batch = seq2seq(family).eval(), random_passages(LENGTHS, ANSWERS)
+    found = FusionInDecoder(model).generate(**passages_alone(batch), **GENERATION, **options)
+    given = passages_alone(batch)
+    if options:
+        encoded = model.get_encoder()(**{name: tensor.flatten(0, 1) for name, tensor in given.items()})
+        memory = encoded.last_hidden_state.view(len(LENGTHS), -1, encoded.last_hidden_state.shape[-1])
+        start = FusionInDecoder(model).start_id
+        expected = model.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
+            attention_mask=given["attention_mask"].flatten(1),
+            decoder_start_token_id=start, forced_eos_token_id=None, **GENERATION, **options,
+        )[:, 1:]  # fmt: skip
+    else:
+        expected = torch.empty(len(LENGTHS), 0, dtype=torch.long)
+        for _ in range(found.shape[1]):
+            padded = torch.cat([expected, torch.full((len(LENGTHS), 1), PAD)], 1)
+            expected = torch.cat([expected, textbook(model, **given, labels=padded)[:, -1:].argmax(-1)], 1)
+        over = (expected == EOS).cumsum(1) - (expected == EOS).long() > 0
+        expected = expected.masked_fill(over, PAD)
+    assert len({tuple(row) for row in expected.tolist()}) > 1
+    assert found.tolist() == expected.tolist()
+
+
+# What must not matter
+
+
+def test_what_a_masked_passage_says_does_not_matter(family):
+    fid, batch = FusionInDecoder(seq2seq(family).eval()), random_passages(LENGTHS, ANSWERS)
+    garbage = batch["input_ids"].where(batch["attention_mask"].bool(), torch.tensor(77))
+    close(fid(**batch | {"input_ids": garbage}), fid(**batch))
+    masked = {name: tensor.clone() for name, tensor in batch.items()}
+    masked["attention_mask"][0, 2] = 0
+    without = random_passages(LENGTHS, ANSWERS)
+    kept = [0, 1, 3]
+    without = {name: tensor[:1, kept] if tensor.ndim == 3 else tensor[:1] for name, tensor in without.items()}
+    close(fid(**masked)[:1], fid(**without))
+    assert abs(fid(**masked)[0] - fid(**batch)[0]) > 1e-3  # and what an unmasked one says does
+
+
+def test_padding_mates_and_order_do_not_matter(family):
+    fid, batch = FusionInDecoder(seq2seq(family).eval()), random_passages(LENGTHS, ANSWERS)
+    losses = fid(**batch)
+    close(fid(**random_passages(LENGTHS, ANSWERS, length=40)), losses)
+    alone = [fid(**{name: tensor[i : i + 1] for name, tensor in batch.items()}) for i in range(3)]
+    close(torch.cat(alone), losses)
+    order = [2, 0, 3, 1]
+    shuffled = {name: tensor[:, order] if tensor.ndim == 3 else tensor for name, tensor in batch.items()}
+    close(fid(**shuffled), losses)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 8, 100])
+def test_the_number_of_encoder_calls_does_not_matter(family, calls, monkeypatch):
+    model, batch, found = exact(family), random_passages(LENGTHS, ANSWERS), []
+    for number in (calls, 4):
+        monkeypatch.setattr(rqa.models.fid, "ENCODER_CALLS", number)
+        sizes, hook = calls_of(model)
+        losses = FusionInDecoder(model)(**batch)
+        losses.sum().backward()
+        hook.remove()
+        assert len(sizes) == min(number, 8)  # there are eight passages
+        assert sum(size for size, _ in sizes) == 8
+        found.append((losses, gradients(model)))
+        model.zero_grad()
+    close(found[0][0], found[1][0])
+    assert_same_gradients(found[0][1], found[1][1])
+
+
+def calls_of(model):
+    """The (passages, length) of each call of the encoder, from now on."""
+    sizes = []
+    hook = model.get_encoder().register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    return sizes, hook
+
+
+def test_passages_of_like_length_share_a_call(monkeypatch):
+    monkeypatch.setattr(rqa.models.fid, "ENCODER_CALLS", 4)
+    model, batch = seq2seq().eval(), random_passages(LENGTHS, ANSWERS)
+    sizes, _ = calls_of(model)
+    FusionInDecoder(model)(**batch)
+    assert sizes == [(2, 20), (2, 12), (2, 6), (2, 3)]  # of 20 17 12 9 6 4 3 3
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_small_encoder_batch_changes_nothing_with_dropout_neither(family, size, dropout, monkeypatch):
+    """Activations are computed again in the backward pass, and the same random numbers drawn for them."""
+    model, batch, found = seq2seq(family, dropout=dropout).train(), random_passages(LENGTHS, ANSWERS), []
+    monkeypatch.setattr(
+        rqa.models.fid, "ENCODER_CALLS", -(-8 // size)
+    )  # the same calls, and so the same random numbers
+    for encoder_batch_size in (None, size):
+        torch.manual_seed(3)
+        sizes, hook = calls_of(model)
+        losses = FusionInDecoder(model, encoder_batch_size=encoder_batch_size)(**batch)
+        losses.sum().backward()
+        hook.remove()
+        assert max(number for number, _ in sizes) <= size
+        assert len(sizes) == -(-8 // size) * (2 if encoder_batch_size else 1)
+        found.append((losses, gradients(model)))
+        model.zero_grad()
+    assert found[0][0].equal(found[1][0])
+    assert_same_gradients(found[1][1], found[0][1])
+
+
+def test_calls_made_to_keep_in_step_change_nothing(family):
+    model, batch, found = exact(family), random_passages([[9]], [3]), []
+    for in_step in (False, True):
+        sizes, hook = calls_of(model)
+        losses = FusionInDecoder(model, in_step=in_step)(**batch)
+        losses.sum().backward()
+        hook.remove()
+        assert len(sizes) == (2 if in_step else 1)
+        found.append((losses, gradients(model)))
+        model.zero_grad()
+    close(found[0][0], found[1][0])
+    assert_same_gradients(found[1][1], found[0][1])
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(family, tmp_path):
+    batch, path, found = random_passages(LENGTHS, ANSWERS), save_seq2seq(tmp_path, seq2seq(family)), []
+    for checkpointing in (False, True):
+        model = FusionInDecoder.from_pretrained(path, gradient_checkpointing=checkpointing).train()
+        model(**batch).sum().backward()
+        found.append(gradients(model))
+    assert_same_gradients(*found)
+
+
+def test_an_example_without_passages_disturbs_none(family):
+    fid = FusionInDecoder(seq2seq(family).eval())
+    batch, mates = random_passages([[9, 4], [0, 0]], [3, 2]), random_passages([[9, 4]], [3])
+    losses = fid(**batch)
+    close(losses[:1], fid(**mates))
+    assert losses.isfinite().all()
+    generated = fid.generate(**passages_alone(batch), **GENERATION)
+    alone = fid.generate(**passages_alone(mates), **GENERATION)
+    assert generated[0, : alone.shape[1]].tolist() == alone[0].tolist()
+    assert fid(**random_passages([[0, 0], [0, 0]], [3, 2], length=4)).isfinite().all()
+
+
+def test_a_row_without_targets_adds_nothing(family):
+    model = seq2seq(family).eval()
+    losses = FusionInDecoder(model)(**random_passages([[5], [7]], [0, 3]))
+    assert [loss == 0 for loss in losses.tolist()] == [True, False]
+    losses[0].backward()
+    found = gradients(model)
+    assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}  # DDP waits for each
+    assert not any(gradient.any() or gradient.isnan().any() for gradient in found.values())
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_the_plain_class_s_both_ways(family, tmp_path):
+    model, batch = seq2seq(family).eval(), random_passages(LENGTHS, ANSWERS)
+    loaded = FusionInDecoder.from_pretrained(save_seq2seq(tmp_path / "before", model)).eval()
+    assert loaded.state_dict().keys() == {f"plain.{name}" for name in model.state_dict()}
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    close(loaded(**batch), FusionInDecoder(model)(**batch))
+    loaded.plain.save_pretrained(tmp_path / "after")
+    again, loading = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "after", output_loading_info=True)
+    assert type(again) is type(model)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    close(textbook_loss(again.eval(), batch), textbook_loss(model, batch))
+
+
+def test_the_checkpoint_s_own_generation_config_has_no_say(family):
+    model, batch = seq2seq(family).eval(), passages_alone(random_passages(LENGTHS, ANSWERS))
+    fid = FusionInDecoder(model)
+    expected = fid.generate(**batch, **GENERATION).tolist()
+    model.generation_config.no_repeat_ngram_size = 1
+    model.generation_config.min_new_tokens = 8
+    assert fid.generate(**batch, **GENERATION).tolist() == expected
+    assert model.generation_config.no_repeat_ngram_size == 1
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_an_option_that_cannot_work_is_refused(name):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        FusionInDecoder(seq2seq()).generate(**passages_alone(random_passages([[3]], [1])), **{name: 1})
+
+
+def test_what_is_no_encoder_decoder_is_refused(tmp_path):
+    path = save_decoder(tmp_path / "llama")
+    with pytest.raises(InputError, match=r"needs an encoder-decoder .T5, BART., found a llama"):
+        check_model(path, 100, 100)
+    with pytest.raises(InputError, match="no-such-folder: no encoder-decoder"):
+        check_model(str(tmp_path / "no-such-folder"), 100, 100)
+    with pytest.raises(InputError, match="llama: no encoder-decoder"):
+        FusionInDecoder.from_pretrained(path)
+
+
+@pytest.mark.parametrize("family", ["bart", "two_berts"])
+def test_passages_and_answers_longer_than_the_window_are_refused(tmp_path, family):
+    path = save_seq2seq(tmp_path, seq2seq(family))
+    check_model(path, 512, 512)
+    with pytest.raises(InputError, match="encoder reads at most 512 tokens, not 513: lower --max_passage_length"):
+        check_model(path, 513, 512)
+    with pytest.raises(InputError, match="decoder reads at most 512 tokens, not 513: lower --max_answer_length or"):
+        check_model(path, 512, 513)
+
+
+def test_t5_has_no_window(tmp_path):
+    check_model(save_seq2seq(tmp_path), 10**6, 10**6)
+
+
+def led():
+    """Of 20 positions to read and 12 to write."""
+    sizes = {f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    ids = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS}
+    windows = {"max_encoder_position_embeddings": 20, "max_decoder_position_embeddings": 12, "attention_window": 4}
+    return LEDForConditionalGeneration(LEDConfig(**ids, **sizes, **windows, d_model=8))
+
+
+def test_the_two_windows_of_led_are_its_own(tmp_path):
+    path = save_seq2seq(tmp_path, led())
+    assert positions_of(check_model(path, 20, 12)) == 12
+    with pytest.raises(InputError, match="encoder reads at most 20 tokens, not 21: lower --max_passage_length"):
+        check_model(path, 21, 12)
+    with pytest.raises(InputError, match="decoder reads at most 12 tokens, not 13: lower --max_answer_length or"):
+        check_model(path, 20, 13)
+
+
+@pytest.mark.parametrize("make", [*(partial(seq2seq, name) for name in SEQ2SEQ), led], ids=[*SEQ2SEQ, "led"])
+def test_an_answer_ends_at_the_last_position_where_there_is_one(make):
+    fid = FusionInDecoder(make().eval())
+    positions = positions_of(fid.config)
+    assert positions == {"bart": 512, "encoder-decoder": 512, "led": 12}.get(fid.config.model_type)
+    assert fid(**random_passages([[9]], [positions or 600])).isfinite().all()
+    if positions:
+        with pytest.raises((IndexError, RuntimeError)):
+            fid(**random_passages([[9]], [positions + 1]))
+
+
+def test_the_collator_of_a_checkpoint_knows_its_positions(tmp_path):
+    lm = save_decoder(tmp_path / "gpt2", decoder("gpt2"))
+    assert collator_for(lm, max_prompt_length=1000).positions == 2048
+    found = {name: collator_for(save_seq2seq(tmp_path / name, seq2seq(name)), is_fid=True) for name in ("t5", "bart")}
+    assert {name: collator.positions for name, collator in found.items()} == {"t5": None, "bart": 512}
+
+
+@pytest.mark.parametrize(
+    ("source", "is_alone"),
+    [("generation_config.json", False), *product(("config.json", "bos", "nothing"), (False, True))],
+)
+def test_how_answers_begin_is_asked_of_the_files_as_it_is_of_the_model(tmp_path, source, is_alone):
+    path = save_seq2seq(tmp_path, seq2seq("bart"))
+    for name in ("generation_config.json", "config.json"):
+        values = json.loads((tmp_path / name).read_text())
+        values["decoder_start_token_id"] = 7 if name == source else None
+        values["bos_token_id"] = 7 if source == "bos" else None
+        (tmp_path / name).write_text(json.dumps(values))
+    if is_alone:
+        (tmp_path / "generation_config.json").unlink()
+    if source == "nothing":
+        with pytest.raises(InputError, match="expected a decoder_start_token_id in its config"):
+            check_model(path, 100, 100)
+        with pytest.raises(InputError, match="expected a decoder_start_token_id in its config"):
+            FusionInDecoder.from_pretrained(path)
+    else:
+        check_model(path, 100, 100)
+        assert FusionInDecoder.from_pretrained(path).start_id == 7
+
+
+def test_t5_in_float16_or_with_flash_attention_is_refused(family):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator, config = Accelerator(cpu=True), seq2seq(family).config
+    accelerator.state._mixed_precision = "fp16"
+    if family in ("t5", "mt5", "umt5"):
+        with pytest.raises(InputError, match=r"mixed precision fp16: .* 65504"):
+            attention_of(config, accelerator)
+        accelerator.state._mixed_precision = "bf16"
+        with pytest.raises(InputError, match=r"--use_flash_attention true: .* bias"):
+            attention_of(config, accelerator, use_flash_attention=True)
+        assert attention_of(config, accelerator) == "eager"
+    else:
+        assert attention_of(config, accelerator) is None
+    accelerator.state._mixed_precision = "no"
+    assert attention_of(config, accelerator) is None
+
+
+# Precision
+
+
+def test_bfloat16_is_near_float32(family):
+    """And finite: its exponents are those of float32."""
+    fid, batch = FusionInDecoder(seq2seq(family).eval()), random_passages(LENGTHS, ANSWERS)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = fid(**batch)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, fid(**batch), rtol=0.2, atol=0.5)
+
+
+def test_the_start_is_the_model_s_own():
+    starts = {family: FusionInDecoder(seq2seq(family)).start_id for family in SEQ2SEQ}
+    assert starts == {"t5": PAD, "mt5": PAD, "umt5": PAD, "bart": EOS, "two_berts": 1, "t5gemma": 1}

@@ -1,0 +1,337 @@
+"""collators: labels by position, in every chat format; padding, batch mates and order change no row.
+
+At the end, the collator of fusion-in-decoder.
+"""
+
+import re
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+import torch
+from test_fid_prompts import TOKENIZERS
+from tiny_tokenizers import FORMATS, TEMPLATES, builder
+
+from rqa.data.passage_selection import Reading
+from rqa.data.records import DataError, Example, Passage, Turn
+from rqa.prompts.collators import IGNORED, ConcatenatedCollator, ParallelCollator, Row
+from rqa.prompts.decoder_prompt import PromptBuilder
+from rqa.prompts.fid_prompt import PassagePromptBuilder
+
+HISTORY = (Turn("user", "Cats?"), Turn("assistant", "Yes."))
+PASSAGES = (Passage("Boil the water, and the rest.", "Water"), Passage("Cats and dogs."), Passage("The end.</s>"))
+ANSWERS = ("The cat.", "a <|im_end|> or </s>, and <|end_of_turn|>", "no", "A\n\nlonger 水 one.")
+
+
+def example(i, answer=None):
+    """Different lengths, every other one with a history."""
+    answer = ANSWERS[i] if answer is None else answer
+    return Example(f"{i}", "Who?" * (i + 1), (answer,), chat_history=HISTORY * (i % 2), where=f"train.jsonl:{i + 1}")
+
+
+READINGS = [Reading.ranked(example(i), PASSAGES[:passages]) for i, passages in enumerate((1, 0, 3, 2))]
+
+
+@pytest.fixture(params=FORMATS)
+def collator(request):
+    return ConcatenatedCollator(builder(request.param))
+
+
+def cutting(collator, budget):
+    """The same collator with a smaller budget, which cuts passages."""
+    old = collator.builder
+    return ConcatenatedCollator(PromptBuilder(old.tokenizer, old.chat, max_prompt_length=budget))
+
+
+def test_the_targets_are_the_answer_and_what_ends_a_turn_and_one_eos(collator):
+    tokenizer, batch = collator.builder.tokenizer, collator(READINGS)
+    ends = {"", "<|end_of_turn|>", "<|end|>", "#\n"}  # before eos: a turn's end that is not eos itself
+    for labels, ids, answer in zip(batch["labels"], batch["input_ids"], ANSWERS, strict=True):
+        targets = labels[labels != IGNORED]
+        assert targets.equal(ids[labels != IGNORED])
+        assert targets.tolist().count(tokenizer.eos_token_id) == 1
+        text = tokenizer.decode(targets).removesuffix(tokenizer.eos_token)
+        assert text.removeprefix(" ").removeprefix(answer) in ends
+
+
+def test_rows_are_prompt_then_answer_then_padding(collator):
+    batch = collator(READINGS)
+    for row, reading in enumerate(READINGS):
+        prompt, answer = collator.builder.prompt(reading).ids, collator.builder.answer(reading.answer)
+        padding = batch["input_ids"].shape[1] - len(prompt) - len(answer)
+        assert batch["input_ids"][row].tolist() == [*prompt, *answer, *[collator.pad_id] * padding]
+        assert batch["labels"][row].tolist() == [*[IGNORED] * len(prompt), *answer, *[IGNORED] * padding]
+    assert min(row.tolist()[::-1].index(answer[-1]) for row in batch["input_ids"]) == 0  # no more than it takes
+
+
+def test_prompts_are_left_padded_prefixes_of_the_training_rows(collator):
+    rows, batch = collator(READINGS)["input_ids"], collator.prompts(READINGS)
+    lengths = batch["attention_mask"].sum(1)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(READINGS), max(lengths))
+    for row, ids, mask, length in zip(rows, batch["input_ids"], batch["attention_mask"], lengths, strict=True):
+        assert mask.equal((torch.arange(len(mask)) >= len(mask) - length).long())
+        assert ids[mask.bool()].equal(row[:length])
+        assert (ids[~mask.bool()] == collator.pad_id).all()
+
+
+def test_also_where_passages_are_cut_the_prompt_does_not_depend_on_the_answer(collator):
+    lengths = [len(collator.builder.prompt(reading).ids) for reading in READINGS]
+    smaller = cutting(collator, lengths[1] + 9)
+    others = [Reading.ranked(reading.example, reading.passages, "Another, longer answer.") for reading in READINGS]
+    rows, prompts = smaller.encode(READINGS), smaller.prompts(others)
+    assert [row.cut > 0 for row in rows] == [length > lengths[1] + 9 for length in lengths]
+    for row, ids, mask in zip(rows, prompts["input_ids"], prompts["attention_mask"], strict=True):
+        assert ids[mask.bool()].tolist() == row.prompts[0]
+
+
+def test_a_row_is_the_same_whatever_is_beside_it(collator):
+    alone = [{name: rows[0].tolist() for name, rows in collator([reading]).items()} for reading in READINGS]
+    for order in [(0, 1, 2, 3), (2, 0), *permutations((1, 3, 0))]:
+        batch = collator([READINGS[i] for i in order])
+        for name, rows in batch.items():
+            for i, row in zip(order, rows.tolist(), strict=True):
+                assert row[: len(alone[i][name])] == alone[i][name]
+                assert set(row[len(alone[i][name]) :]) <= {collator.pad_id if name == "input_ids" else IGNORED}
+
+
+def test_encoding_first_and_collating_later_is_the_same(collator):
+    rows = collator.encode(iter(READINGS))
+    batches = [
+        (collator(READINGS), collator.collate(rows)),
+        (collator.prompts(READINGS), collator.collate_prompts(rows)),
+    ]
+    for called, collated in batches:
+        assert called.keys() == collated.keys()
+        assert all(called[name].equal(collated[name]) for name in called)
+    lengths = (collator(READINGS)["labels"] != IGNORED).sum(1) + collator.prompts(READINGS)["attention_mask"].sum(1)
+    assert list(map(len, rows)) == lengths.tolist()
+
+
+def test_no_rows_are_one_position_without_a_target():
+    collator = ConcatenatedCollator(builder("chatml's template"))
+    empty = collator([])
+    assert {name: tensor.tolist() for name, tensor in empty.items()} == {
+        "input_ids": [[collator.pad_id]],
+        "labels": [[IGNORED]],
+    }
+    assert empty["input_ids"].dtype == empty["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_padding_is_the_tokenizers_own_or_eos(name):
+    tokenizer = builder(f"{name}'s template").tokenizer
+    expected = tokenizer.eos_token_id if tokenizer.pad_token is None else tokenizer.pad_token_id
+    assert ConcatenatedCollator(builder(f"{name}'s template")).pad_id == expected
+
+
+def test_a_row_knows_its_length_and_what_was_cut():
+    collator = ConcatenatedCollator(builder("chatml's template"))
+    (whole,) = collator.encode(READINGS[:1])
+    (row,) = cutting(collator, len(whole.prompts[0]) - 5).encode(READINGS[:1])
+    assert (len(whole), whole.cut) == (len(whole.prompts[0]) + len(whole.answer), 0)
+    assert (len(row), row.cut) == (len(whole) - 5, 5)
+    assert Row([[1, 2]], [3]) == Row([[1, 2]], [3], cut=0)
+
+
+# What cannot be trained on
+
+
+def problems(collator, examples):
+    with pytest.raises(DataError) as caught:
+        collator.check(examples, answers=True)
+    return str(caught.value).splitlines()
+
+
+def test_answers_and_questions_that_do_not_fit_are_told_by_file_and_line():
+    built = builder("chatml's template")
+    examples = [replace(example(i % 4, "the " * i), where=f"train.jsonl:{i + 1}") for i in range(30)]
+    asked = [len(built.prompt(Reading.ranked(example, ())).ids) for example in examples]
+    answered = [len(built.answer(example.answers[0])) for example in examples]
+    collator = ConcatenatedCollator(PromptBuilder(built.tokenizer, max_prompt_length=asked[2]), answered[15])
+    expected = []
+    for i, (question, answer) in enumerate(zip(asked, answered, strict=True), 1):
+        if question > asked[2]:
+            expected.append(
+                f"train.jsonl:{i}: instruction, history and question alone take {question} tokens, "
+                f"--max_prompt_length is {asked[2]}"
+            )
+        if answer > answered[15]:
+            expected.append(f"train.jsonl:{i}: the answer takes {answer} tokens, --max_answer_length is {answered[15]}")
+    assert len(expected) > 20
+    assert problems(collator, examples) == [*expected[:20], f"and {len(expected) - 20} more"]
+    assert problems(collator, examples[:18]) == [line for line in expected if int(re.findall("[0-9]+", line)[0]) <= 18]
+
+
+def test_what_fits_is_not_refused_whatever_its_passages_and_an_unanswerable_question_needs_no_answer():
+    built = builder("chatml's template")
+    length = max(len(built.prompt(Reading.ranked(example(i), ())).ids) for i in range(4))
+    collator = ConcatenatedCollator(PromptBuilder(built.tokenizer, max_prompt_length=length), 40)
+    fits = [replace(example(i), gold_passages=PASSAGES) for i in range(4)]
+    unanswerable = [replace(example(0), answers=answers, unanswerable=True) for answers in ((), ("the " * 50,))]
+    collator.check([*fits, *unanswerable], answers=True, refusal_answer="No.")
+    collator.check([example(0, "the " * 50)])  # a reference of evaluation alone
+
+
+def refusal_and_limit():
+    """A collator whose answers are one token shorter than the refusal."""
+    built, refusal = builder("chatml's template"), "It is not told. " * 3
+    length = len(built.answer(refusal))
+    return ConcatenatedCollator(built, length - 1), refusal, length
+
+
+@pytest.mark.parametrize(
+    ("unanswerable", "gold_dropout", "answers", "is_refused"),
+    [
+        (True, 0.0, True, True),
+        (False, 0.1, True, True),
+        (False, 0.0, True, False),  # nobody is taught it
+        (True, 0.0, False, False),  # evaluation
+    ],
+)
+def test_a_refusal_that_is_trained_on_has_a_length_too(unanswerable, gold_dropout, answers, is_refused):
+    collator, refusal, length = refusal_and_limit()
+    examples = [example(0), replace(example(2), unanswerable=unanswerable, where="train.jsonl:7")]
+    options = {"answers": answers, "gold_dropout": gold_dropout, "refusal_answer": refusal}
+    if not is_refused:
+        return collator.check(examples, **options)
+    with pytest.raises(DataError) as error:
+        collator.check(examples, **options)
+    who = "train.jsonl:7: it is unanswerable, and its refusal" if unanswerable else "--refusal_answer: it"
+    assert str(error.value) == f"{who} takes {length} tokens, --max_answer_length is {length - 1}"
+    collator.max_answer_length = length
+    collator.check(examples, **options)
+    return None
+
+
+BUILDERS = {
+    "decoder": PromptBuilder(builder("chatml's template").tokenizer, max_prompt_length=300),
+    "fid": PassagePromptBuilder(TOKENIZERS["t5"]()),
+}
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_reference_longer_than_the_positions_of_the_model_is_told_by_file_and_line(kind):
+    make = {"decoder": ConcatenatedCollator, "fid": ParallelCollator}[kind]
+    long = replace(example(0), answers=("a lamp " * 40, "a lamp " * 500), where="test.jsonl:4")
+    length = len(BUILDERS[kind].answer(long.answers[0]))
+    prompt = 300 if kind == "decoder" else 0
+    make(BUILDERS[kind], 10, prompt + length).check([example(1), long])
+    make(BUILDERS[kind], 10, None).check([long])
+    short = make(BUILDERS[kind], 10, prompt + length - 1)
+    has = f"{'beside --max_prompt_length 300 ' * (kind == 'decoder')}the model has positions for {length - 1}"
+    with pytest.raises(DataError) as error:
+        short.check([example(1), long])
+    assert str(error.value) == f"test.jsonl:4: the answer takes {length} tokens, {has}"
+    with pytest.raises(DataError) as error:
+        short.check([replace(example(0), unanswerable=True)], refusal_answer=long.answers[0])
+    assert str(error.value) == f"train.jsonl:1: it is unanswerable, and its refusal takes {length} tokens, {has}"
+    short.check([replace(long, unanswerable=True), replace(long, answers=())])  # whose reference is another, or none
+
+
+# Rows that are kept
+
+
+@pytest.fixture
+def prompted(monkeypatch):
+    """The questions of the prompts that were built."""
+    questions, plain = [], PromptBuilder.prompt
+    monkeypatch.setattr(
+        PromptBuilder,
+        "prompt",
+        lambda self, reading: questions.append(reading.example.question) or plain(self, reading),
+    )
+    return questions
+
+
+def test_no_reading_is_encoded_twice_and_each_by_all_that_it_says(prompted):
+    collator = ConcatenatedCollator(builder("chatml's template"))
+    others = [replace(READINGS[2], answer="no."), replace(READINGS[2], passages=PASSAGES[::-1])]
+    rows = collator.encode([*READINGS, *others])
+    assert len(prompted) == len(READINGS) + len(others)
+    again = [replace(reading, example=replace(reading.example)) for reading in [*others, *READINGS]]
+    assert collator.encode(again) == [*rows[4:], *rows[:4]]
+    assert len(prompted) == len(READINGS) + len(others)
+    assert rows == [
+        ConcatenatedCollator(builder("chatml's template")).encode([reading])[0] for reading in [*READINGS, *others]
+    ]
+
+
+def test_the_least_recent_rows_make_room(monkeypatch, prompted):
+    first, second, third, _ = READINGS
+    collator = ConcatenatedCollator(builder("chatml's template"))
+    sizes = [len(row) for row in ConcatenatedCollator(builder("chatml's template")).encode([first, second, third])]
+    monkeypatch.setattr("rqa.prompts.collators.KEPT", sum(sizes) - 1)
+    collator.encode([first, second])
+    del prompted[:]
+    collator.encode([first])
+    collator.encode([third])
+    collator.encode([third, first])
+    assert prompted == [third.example.question]  # the second went
+    collator.encode([second])
+    assert prompted == [third.example.question, second.example.question]
+
+
+# Fusion-in-decoder
+
+MASKED = ("input_ids", "attention_mask")
+
+
+@pytest.fixture(params=TOKENIZERS)
+def parallel(request):
+    return ParallelCollator(PassagePromptBuilder(TOKENIZERS[request.param]()))
+
+
+def test_each_passage_is_a_row_of_its_own_and_a_missing_one_is_masked(parallel):
+    batch = parallel(READINGS)  # of 1, 0, 3 and 2 passages
+    assert batch["input_ids"].shape == batch["attention_mask"].shape
+    assert batch["input_ids"].shape[:2] == (4, 3)
+    assert batch["attention_mask"].any((0, 1)).all()  # no more than it takes
+    for row, reading in enumerate(READINGS):
+        texts = parallel.builder.prompt(reading).ids
+        found = [ids[mask.bool()].tolist() for ids, mask in zip(*(batch[n][row] for n in MASKED), strict=True)]
+        assert found == texts + [[]] * (3 - len(texts))
+        assert len(texts) == max(1, len(reading.passages))  # without passages the question stands alone
+    for ids, mask in zip(*(batch[name].flatten(0, 1) for name in MASKED), strict=True):
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)  # padded on the right
+        assert set(ids[~mask.bool()].tolist()) <= {parallel.pad_id}
+
+
+def test_the_targets_of_fusion_in_decoder_are_the_answer_and_one_eos(parallel):
+    batch = parallel(READINGS)
+    for labels, reading in zip(batch["labels"], READINGS, strict=True):
+        targets = labels[labels != IGNORED].tolist()
+        assert targets == parallel.builder.answer(reading.answer)
+        assert targets.count(parallel.builder.eos_id) == 1
+        assert labels.tolist() == targets + [IGNORED] * (len(labels) - len(targets))
+    assert batch["labels"].shape[1] == max(len(parallel.builder.answer(reading.answer)) for reading in READINGS)
+
+
+def test_fusion_in_decoder_generates_from_the_rows_that_it_was_trained_on(parallel):
+    batch, prompts = parallel(READINGS), parallel.prompts(READINGS)
+    assert prompts.keys() == set(MASKED)
+    assert all(batch[name].equal(tensor) for name, tensor in prompts.items())
+
+
+def test_the_length_of_a_row_is_that_of_all_its_texts(parallel):
+    for row, reading in zip(parallel.encode(READINGS), READINGS, strict=True):
+        texts = parallel.builder.prompt(reading).ids
+        assert row.num_prompt_tokens == sum(map(len, texts))
+        assert len(row) == row.num_prompt_tokens + len(parallel.builder.answer(reading.answer))
+
+
+def test_no_rows_of_passages_are_one_position_without_a_target(parallel):
+    batch = parallel.collate([])
+    assert batch["input_ids"].tolist() == [[[parallel.pad_id]]]
+    assert batch["attention_mask"].tolist() == [[[1]]]
+    assert batch["labels"].tolist() == [[IGNORED]]
+
+
+def test_what_does_not_fit_fusion_in_decoder_is_told_by_line():
+    built = PassagePromptBuilder(TOKENIZERS["t5"](), 24)
+    collator = ParallelCollator(built, 12)
+    with pytest.raises(DataError) as error:
+        collator.check([example(0), example(1, "no"), example(2, "x" * 12)], answers=True)
+    lines = str(error.value).splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["train.jsonl:2", "train.jsonl:3"]
+    assert "history and question alone take" in lines[0]
+    assert "the answer takes 14 tokens, --max_answer_length is 12" in lines[1]

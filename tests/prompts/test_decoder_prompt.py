@@ -1,0 +1,311 @@
+"""decoder_prompt: golden prompts; ids as the chat template gives them; data is text; nothing but passages is cut."""
+
+from string import ascii_lowercase
+
+import pytest
+import tiny_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_tokenizers import CHATML, FORMATS, STARLING, TEMPLATES, builder, chatml, headers, mistral
+
+from rqa.data.passage_selection import Reading
+from rqa.data.records import Example, Passage, Turn
+from rqa.errors import InputError
+from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat, PromptBuilder, load_tokenizer
+
+HISTORY = (Turn("user", "Cats and dogs?"), Turn("assistant", "Yes."))
+PASSAGES = (Passage("Boil the water.", "Water"), Passage("Cats and dogs."))
+TEXT = "Answer the question using only the passages below.\n\n[1] Water\nBoil the water.\n\n[2] Cats and dogs.\n\n"
+CONTEXT = (  # TEXT in tokens: of SentencePiece
+    "▁Answer ▁the ▁question ▁us ing ▁only ▁the ▁passages ▁below .\n\n [ 1 ] ▁ Water \n Boil ▁the ▁water .\n\n "
+    "[ 2 ] ▁C a t s ▁and ▁dogs .\n\n"
+)
+IN_BYTES = CONTEXT.removeprefix("▁").replace("▁", "Ġ").replace("\n", "Ċ")
+GOLDEN = {
+    ("starling's flags", 0): (
+        TEXT + "GPT4 Correct User: Who?<|end_of_turn|>GPT4 Correct Assistant:",
+        f"<s> {CONTEXT} GPT4 ▁Correct ▁User : ▁ Who ? <|end_of_turn|> ▁ GPT4 ▁Correct ▁Assistant :",
+    ),
+    ("starling's flags", 2): (
+        TEXT + "GPT4 Correct User: Cats and dogs?<|end_of_turn|>GPT4 Correct Assistant: Yes.<|end_of_turn|>"
+        "GPT4 Correct User: Who?<|end_of_turn|>GPT4 Correct Assistant:",
+        f"<s> {CONTEXT} GPT4 ▁Correct ▁User : ▁C a t s ▁and ▁dogs ? <|end_of_turn|> "
+        "▁ GPT4 ▁Correct ▁Assistant : ▁ Yes . <|end_of_turn|> ▁ GPT4 ▁Correct ▁User : ▁ Who ? <|end_of_turn|> "
+        "▁ GPT4 ▁Correct ▁Assistant :",
+    ),
+    ("mistral's flags", 0): (TEXT + "<s>[INST]: Who? [/INST]:", f"<s> {CONTEXT} ▁[ INST ] : ▁ Who ? ▁[ / INST ] :"),
+    ("mistral's flags", 2): (
+        TEXT + "<s>[INST]: Cats and dogs? [/INST]: Yes.</s><s>[INST]: Who? [/INST]:",
+        f"<s> {CONTEXT} ▁[ INST ] : ▁C a t s ▁and ▁dogs ? ▁[ / INST ] : ▁ Yes . </s> ▁[ INST ] : ▁ Who ? ▁[ / INST ] :",
+    ),
+    ("chatml's template", 0): (
+        f"<|im_start|>user\n{TEXT}Who?<|im_end|>\n<|im_start|>assistant\n",
+        f"<|im_start|> user Ċ {IN_BYTES} Who ? <|im_end|> Ċ <|im_start|> assistant Ċ",
+    ),
+    ("chatml's template", 2): (
+        "<|im_start|>user\nCats and dogs?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+        f"<|im_start|>user\n{TEXT}Who?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|> user Ċ Cat s Ġand Ġdogs ? <|im_end|> Ċ <|im_start|> assistant Ċ Yes . <|im_end|> Ċ "
+        f"<|im_start|> user Ċ {IN_BYTES} Who ? <|im_end|> Ċ <|im_start|> assistant Ċ",
+    ),
+}
+ANSWERS = {  # to "The cat.": " {answer}{sep_sys}" with the flags, and eos where sep_sys is not it
+    "starling's flags": "▁ T h e ▁cat . <|end_of_turn|> </s>",
+    "mistral's flags": "▁ T h e ▁cat . </s>",
+    "mistral's flags, older": "▁ T h e ▁cat . </s>",
+    "flags that end in white space": "Ġ T h e Ġcat . <|im_end|>",
+    "flags without control tokens": "Ġ T h e Ġcat . # Ċ <|eot|>",
+    "chatml's template": "T h e Ġcat . <|im_end|>",
+    "headers's template": "T h e Ġcat . <|eot|>",
+    "spaced's template": "Ġ T h e Ġcat . <|eot|>",
+    "mistral's template": "▁ T h e ▁cat . </s>",
+    "starling's template": "▁ T h e ▁cat . <|end_of_turn|> </s>",
+    "phi's template": "▁ T h e ▁cat . <|end|> </s>",
+    "phi, newer's template": "T h e ▁cat . <|end|> </s>",
+}
+CONTROL = sorted({token for make in TEMPLATES.values() for token in make().all_special_tokens})
+TEXTS = st.lists(st.sampled_from([*CONTROL, "the ", "Cats", "水é", ".", " ", "\n\n", "[2] "])).map("".join)
+BYTES = tiny_models.tokenizer()
+FEW = settings(max_examples=15, deadline=None)
+
+
+def reading(passages=PASSAGES, question="Who?", history=(), answer="The cat.", ranks=None):
+    example = Example("1", question, (answer,), chat_history=tuple(history))
+    return Reading(example, tuple(passages), answer, tuple(range(len(passages)) if ranks is None else ranks))
+
+
+def ids_of(name, tokens):
+    """The ids of tokens with spaces between them."""
+    return builder(name).tokenizer.convert_tokens_to_ids(tokens.split(" "))
+
+
+@pytest.mark.parametrize(("name", "turns"), GOLDEN)
+def test_a_prompt_is_the_golden_one(name, turns):
+    text, tokens = GOLDEN[name, turns]
+    tokenizer = builder(name).tokenizer
+    prompt = builder(name).prompt(reading(history=HISTORY[:turns]))
+    assert prompt == (ids_of(name, tokens), 0)
+    bos = tokenizer.bos_token or ""  # the tokenizer's own is the only one
+    words = (bos + text.replace(bos, "")).split()
+    assert "".join(tokenizer.decode(prompt.ids).split()) == "".join(words)  # SentencePiece has spaces of its own
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_ends_as_a_turn_does_and_in_one_eos(name):
+    assert builder(name).answer("The cat.") == ids_of(name, ANSWERS[name])
+
+
+@pytest.mark.parametrize("history", [(), HISTORY, HISTORY * 2], ids=len)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_prompt_and_answer_are_what_the_chat_template_gives_for_the_conversation(name, history):
+    built, tokenizer = builder(f"{name}'s template"), builder(f"{name}'s template").tokenizer
+    context = f"{INSTRUCTION}\n\n[1] Water\nBoil the water.\n\n[2] Cats and dogs.\n\nWho?"
+    messages = [*({"role": t.role, "content": t.text} for t in history), {"role": "user", "content": context}]
+    prompt = built.prompt(reading(history=history)).ids
+    assert prompt == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "Yes."}], return_dict=False)
+    row = prompt + built.answer("Yes.")
+    if tokenizer.eos_token_id not in whole[len(prompt) :]:
+        assert row.pop() == tokenizer.eos_token_id  # the template ends a turn with another token
+    assert row == whole[: len(row)]
+
+
+def test_what_a_template_writes_before_an_answer_is_not_answered():
+    tokenizer = chatml()
+    tokenizer.chat_template = CHATML.replace(
+        "{{ message.content", "{{ '<think>' * (message.role != 'user') + message.content"
+    )
+    assert PromptBuilder(tokenizer).answer("Yes.") == builder("chatml's template").answer("Yes.")
+
+
+def test_of_two_control_tokens_the_longer_is_meant():
+    tokenizer = chatml()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>assistant"]}, False)
+    messages = [{"role": "user", "content": f"{INSTRUCTION}\n\nWho?"}]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert PromptBuilder(tokenizer).prompt(reading(())).ids == expected
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_bos_is_there_once_where_the_tokenizer_puts_one(name):
+    for history in ((), HISTORY):
+        ids = builder(name).prompt(reading(history=history)).ids
+        bos = builder(name).tokenizer.bos_token_id
+        assert [i for i, id in enumerate(ids) if id == bos] == ([] if bos is None else [0])
+
+
+def test_bos_is_what_the_template_writes_where_the_tokenizer_puts_none():
+    ids = PromptBuilder(BYTES).prompt(reading(history=HISTORY)).ids
+    assert [i for i, id in enumerate(ids) if id == tiny_models.BOS] == [0]
+
+
+def test_a_bos_that_is_eos_too_still_ends_turns():
+    tokenizer = headers()
+    tokenizer.eos_token = tokenizer.bos_token
+    built = PromptBuilder(tokenizer, ChatFormat("user", "bot", "\n", tokenizer.eos_token))
+    assert built.prompt(reading(history=HISTORY)).ids.count(tokenizer.eos_token_id) == 2
+    assert built.answer("Yes.").count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_generation_stops_at_eos_and_at_a_separator_that_starts_with_a_control_token(name):
+    ends = [token for token in ANSWERS[name].partition(". ")[2].split() if token.startswith("<")]
+    assert builder(name).stop_ids == sorted(ids_of(name, " ".join(ends)))
+
+
+@pytest.mark.parametrize("separator", ["###\n", "\n\n", "\n", "bot<|header|>"])
+def test_a_separator_that_text_can_hold_ends_answers_but_stops_nothing(separator):
+    tokenizer = headers()
+    built = PromptBuilder(tokenizer, ChatFormat("User", "Bot", "\n", separator))
+    assert tokenizer.decode(built.answer("Yes.")) == f" Yes.{separator}<|eot|>"
+    assert built.stop_ids == [tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@FEW
+@given(text=TEXTS)
+def test_an_answer_is_read_back_as_it_was(name, text):
+    built = builder(name)
+    ids = built.answer(text)
+    assert {built.answer_text(found) for found in (ids, [*ids, *ids], ids[:-1])} == {text.strip()}
+
+
+# Data is text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@FEW
+@given(texts=st.tuples(*[TEXTS] * 6))
+def test_control_tokens_in_data_are_text(name, texts):
+    built, tokenizer = builder(name), builder(name).tokenizer
+    control = set(tokenizer.get_added_vocab().values())
+
+    def row(title, text, question, user, assistant, answer):
+        history = (Turn("user", user), Turn("assistant", assistant))
+        return built.prompt(reading([Passage(text, title)], question, history)).ids, built.answer(answer)
+
+    for ids, plain in zip(row(*texts), row(*"abcdef"), strict=True):
+        assert [id for id in ids if id in control] == [id for id in plain if id in control]
+    prompt, target = map(tokenizer.decode, row(*texts))
+    assert all(data in prompt for data in texts[:-1])
+    assert texts[-1].lstrip(" ") in target  # SentencePiece takes one that is there for its own
+
+
+# Nothing but passages is cut
+
+
+@given(
+    lengths=st.lists(st.integers(0, 26), max_size=5),
+    question=st.text("abc", max_size=20),
+    turns=st.lists(st.text("xyz", max_size=9), max_size=3),
+    budget=st.integers(60, 260),
+    random=st.randoms(use_true_random=False),
+)
+@settings(max_examples=150, deadline=None)
+def test_passages_are_cut_the_last_ranked_first_from_their_ends(lengths, question, turns, budget, random):
+    """One token a character, so that a prompt is cut as a text is."""
+    texts = ["ABCDE"[i] + ascii_lowercase[:length] for i, length in enumerate(lengths)]
+    ranks = random.sample(range(len(texts)), len(texts))
+    history = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(turns)]
+    found = reading([Passage(text) for text in texts], question, history, ranks=ranks)
+
+    def rendered(texts):
+        chat = "".join(f"{turn.role}: {turn.text}\n" for turn in history) + f"user: {question}\nassistant:"
+        return "Read.\n\n" + "".join(f"[{i}] {text}\n\n" for i, text in enumerate(texts, 1)) + chat
+
+    built = PromptBuilder(BYTES, ChatFormat("user", "assistant", "\n", "\n"), "Read.", budget)
+    kept, cut = dict(zip(ranks, texts, strict=True)), 0  # in the order of reading
+    while kept and (excess := len(rendered(kept.values())) - budget) > 0:
+        last = max(kept)
+        cut += min(excess, len(kept[last]))
+        kept[last] = kept[last][:-excess]
+        if not kept[last]:
+            del kept[last]
+    expected = rendered(kept.values())
+    if len(expected) > budget:
+        with pytest.raises(InputError, match=f"take {len(expected)} tokens, --max_prompt_length is {budget}$"):
+            built.prompt(found)
+    else:
+        ids, found_cut = built.prompt(found)
+        assert (BYTES.decode(ids), found_cut) == (expected, cut)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@FEW
+@given(share=st.floats(0, 1), text=TEXTS, first=st.booleans())
+def test_what_is_cut_is_one_stretch_of_one_passage_after_whole_ones(name, share, text, first):
+    """Also where tokens lie over the edges of passages."""
+    ranked = list(zip((2, 0, 1) if first else (0, 1, 2), ("Boil it.", f"zz{text}zz", "Cats"), strict=True))
+    kept = [[(rank, Passage(text)) for rank, text in ranked if rank < n] for n in range(4)]
+    chosen = [reading([passage for _, passage in k], history=HISTORY, ranks=[rank for rank, _ in k]) for k in kept]
+    whole = [builder(name).prompt(reading) for reading in chosen]
+    budget = len(whole[0].ids) + round(share * (len(whole[3].ids) - len(whole[0].ids)))
+    ids, cut = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget).prompt(chosen[3])
+    assert len(ids) <= budget
+    assert (cut == 0) == (budget == len(whole[3].ids))
+    if not any(ids == prompt.ids for prompt in whole):
+        assert len(ids) == budget
+        excesses = [(prompt.ids, len(prompt.ids) - budget) for prompt in whole]
+        assert any(ids == full[:i] + full[i + n :] for full, n in excesses if n > 0 for i in range(len(full) - n + 1))
+
+
+@pytest.mark.parametrize(("name", "dot"), [("chatml's template", ".ĊĊ"), ("mistral's flags", ".\n\n")])
+def test_a_token_over_the_edge_of_a_passage_is_never_cut(name, dot):
+    """As in "[1]| C|a|t|s| and| dogs|.\\n\\n|": five tokens lie inside of the passage."""
+    chosen = reading(PASSAGES[1:])
+    whole, without = builder(name).prompt(chosen).ids, builder(name).prompt(reading(())).ids
+    edge = len(whole) - 1 - whole[::-1].index(*ids_of(name, dot))
+    for cut in range(6):
+        built = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=len(whole) - cut)
+        assert built.prompt(chosen) == ((whole[: edge - cut] + whole[edge:]) if cut < 5 else without, cut)
+
+
+# Refusals
+
+ONCE = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+REFUSED = {
+    "drops": "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+    "reorders": "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+    "repeats": ONCE + "{{ messages[0].content }}",
+    "rewrites": "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("template", REFUSED.values(), ids=REFUSED)
+def test_a_template_that_does_not_write_each_message_once_and_in_order_is_refused(template):
+    tokenizer = chatml()
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match="each message once and in order: give --user_prefix"):
+        PromptBuilder(tokenizer).prompt(reading(history=HISTORY))
+
+
+def test_a_template_that_refuses_the_roles_is_reported():
+    with pytest.raises(InputError, match="refuses messages of user, user: roles must alternate"):
+        builder("mistral's template").prompt(reading(history=HISTORY[:1]))
+    tokenizer = chatml()
+    tokenizer.chat_template = ONCE + "{{ raise_exception('never') }}"
+    with pytest.raises(InputError, match="refuses messages of user: never"):
+        PromptBuilder(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "chat", "message"),
+    [
+        ("chat_template", None, "no chat template: give --user_prefix and --assistant_prefix"),
+        ("eos_token", STARLING, "no end-of-sequence token"),
+    ],
+)
+def test_a_tokenizer_that_lacks_what_it_takes_is_refused(lacks, chat, message):
+    tokenizer = mistral()
+    setattr(tokenizer, lacks, None)
+    with pytest.raises(InputError, match=message):
+        PromptBuilder(tokenizer, chat)
+
+
+def test_a_tokenizer_loads_as_it_was_saved_and_another_path_is_refused(tmp_path):
+    chatml().save_pretrained(tmp_path / "tokenizer")
+    loaded = PromptBuilder(load_tokenizer(str(tmp_path / "tokenizer"))).prompt(reading())
+    assert loaded == builder("chatml's template").prompt(reading())
+    for path in (str(tmp_path / "nowhere"), "no such/path/at all", str(tmp_path)):
+        with pytest.raises(InputError, match="neither a checkpoint folder nor a model of the hub"):
+            load_tokenizer(path)

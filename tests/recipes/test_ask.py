@@ -1,0 +1,340 @@
+"""recipes/ask.py: its answers are those of an evaluation; in a terminal they come piece by piece and can be stopped."""
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import runpy
+import select
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from tiny_seq2seq import save_seq2seq
+from world import ROOT, World, write_jsonl
+
+from rqa.data.records import Example, Passage
+from rqa.errors import InputError
+from rqa.generation.chat import Asked
+from rqa.generation.generator import Answer
+from rqa.models.decoder import AnswerLM
+from rqa.retrieval.dense import Retrieved
+from rqa.terminal import printable
+
+QUESTIONS = ["When was the lamp of Rome lit?", "And that of Oslo\x9b1m\x7f?"]
+RECIPE = str(ROOT / "recipes/ask.py")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def flags(world):
+    """What an evaluation and a conversation are both told."""
+    return {
+        "--qa_model_name_or_path": world.model,
+        "--embedding_model_name_or_path": world.encoder,
+        "--embedding_max_num_to_retrieve": "2",
+        "--document_path": world.corpus,
+        "--index_path": str(world.folder / "index"),
+        "--bf16": "false",
+        "--max_new_tokens": "12",
+    }
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a recipe in this process: its status, and what it wrote on the standard output and the standard error."""
+
+    def by(flags, recipe="ask.py", stdin=b""):
+        monkeypatch.setattr(sys, "argv", [recipe, *(word for flag in flags.items() for word in flag)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "recipes" / recipe), run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    return by
+
+
+def evaluation(run, flags, out, rows):
+    """The predictions of recipes/evaluate.py."""
+    data = write_jsonl(out.with_suffix(".jsonl"), [{"gold_answer": "?", "gold_docs": [], **row} for row in rows])
+    more = {"--eval_data_path": data, "--batch_size": "1", "--output_dir": str(out)}
+    status, _, err = run(flags | more, "evaluate.py")
+    assert not status, err
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["decoder", "fid"])
+def test_an_answer_and_its_passages_are_those_of_an_evaluation(run, world, flags, tmp_path, kind):
+    if kind == "fid":
+        flags = flags | {"--qa_model_name_or_path": save_seq2seq(tmp_path / "seq2seq"), "--qa_is_fid": "true"}
+    expected = evaluation(run, flags, tmp_path / "out", [{"question": question} for question in QUESTIONS])
+    for question, row in zip(QUESTIONS, expected, strict=True):
+        # What else it takes is in the evaluation's folder.
+        status, out, err = run({"--evaluation": str(tmp_path / "out"), "--question": question})
+        assert not status, err
+        assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", out)
+        answer = json.loads(out)
+        assert list(answer) == ["question", "answer", "finished", "passages", "seconds"]
+        assert {name: answer[name] for name in ("question", "answer", "finished")} == {
+            name: row[name] for name in ("question", "answer", "finished")
+        }
+        names = ("id", "title", "text", "sources", "score")
+        assert answer["passages"] == [
+            {"number": number, **{name: passage[name] for name in names}}
+            for number, passage in enumerate(row["passages"][:2], 1)
+        ]
+        assert answer["seconds"].keys() == {"retrieve", "generate"}
+        assert min(answer["seconds"].values()) > 0
+
+
+def test_the_lines_of_a_pipe_are_a_conversation_as_an_evaluation_reads_it(run, flags, tmp_path, caplog):
+    first, second = QUESTIONS
+    [alone] = evaluation(run, flags, tmp_path / "first", [{"question": first}])
+    told = [{"speaker": "user", "message": first}, {"speaker": "assistant", "message": alone["answer"]}]
+    [after] = evaluation(run, flags, tmp_path / "second", [{"question": second, "chat_history": told}])
+    caplog.set_level("INFO")
+    lines = f"{first}\n\n  {second} \n/new\n{first}\n/nonsense\n/quit\n{first}\n"
+    status, out, err = run(flags, stdin=lines.encode())
+    assert not status, err
+    assert out == "".join(f"{printable(row['answer'])}\n" for row in (alone, after, alone))
+    assert "/nonsense is no command" in caplog.text
+
+
+def test_what_a_library_prints_when_it_is_first_used_is_no_answer(run, flags, monkeypatch):
+    """As DeepSpeed does, which transformers loads where it is installed, in the first answer."""
+    plain, loaded = AnswerLM.generate, []
+
+    def generate(*args, **options):
+        loaded or print("loaded")
+        loaded.append(True)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(AnswerLM, "generate", generate)
+    _, out, err = run(flags | {"--question": QUESTIONS[0]})
+    assert json.loads(out)["question"] == QUESTIONS[0]
+    assert "loaded\n" in err
+
+
+# In a terminal
+
+
+# The recipe, whose third answer (after a warm-up and a first) takes long enough to be stopped on any machine.
+SLOW = """
+import runpy, sys, time
+from rqa.generation import chat as conversation
+
+class Slow(conversation.AnswerStreamer):
+    made = 0
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        Slow.made += 1
+        self.seconds = 0.1 if Slow.made == 3 else 0
+
+    def put(self, value):
+        time.sleep(self.seconds)
+        super().put(value)
+
+conversation.AnswerStreamer = Slow
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Terminal:
+    """The recipe in a pseudo-terminal of its own, in whose keyboard `Ctrl-C` is what it is to a user."""
+
+    def __init__(self, flags):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SLOW, RECIPE, *(word for flag in flags.items() for word in flag)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TERM": "dumb"},
+        )
+        os.close(slave)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+    def press(self, keys):
+        os.write(self.master, keys.encode())
+
+    def read(self, until="\n> "):
+        """What is written up to a text, or to the end: read by read."""
+        reads, end = [], time.monotonic() + 90
+        while until not in "".join(reads):
+            ready, _, _ = select.select([self.master], [], [], end - time.monotonic())
+            assert ready, f"no {until!r} in {''.join(reads)!r}"
+            try:
+                reads.append(os.read(self.master, 2**16).decode(errors="replace").replace("\r\n", "\n"))
+            except OSError:  # the other end is closed
+                break
+        return reads
+
+
+def test_a_user_in_a_terminal(run, flags, tmp_path):
+    """Streams, tells the sources, forgets, stops one answer and then answers as if it had not been asked."""
+    question = QUESTIONS[0]
+    flags = flags | {"--max_new_tokens": "200"}
+    _, out, _ = run(flags, stdin=f"{question}\n".encode())
+    first = out.removesuffix("\n")
+    _, out, _ = run(flags, stdin=f"{question}\n{question}\n/sources\n".encode())
+    second, sources = out.removeprefix(f"{first}\n").split("\n[1] ")
+    assert first != second
+    with Terminal(flags) as terminal:
+        assert "Ask a question." in "".join(terminal.read())
+
+        terminal.press(f"{question}\n")
+        reads = terminal.read()
+        assert len(reads) > 5
+        told = "".join(reads)
+        assert told.startswith(f"{question}\n{first}\n\n[1] ")
+        assert re.search(r"\n\[1\] Lamp \d+ - \w+\.html - \d\.\d{3}\n\[2\] Lamp .*\n(\(cut after 200.*\n)?\n> $", told)
+
+        terminal.press("\n\n")
+        assert "".join(terminal.read("\n> \n\n> ")) == "\n\n> \n\n> "
+
+        terminal.press(f"{question}\n")
+        begun = "".join(terminal.read(f"{question}\n{second[:3]}"))
+        terminal.press("\x03")
+        begun += "".join(terminal.read())
+        assert begun.endswith("\n(stopped: no part of the conversation)\n\n> ")
+        assert second not in begun
+
+        terminal.press(f"{question}\n")
+        assert f"{question}\n{second}\n\n[1] " in "".join(terminal.read())
+        terminal.press("/sources\n")
+        assert f"\n[1] {sources}" in "".join(terminal.read())
+        terminal.press("/new\n")
+        terminal.read()
+        terminal.press(f"{question}\n")
+        assert f"{question}\n{first}\n\n[1] " in "".join(terminal.read())
+
+        terminal.press("\x04")
+        terminal.read("never written")
+        assert terminal.process.wait(60) == 0
+
+
+@pytest.fixture
+def scripted(monkeypatch, capsys):
+    """Talk in a terminal whose keyboard is a list, with answers from a list: what is asked, and what is written."""
+    recipe = runpy.run_path(RECIPE)
+    terminal = io.TextIOWrapper(io.BytesIO())
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    hit = Retrieved(Passage("The \x1b[31mlamp\x1b[0m."), 0.5)
+
+    def by(keys, answers):
+        keys, answers, asked = iter(keys), iter(answers), []
+
+        def answered(value):
+            if isinstance(value, str):
+                return value
+            raise value
+
+        def ask(question, history):
+            asked.append((question, [turn.text for turn in history]))
+            return Asked(Example("", question, (), chat_history=history), (hit,), None, 0)
+
+        def say(_, show):
+            show("\x1b]0;title\x07")
+            return Answer(answered(next(answers)), 1, 1, finished=True)
+
+        monkeypatch.setattr("builtins.input", lambda prompt: answered(next(keys)))
+        recipe["talk"](ask, say)
+        out = capsys.readouterr().out
+        assert "\x1b" not in out
+        return asked, out
+
+    return by
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt, "/quit"])
+def test_ctrl_d_ctrl_c_and_quit_end_it_at_the_prompt(scripted, end):
+    asked, out = scripted(["a", end, "b"], ["A"])
+    assert asked == [("a", [])]
+    assert out.endswith("\n")
+
+
+def test_what_is_stopped_or_does_not_fit_is_told_and_no_part_of_the_conversation(scripted):
+    asked, out = scripted(
+        ["a", "b", "/sources", "c", "d", EOFError], ["A", KeyboardInterrupt, InputError("take 9 tokens"), "D"]
+    )
+    assert asked == [("a", []), ("b", ["a", "A"]), ("c", ["a", "A"]), ("d", ["a", "A"])]
+    assert "(stopped: " in out
+    assert "(take 9 tokens)" in out
+    assert "[1] The ␛[31mlamp␛[0m. - 0.500\nThe ␛[31mlamp␛[0m.\n" in out
+
+
+def test_what_looks_like_a_command_is_told_and_what_begins_like_a_path_is_asked(scripted, caplog):
+    caplog.set_level("INFO")
+    asked, _ = scripted(["/new ", "/sources", "/hlep", "/etc/hosts?", EOFError], ["A"])
+    assert asked == [("/etc/hosts?", [])]
+    assert "/hlep is no command: /new forgets" in caplog.text
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--embedding_model_name_or_path": ""}, "--embedding_model_name_or_path is required: .* encoder; answers are"),
+        ({"--qa_model_name_or_path": ""}, "--qa_model_name_or_path is required"),
+        ({"--index_path": ""}, "--index_path is required"),
+        ({"--question": " \n"}, "--question: expected text, found none"),
+        ({"--question": "why " * 3000}, "error: --question: instruction, history and question alone take"),
+        (
+            {"--evaluation": "no/such"},
+            "--evaluation no/such: expected the folder of an evaluation, found no score.json in it",
+        ),
+        ({"--batch_size": "3"}, "unrecognized arguments: --batch_size 3"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_loaded(run, flags, changes, message):
+    """The encoder of this command does not exist: nothing gets as far as that."""
+    status, out, err = run({**flags, "--embedding_model_name_or_path": "no/such/encoder", **changes})
+    assert (status, out) == (2, "")
+    assert re.search(message, err)
+
+
+def test_a_question_that_does_not_fit_ends_a_pipe(run, flags):
+    status, out, err = run(flags, stdin=("why " * 3000).encode())
+    assert (status, out) == (2, "")
+    assert "error: instruction, history and question alone take" in err
+
+
+def test_more_processes_are_refused_with_the_command_of_one(run, flags, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = run(flags)
+    assert status == 2
+    assert f"2 processes were launched, a conversation is held by one: launch it with `python {RECIPE} …`" in err
+
+
+def test_a_folder_that_is_no_evaluation_is_refused(run, tmp_path):
+    (tmp_path / "score.json").write_text("{}")
+    for content in ("[1]", "{", "3"):
+        (tmp_path / "config.json").write_text(content)
+        status, _, err = run({"--evaluation": str(tmp_path)})
+        assert status == 2
+        assert f"error: --evaluation {tmp_path}: config.json: " in err
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    _, _, err = run({"--evaluation": str(tmp_path)})
+    assert "--embedding_model_name_or_path is required" in err

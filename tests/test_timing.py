@@ -1,0 +1,192 @@
+"""timing: a clock that ticks with the work itself tells which stage each part of it falls to."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from test_generate import READINGS, generator, language_model
+from tiny_models import save_encoder
+from tiny_seq2seq import closing_tokenizer, seq2seq
+from world import PLACES, hand_over, passage, results_of, write_jsonl
+
+from rqa.data.records import open_passages
+from rqa.generation.generator import Generator
+from rqa.models.fid import FusionInDecoder
+from rqa.prompts.collators import ParallelCollator
+from rqa.prompts.fid_prompt import PassagePromptBuilder
+from rqa.retrieval.dense import open_retriever
+from rqa.retrieval.retrieve import retrieve_all
+from rqa.timing import Span, Stopwatch, by_stage, conditions, recorded
+
+SPANS = [Span("prefill", 0.4, 3, 60), Span("decode", 1.2, 3, 9), Span("prefill", 0.1, 1, 15), Span("decode", 0.3, 1, 3)]
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock that stands still but for what ticks it."""
+    ticks = []
+    monkeypatch.setattr("rqa.timing.time.perf_counter", lambda: float(len(ticks)))
+    return ticks
+
+
+def seconds(spans, stage):
+    return [span.seconds for span in spans if span.stage == stage]
+
+
+def totals(spans, stage):
+    mine = [span for span in spans if span.stage == stage]
+    return sum(span.questions for span in mine), sum(span.tokens for span in mine)
+
+
+# Numbers
+
+
+def test_percentiles_are_those_of_the_questions_that_waited():
+    found = by_stage(SPANS)
+    assert list(found) == ["prefill", "decode"]
+    assert found["prefill"] == {
+        "seconds": pytest.approx(0.5),
+        "questions": 4,
+        "batch": 3,
+        "seconds_per_question": pytest.approx(0.125),
+        "p50": pytest.approx(np.median([0.4, 0.4, 0.4, 0.1])),
+        "p95": pytest.approx(np.percentile([0.4, 0.4, 0.4, 0.1], 95)),
+        "tokens_per_second": pytest.approx(75 / 0.5),
+    }
+    assert "tokens_per_second" not in by_stage([Span("search", 0.1, 2)])["search"]
+    assert by_stage([]) == {}
+
+
+def test_what_the_device_has_not_done_yet_falls_to_the_stage_that_asked_for_it(monkeypatch):
+    clock, queued = [0.0], []
+
+    def synchronize():
+        clock[0] += sum(queued)
+        queued.clear()
+
+    monkeypatch.setattr("rqa.timing.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    queued.append(100.0)  # asked for before
+    with recorded() as spans:
+        watch = Stopwatch()
+        queued.append(3.0)
+        watch.lap("prefill", 1)
+        queued.append(5.0)
+        watch.lap("decode", 1)
+    assert spans == [Span("prefill", 3.0, 1), Span("decode", 5.0, 1)]
+    queued.append(1.0)
+    Stopwatch().lap("decode", 1)
+    assert (len(spans), queued) == (2, [1.0])  # nobody records: no device is waited for
+
+
+def test_the_conditions_are_those_of_the_accelerator():
+    found = conditions(Accelerator(cpu=True, mixed_precision="no"), 7)
+    assert found == {
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": 1,
+        "precision": "fp32",
+        "precision_of_queries": "fp32",
+        "batch_size": 7,
+    }
+
+
+# Answers
+
+
+def test_the_first_token_ends_the_prefill_of_a_decoder(ticks):
+    lm = language_model()
+    expected = generator(lm, 4)(READINGS)
+    lm.register_forward_hook(lambda *_: ticks.append("forward"))
+    with recorded() as spans:
+        answers = generator(lm, 4)(READINGS)
+    assert answers == expected
+    assert seconds(spans, "prefill") == [1, 1, 1]
+    assert sum(seconds(spans, "decode")) == len(ticks) - 3
+    assert totals(spans, "prompt") == totals(spans, "prefill") == (9, sum(a.num_prompt_tokens for a in answers))
+    assert totals(spans, "decode") == (9, sum(answer.num_tokens - 1 for answer in answers))
+
+
+def test_the_encoder_belongs_to_the_prefill_of_fusion_in_decoder(ticks):
+    accelerator, builder = Accelerator(cpu=True, mixed_precision="no"), PassagePromptBuilder(closing_tokenizer())
+    plain = seq2seq()
+    plain.get_encoder().register_forward_hook(lambda *_: ticks.append("encoder"))
+    plain.get_decoder().register_forward_hook(lambda *_: ticks.append("decoder"))
+    model = accelerator.prepare(FusionInDecoder(plain))
+    with recorded() as spans:
+        answers = Generator(accelerator, model, ParallelCollator(builder), 5, 6)(READINGS)
+    assert sum(seconds(spans, "prefill")) == ticks.count("encoder") + 2
+    assert sum(seconds(spans, "decode")) == ticks.count("decoder") - 2
+    assert totals(spans, "prefill") == (9, sum(answer.num_prompt_tokens for answer in answers))
+
+
+def test_a_prompt_is_timed_for_each_question_and_made_again_where_it_was_kept(ticks, monkeypatch):
+    generate = generator(language_model(), 4)
+    make = generate.collator._prompts
+    monkeypatch.setattr(generate.collator, "_prompts", lambda reading: (ticks.append("prompt"), make(reading))[1])
+    with recorded() as first:
+        generate(READINGS)
+    with recorded() as second:
+        generate(READINGS)
+    assert seconds(first, "prompt") == seconds(second, "prompt") == [1] * 9
+    assert len(ticks) == 18
+    assert generate(READINGS) == generate(READINGS)
+    assert len(ticks) == 18  # kept, and asked for where nobody records
+
+
+def spans_of_a_process():
+    """Of answers to all readings, and to one: on any number of processes."""
+    found = []
+    for readings in (READINGS, READINGS[:1]):
+        with recorded() as spans:
+            generator(language_model(), 2)(readings)
+        found.append([(span.stage, span.questions, span.tokens) for span in spans if span.stage != "prompt"])
+    return found
+
+
+def test_every_process_has_the_spans_of_all_and_who_has_nothing_to_do_warms_up_unseen(tmp_path):
+    expected = [sorted(spans) for spans in spans_of_a_process()]
+    for found in results_of(__file__, tmp_path, processes=2):
+        assert [sorted(spans) for spans in found] == expected
+
+
+# Retrieval
+
+
+def test_a_retriever_that_times_no_stage_is_timed_as_a_whole(monkeypatch):
+    class Slow:
+        def retrieve(self, queries, k):
+            return [[]] * len(queries) if k else []
+
+        def fingerprint(self):
+            return "slow"
+
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr("rqa.retrieval.retrieve.time.perf_counter", lambda: next(clock))
+    found = retrieve_all(Slow(), [reading.example for reading in READINGS[:5]], 3)
+    assert found.stages == by_stage([Span("retrieve", 2.5, 5)])
+
+
+def test_embedding_and_searching_are_timed_apart_batch_by_batch(ticks, tmp_path, monkeypatch):
+    passages = open_passages(write_jsonl(tmp_path / "corpus.jsonl", [passage(place, 1) for place in PLACES]))
+    path, queries = save_encoder(tmp_path / "sentences"), [f"Where is {place}?" for place in PLACES[:7]]
+    retriever = open_retriever(
+        passages, path, tmp_path / "index", device=torch.device("cpu"), query_prefix="query: ", embedding_batch_size=3
+    )
+    search = retriever.index.search
+    monkeypatch.setattr(retriever.index, "search", lambda *args: (ticks.extend(["search"] * 2), search(*args))[1])
+    retriever.encoder.model[0].register_forward_hook(lambda *_: ticks.append("embed"))
+    with recorded() as spans:
+        retriever.retrieve(queries, 2)
+    assert (seconds(spans, "embed"), seconds(spans, "search")) == ([1, 1, 1], [2, 2, 2])
+    lengths = [len(retriever.encoder.model.tokenizer(f"query: {query}").input_ids) for query in queries]
+    assert totals(spans, "embed") == (7, sum(lengths))
+    assert totals(spans, "search") == (7, 0)
+
+
+if __name__ == "__main__":
+    hand_over(spans_of_a_process(), Path(sys.argv[-1]))

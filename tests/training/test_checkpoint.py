@@ -1,0 +1,334 @@
+"""checkpoint: the plain model, and the state of a run, whole or not at all."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tiny_models import DECODERS, decoder, llama, random_batch, tokenizer
+from tiny_seq2seq import seq2seq
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from world import files, hand_over, results_of
+
+from rqa.errors import InputError
+from rqa.models.decoder import AnswerLM
+from rqa.training.checkpoint import Checkpoints, DamagedCheckpointError, export
+from rqa.training.early_stopping import Selection
+
+MODELS = {family: lambda family=family: decoder(family) for family in DECODERS} | {"tied": lambda: llama(tied=True)}
+
+
+def exported(lm, path):
+    accelerator = Accelerator(cpu=True)
+    export(accelerator, accelerator.prepare(AnswerLM(lm)), tokenizer(), path)
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_the_plain_class_loads_what_was_trained(make, tmp_path):
+    lm = make()
+    exported(lm, tmp_path / "model")
+    loaded, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert type(loaded) is type(lm)
+    assert not any(loading.values())
+    for name, tensor in lm.state_dict().items():
+        assert loaded.state_dict()[name].equal(tensor), name
+    ids = random_batch([(9, 4)])["input_ids"]
+    torch.testing.assert_close(loaded(ids).logits, lm.eval()(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: llama(tied=True), seq2seq], ids=["llama", "t5"])
+def test_tied_weights_are_written_once_also_where_they_are_given_as_copies(make, tmp_path, monkeypatch):
+    """As DeepSpeed gives them."""
+    model = make()
+    model.save_pretrained(tmp_path / "plain")
+    copies = {f"plain.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    monkeypatch.setattr(Accelerator, "get_state_dict", lambda *args: copies)
+    exported(model, tmp_path / "model")
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "plain"))
+    assert found.keys() == expected.keys()
+    assert len(expected) < len(copies)
+
+
+def test_the_tokenizer_is_there_with_its_template(tmp_path):
+    exported(decoder(), tmp_path / "model")
+    ours, theirs = tokenizer(), AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert theirs("<|user|>Who?</s> 水").input_ids == ours("<|user|>Who?</s> 水").input_ids
+    assert theirs.chat_template == ours.chat_template
+
+
+@pytest.mark.parametrize("failing", [0, 1], ids=["model", "tokenizer"])
+def test_a_failure_leaves_no_model(tmp_path, monkeypatch, failing):
+    def fail(folder, **options):
+        folder.mkdir(exist_ok=True)
+        (folder / "half").write_text("written")
+        raise OSError("disk full")
+
+    lm, broken = decoder(), tokenizer()
+    monkeypatch.setattr((lm, broken)[failing], "save_pretrained", fail)
+    accelerator = Accelerator(cpu=True)
+    with pytest.raises(OSError, match="disk full"):
+        export(accelerator, accelerator.prepare(AnswerLM(lm)), broken, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    exported(decoder(), tmp_path / "model")  # and is in nobody's way
+    assert "model.safetensors" in files(tmp_path / "model")
+
+
+def test_the_model_appears_under_its_name_when_all_is_written(tmp_path, monkeypatch):
+    seen, lm = [], decoder()
+    plain = lm.save_pretrained
+    monkeypatch.setattr(
+        lm, "save_pretrained", lambda *a, **b: plain(*a, **b) or seen.append((tmp_path / "model").exists())
+    )
+    exported(lm, tmp_path / "model")
+    assert seen == [False]
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+# Checkpoints: the state is a vector of one number, so that it is seen at once which was restored
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+class Run:
+    """A run of one prepared parameter, and its checkpoints in `folder`."""
+
+    def __init__(self, folder, *, identity=None, keep=2, metric="", accelerator=None):
+        self.accelerator = accelerator or Accelerator(cpu=True)
+        self.model, self.optimizer = self.accelerator.prepare(net := Net(), torch.optim.AdamW(net.parameters()))
+        self.folder, self.selection = folder, Selection(metric)
+        identity = {"processes": 1, "--seed": 0} if identity is None else identity
+        self.checkpoints = Checkpoints(self.accelerator, folder, identity, self.selection, keep=keep)
+
+    def step(self, number):
+        with torch.no_grad():
+            self.weight.fill_(number)
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(f"{number}\n")
+
+    @property
+    def weight(self):
+        return self.accelerator.unwrap_model(self.model).weight
+
+    def save(self, *steps):
+        for step in steps:
+            self.step(step)
+            assert self.checkpoints.save(step)
+
+
+def numbers(folder):
+    return [int(path.name.removeprefix("step-")) for path in sorted((folder / "checkpoints").iterdir())]
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level("INFO", "rqa")
+    return caplog
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint_with_its_logs(tmp_path, log):
+    run = Run(tmp_path)
+    run.save(5, 10)
+    run.step(12)
+    (tmp_path / "timings.jsonl").write_text("written after the checkpoint")
+    again = Run(tmp_path)
+    assert again.checkpoints.resume("latest") == 10
+    assert again.weight.item() == 10
+    assert (tmp_path / "metrics.jsonl").read_text() == "5\n10\n"
+    assert not (tmp_path / "timings.jsonl").exists()
+    assert "going on after update 10" in log.text
+
+
+def test_a_run_without_checkpoints_begins(tmp_path, log):
+    (tmp_path / "metrics.jsonl").write_text("of the attempt before")
+    run = Run(tmp_path)
+    assert run.checkpoints.resume("latest") == 0
+    assert not files(tmp_path)
+    assert "no checkpoint yet" in log.text
+
+
+def test_a_run_goes_back_to_the_checkpoint_that_is_named(tmp_path):
+    Run(tmp_path, keep=3).save(5, 10, 15)
+    again = Run(tmp_path)
+    assert again.checkpoints.resume(str(tmp_path / "checkpoints/step-00000010")) == 10
+    assert numbers(tmp_path) == [5, 10]  # 15 would be the newest still when 12 is saved, and 12 be deleted
+
+
+def test_a_checkpoint_can_be_carried_into_another_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    Run(tmp_path / "a").save(5)
+    (tmp_path / "a/checkpoints/step-00000005").rename(tmp_path / "moved")
+    run = Run(tmp_path / "b")
+    assert run.checkpoints.resume(str(tmp_path / "moved")) == 5
+    assert (tmp_path / "b/metrics.jsonl").read_text() == "5\n"
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [25]), (2, [20, 25]), (9, [5, 10, 15, 20, 25])])
+def test_the_newest_are_kept(tmp_path, keep, kept):
+    Run(tmp_path, keep=keep).save(5, 10, 15, 20, 25)
+    assert numbers(tmp_path) == kept
+
+
+def test_the_best_is_kept_and_loaded(tmp_path):
+    run = Run(tmp_path, keep=1, metric="f1")
+    for step, score in ((5, 1.0), (10, 9.0), (15, 3.0), (20, 4.0)):
+        run.selection.add(step, {"f1": score})
+        run.save(step)
+    assert numbers(tmp_path) == [10, 20]
+    again = Run(tmp_path, keep=1, metric="f1")
+    assert again.checkpoints.resume("latest") == 20
+    assert again.selection.values == run.selection.values
+    again.checkpoints.load(again.selection.best)
+    assert again.weight.item() == 10
+
+
+def harm_one_byte(folder):
+    path = folder / "optimizer.bin"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+HARM = {
+    "a byte of the optimizer": (harm_one_byte, "optimizer.bin: its content is not what was saved"),
+    "the weights cut": (lambda f: os.truncate(f / "model.safetensors", 9), "model.safetensors: found 9, expected"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: found no file, expected"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "FileNotFoundError"),
+    "no JSON": (lambda f: (f / "manifest.json").write_text("{"), "JSONDecodeError"),
+    "another step": (
+        lambda f: (f / "manifest.json").write_text(
+            (f / "manifest.json").read_text().replace('"step": 10', '"step": 9')
+        ),
+        "manifest.json was changed",
+    ),
+    "empty": (lambda f: [path.unlink() for path in f.iterdir()], "FileNotFoundError"),
+}
+
+
+@pytest.mark.parametrize(("harm", "message"), HARM.values(), ids=HARM)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, log, harm, message):
+    Run(tmp_path).save(5, 10)
+    harm(tmp_path / "checkpoints/step-00000010")
+    with pytest.raises(DamagedCheckpointError, match=message):
+        Run(tmp_path).checkpoints.resume(str(tmp_path / "checkpoints/step-00000010"))
+    again = Run(tmp_path)
+    assert again.checkpoints.resume("latest") == 5
+    assert again.weight.item() == 5
+    assert message in log.text
+    assert str(tmp_path / "checkpoints/step-00000010") in log.text
+    again.save(10)
+    assert Run(tmp_path).checkpoints.resume("latest") == 10
+
+
+def test_where_all_are_damaged_nothing_begins_anew(tmp_path):
+    Run(tmp_path).save(5, 10)
+    for folder in (tmp_path / "checkpoints").iterdir():
+        harm_one_byte(folder)
+    with pytest.raises(InputError, match="none of the 2 checkpoints is whole"):
+        Run(tmp_path).checkpoints.resume("latest")
+    assert (tmp_path / "metrics.jsonl").read_text() == "5\n10\n"
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
+    Run(tmp_path, identity={"processes": 1, "--seed": 0, "--optim": "adamw"}).save(5)
+    with pytest.raises(InputError) as refused:
+        Run(tmp_path, identity={"processes": 2, "--seed": 0, "index": "none"}).checkpoints.resume("latest")
+    assert str(refused.value) == (
+        f"{tmp_path}/checkpoints/step-00000005: the checkpoint is of another run:\n"
+        "  --optim: the checkpoint has 'adamw', now given is None\n"
+        "  index: the checkpoint has None, now given is 'none'\n"
+        "  processes: the checkpoint has 1, now given is 2"
+    )
+
+
+def test_a_checkpoint_of_other_versions_is_told(tmp_path, log, monkeypatch):
+    Run(tmp_path).save(5)
+    monkeypatch.setattr("rqa.training.checkpoint.version", lambda name: "9.9")
+    Run(tmp_path).checkpoints.resume("latest")
+    assert f"made with torch {torch.__version__}, now 9.9" in log.text
+
+
+def test_a_checkpoint_gets_its_name_when_every_byte_is_on_the_disk(tmp_path, monkeypatch):
+    """And the checkpoint before is deleted only after that."""
+    Run(tmp_path, keep=1).save(5)
+    events = []
+    fsync, replace, rmtree = os.fsync, Path.replace, shutil.rmtree
+    monkeypatch.setattr(
+        "os.fsync", lambda fd: events.append(f"fsync {Path(f'/proc/self/fd/{fd}').readlink()}") or fsync(fd)
+    )
+    monkeypatch.setattr(Path, "replace", lambda old, new: events.append(f"name {new}") or replace(old, new))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **rest: events.append(f"delete {path}") or rmtree(path, **rest))
+    Run(tmp_path, keep=1).save(10)
+    final, partial = (tmp_path / "checkpoints" / name for name in ("step-00000010", ".step-00000010.partial"))
+    named = events.index(f"name {final}")
+    flushed = {event.removeprefix("fsync ") for event in events[:named]}
+    assert flushed == {str(partial), *(str(partial / name) for name in files(final))}
+    assert events[named - 2 : named] == [f"fsync {partial}/manifest.json", f"fsync {partial}"]
+    assert events[named + 1 :] == [f"fsync {final.parent}", f"delete {tmp_path}/checkpoints/step-00000005"]
+
+
+# Failures
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("unexpected pos"), SafetensorError("I/O")])
+def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(tmp_path, log, monkeypatch, error):
+    run = Run(tmp_path, metric="f1")
+    run.save(5)
+    run.selection.add(10, {"f1": 1.0})
+
+    def fail(folder):
+        (Path(folder) / "half").write_text("written")
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run.accelerator, "save_state", fail)
+        assert not run.checkpoints.save(10)
+        assert not run.checkpoints.save(15)
+    assert f"update 10: the checkpoint could not be written: {type(error).__name__}: {error}" in log.text
+    assert numbers(tmp_path) == [5]
+    assert run.selection.best is None  # what is not saved cannot be chosen
+    run.save(20)  # and the failures before it do not count any more
+    monkeypatch.setattr(run.accelerator, "save_state", fail)
+    assert [run.checkpoints.save(step) for step in (25, 30)] == [False, False]
+    with pytest.raises(OSError, match="3 checkpoints in a row could not be written"):
+        run.checkpoints.save(35)
+    assert numbers(tmp_path) == [5, 20]
+
+
+def test_a_failure_of_one_process_is_one_of_all(tmp_path):
+    assert results_of(__file__, tmp_path) == [[True, False, True, 15, 15.0]] * 2
+    assert numbers(tmp_path / "run") == [5, 15]
+
+
+def in_one_of_two_processes(folder):
+    accelerator = Accelerator(cpu=True)
+    (folder / "run").mkdir(exist_ok=True)
+    run, save_state = Run(folder / "run", accelerator=accelerator), accelerator.save_state
+
+    def fail(folder):
+        raise OSError("disk full")
+
+    results = []
+    for step in (5, 10, 15):
+        with torch.no_grad():
+            run.weight.fill_(step)
+        accelerator.save_state = fail if step == 10 and not accelerator.is_main_process else save_state
+        results.append(run.checkpoints.save(step))
+    with torch.no_grad():
+        run.weight.fill_(99)
+    results += [run.checkpoints.resume("latest"), run.weight.item()]
+    hand_over(results, folder)
+
+
+if __name__ == "__main__":
+    in_one_of_two_processes(Path(sys.argv[1]))
