@@ -53,11 +53,11 @@ class Published:
     """All passages in one call, their padding kept in what the decoder reads."""
 
     def __init__(self, plain: Any) -> None:
-        self.plain = plain
+        self.model = plain
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
         """Return what the decoder reads, (B, N·L, D), and its mask."""
-        hidden = self.plain.encoder(input_ids.flatten(0, 1), attention_mask.flatten(0, 1)).last_hidden_state
+        hidden = self.model.encoder(input_ids.flatten(0, 1), attention_mask.flatten(0, 1)).last_hidden_state
         memory = hidden.view(len(input_ids), -1, hidden.shape[-1])
         return {
             "encoder_outputs": BaseModelOutput(last_hidden_state=memory),
@@ -68,18 +68,18 @@ class Published:
         """Return the loss of each example."""
         before = torch.nn.functional.pad(labels[:, :-1], (1, 0))  # an answer starts after token 0
         read = self.encode(input_ids, attention_mask)
-        logits = self.plain(**read, decoder_input_ids=before, use_cache=False).logits
+        logits = self.model(**read, decoder_input_ids=before, use_cache=False).logits
         return cross_entropy(logits.float().mT, labels, reduction="none").sum(-1)
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
         """Generate greedily."""
-        ids: Tensor = self.plain.generate(**self.encode(input_ids, attention_mask), decoder_start_token_id=0, **options)
+        ids: Tensor = self.model.generate(**self.encode(input_ids, attention_mask), decoder_start_token_id=0, **options)
         return ids
 
 
 def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
-    """Measure one way, in this process."""
+    """ResampledScore one way, in this process."""
     torch.manual_seed(0)
     device = default_device()
     config = T5Config.from_dict(
@@ -128,7 +128,7 @@ def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
 
 
 def measure(rounds: int, kind: str, number: int, task: str) -> dict[str, dict[str, float]]:
-    """Measure all ways, in turns; of each return the least seconds."""
+    """ResampledScore all ways, in turns; of each return the least seconds."""
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in WAYS:

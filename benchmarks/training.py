@@ -14,14 +14,16 @@ from typing import Any
 from rqa.cli import data_args as inputs
 from rqa.cli import training_args as config
 from rqa.cli.parser import cli, parse_configs
-from rqa.data.passage_selection import passages_for
-from rqa.data.records import load_examples, open_passages
+from rqa.data.corpus import open_passages
+from rqa.data.passage_selection import select_passages
+from rqa.data.records import load_examples
 from rqa.distributed.accelerator import make_accelerator
 from rqa.models.decoder import AnswerLM
-from rqa.prompts.collators import ConcatenatedCollator, Row
+from rqa.prompts.collators import ConcatenatedCollator, EncodedExample
 from rqa.prompts.decoder_prompt import PromptBuilder, load_tokenizer
-from rqa.training.batching import Layout, endless_updates, epoch_order, num_positions, plan_updates
-from rqa.training.loop import make_optimizer, train_steps
+from rqa.training.batching import BatchLayout, epoch_order, num_positions, plan_steps, training_batches
+from rqa.training.loop import train_steps
+from rqa.training.optim import make_optimizer
 
 
 def computed(lengths: Sequence[int], batches: Iterable[Sequence[int]], *, fixed: int = 0) -> float:
@@ -30,12 +32,12 @@ def computed(lengths: Sequence[int], batches: Iterable[Sequence[int]], *, fixed:
     return padded / sum(lengths)
 
 
-def planned(lengths: Sequence[int], layout: Layout, *, group_by_length: bool) -> Iterator[list[list[list[int]]]]:
+def planned(lengths: Sequence[int], layout: BatchLayout, *, group_by_length: bool) -> Iterator[list[list[list[int]]]]:
     """Yield the updates of an epoch: of each process, its micro-batches."""
     window = layout.window * layout.global_batch
     for start in range(0, len(lengths), window):
         part = lengths[start : start + window]
-        for update in plan_updates(part, layout, group_by_length=group_by_length, seed="0"):
+        for update in plan_steps(part, layout, group_by_length=group_by_length, seed="0"):
             yield [[[start + i for i in micro] for micro in process if micro] for process in update]
 
 
@@ -88,10 +90,10 @@ def main() -> None:
 
     k = retrieval.embedding_max_num_to_retrieve
 
-    def encode(epoch: int, positions: Sequence[int]) -> list[Row]:
+    def encode(epoch: int, positions: Sequence[int]) -> list[EncodedExample]:
         found = {i: [corpus[(i + j) % len(corpus)] for j in range(k)] for i in positions}
         return collator.encode(
-            passages_for(train[i], found[i], k=k, seed=opt.seed, epoch=epoch, **vars(mix)) for i in positions
+            select_passages(train[i], found[i], k=k, seed=opt.seed, epoch=epoch, **vars(mix)) for i in positions
         )
 
     lengths = [len(row) for row in encode(0, epoch_order(len(train), seed=opt.seed, epoch=0))]
@@ -109,7 +111,7 @@ def main() -> None:
     cards = [[[[i]] for i in range(start, start + 8)] for start in range(0, len(lengths) - 7, 8)]
     print(f"  one row for each, random {efficiency(lengths, cards):6.3f}")
     for accumulation in (1, 2, 4):
-        plan = planned(lengths, Layout(size, accumulation, 8), group_by_length=True)
+        plan = planned(lengths, BatchLayout(size, accumulation, 8), group_by_length=True)
         print(f"  {size} x {accumulation} for each, dealt    {efficiency(lengths, plan):6.3f}")
 
     accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16)
@@ -119,7 +121,7 @@ def main() -> None:
     model.forward, accelerator.backward, optimizer.step = map(
         timer, (model.forward, accelerator.backward, optimizer.step)
     )
-    updates = endless_updates(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length)
+    updates = training_batches(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length)
     steps = train_steps(
         accelerator,
         model,

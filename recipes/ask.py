@@ -85,10 +85,11 @@ def opened(
 ) -> "tuple[Ask, Say]":
     """Return what reads a question, and what answers it."""
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.data.records import Example, open_passages
+    from rqa.data.corpus import open_passages
+    from rqa.data.records import Example
     from rqa.distributed.accelerator import make_accelerator
     from rqa.generation.chat import read, stream
-    from rqa.models.auto import attention_for, collator_for, load_reader
+    from rqa.models.auto import attention_for, collator_for, load_generator
     from rqa.retrieval.dense import open_retriever
 
     require(reader, "qa_model_name_or_path")
@@ -101,7 +102,7 @@ def opened(
     attention = attention_for(accelerator, name, is_fid=is_fid, use_flash_attention=reader.use_flash_attention)
     encoder, path = session.embedding_model_name_or_path, Path(session.index_path)
     retriever = open_retriever(passages, encoder, path, device=accelerator.device, **vars(index))
-    model = load_reader(
+    model = load_generator(
         accelerator, name, is_fid=is_fid, attention=attention, encoder_batch_size=reader.encoder_batch_size
     )
     k, history_turns = retrieval.embedding_max_num_to_retrieve, retrieval.query_history

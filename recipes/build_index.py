@@ -31,7 +31,7 @@ def main() -> None:
     corpus, index = parse_configs(Corpus(), inputs.Index())
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.data.records import open_passages
+    from rqa.data.corpus import open_passages
     from rqa.distributed.device import default_device
     from rqa.retrieval.dense import open_retriever
     from rqa.retrieval.index import FaissIndex

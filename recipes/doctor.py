@@ -24,7 +24,7 @@ from rqa.terminal import printable
 
 if TYPE_CHECKING:
     from rqa.doctor.checks import Finding
-    from rqa.prompts.collators import Row
+    from rqa.prompts.collators import EncodedExample
 
 SEVERITIES = ("problem", "warning", "note")
 SHOWN = 3  # places of a finding that are printed
@@ -110,7 +110,7 @@ def sharding_of(opt: config.Optimization, processes: int) -> tuple[str, Mapping[
     return precision, reconciled(given, where, flags, processes=processes, precision=precision)["zero_optimization"]
 
 
-def lengths(rows: "Sequence[Row]") -> dict[str, Any]:
+def lengths(rows: "Sequence[EncodedExample]") -> dict[str, Any]:
     """Return the tokens of prompts, answers and rows: median, 95th percentile and most; and the share that was cut."""
     import numpy as np
 
@@ -125,7 +125,7 @@ def lengths(rows: "Sequence[Row]") -> dict[str, Any]:
 
 
 def training_of(
-    rows: "Sequence[Row]",
+    rows: "Sequence[EncodedExample]",
     num_examples: int,
     configs: tuple[Doctor, Model, Texts, config.Optimization],
     precision: str,
@@ -216,7 +216,8 @@ def main() -> int:
     sharding = sharding_of(opt, doctor.num_processes)
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.data.records import load_splits, open_passages
+    from rqa.data.corpus import open_passages
+    from rqa.data.records import load_splits
     from rqa.doctor.checks import KINDS, cut_finding, length_findings, record_findings, source_of
     from rqa.doctor.memory import readings_of
     from rqa.models.auto import collator_for

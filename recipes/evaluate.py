@@ -69,16 +69,16 @@ def main() -> None:
     from rqa.data.records import load_examples
     from rqa.distributed.accelerator import make_accelerator
     from rqa.evaluation.attribution import Attribution, CrossAttention, leave_one_out
-    from rqa.evaluation.context_report import context_report, context_table, contexts_of
+    from rqa.evaluation.context_report import build_contexts, context_report, context_table
     from rqa.evaluation.evaluate import AnswerLoss, evaluate
     from rqa.generation.generator import Generator
     from rqa.judge.client import Judge
     from rqa.judge.judge_evaluation import STORE, judge_folder, read_labels
-    from rqa.models.auto import attention_for, collator_for, load_reader
+    from rqa.models.auto import attention_for, collator_for, load_generator
     from rqa.report.html import write_report
-    from rqa.retrieval.retrieve import KS, open_corpus, reads_gold, retrieve_splits
-    from rqa.timing import conditions
-    from rqa.training.run_log import headline, log, new_folder
+    from rqa.retrieval.retrieve import KS, open_corpus, retrieve_splits, uses_only_gold
+    from rqa.timing import environment
+    from rqa.training.run_log import format_scores, log, new_folder
 
     examples = load_examples(flags.eval_data_path, **reader.speakers)
     if flags.gen_gpt4eval:
@@ -86,7 +86,7 @@ def main() -> None:
         if judging.judge_labels:
             read_labels(judging.judge_labels, [example.id for example in examples])
     encoder, passages = flags.embedding_model_name_or_path, None
-    if not (is_gold := reads_gold(encoder, [examples])):
+    if not (is_gold := uses_only_gold(encoder, [examples])):
         passages = open_corpus(encoder, flags.document_path, [examples], flag="--embedding_model_name_or_path")
     elif flags.context_report:
         raise InputError("--context_report true: gold is all there is to read: give --embedding_model_name_or_path")
@@ -112,12 +112,12 @@ def main() -> None:
             **vars(index),
         )
 
-    contexts = contexts_of(examples, found.found, k=k) if found and flags.context_report else None
+    contexts = build_contexts(examples, found.found, k=k) if found and flags.context_report else None
 
     generate = loss = None
     attributions: dict[str, Attribution] = {}
     if reader.qa_model_name_or_path:
-        model = load_reader(
+        model = load_generator(
             accelerator,
             reader.qa_model_name_or_path,
             is_fid=reader.qa_is_fid,
@@ -138,13 +138,13 @@ def main() -> None:
         attributions=attributions,
         k=k,
         refusal_answer=flags.refusal_answer,
-        conditions=conditions(accelerator, flags.batch_size),
+        environment=environment(accelerator, flags.batch_size),
     )
     is_main = accelerator.is_main_process
     if is_main:
         scores.write(folder)
         write_config(folder / "config.json", configs)
-        log.info("%s: %s", folder, headline(scores.metrics))
+        log.info("%s: %s", folder, format_scores(scores.metrics))
     if contexts and generate:
         report = context_report(contexts, generate, refusal_answer=flags.refusal_answer)
         if is_main:

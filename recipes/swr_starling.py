@@ -36,22 +36,23 @@ def main() -> int:
     lm, retriever, retrieval, index, data, mix, prompt, opt, run = configs
 
     # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.data.passage_selection import passages_for
+    from rqa.data.passage_selection import select_passages
     from rqa.data.records import load_splits
     from rqa.distributed.accelerator import make_accelerator
     from rqa.distributed.device import attention_kernel
     from rqa.evaluation.evaluate import AnswerLoss, evaluate
     from rqa.generation.generator import Generator
-    from rqa.models.decoder import AnswerLM, check_window
-    from rqa.prompts.collators import ConcatenatedCollator, Row
+    from rqa.models.decoder import AnswerLM, check_context_length
+    from rqa.prompts.collators import ConcatenatedCollator, EncodedExample
     from rqa.prompts.decoder_prompt import PromptBuilder, load_tokenizer
     from rqa.report.html import write_report
     from rqa.retrieval.retrieve import KS, open_corpus, retrieve_splits
-    from rqa.timing import conditions
-    from rqa.training.batching import endless_updates, num_updates_per_epoch
+    from rqa.timing import environment
+    from rqa.training.batching import steps_per_epoch, training_batches
     from rqa.training.checkpoint import Checkpoints, export
-    from rqa.training.loop import make_optimizer, train_steps
-    from rqa.training.run_log import RunLog, identity_of, log, log_rows, new_folder
+    from rqa.training.loop import train_steps
+    from rqa.training.optim import make_optimizer
+    from rqa.training.run_log import RunLog, log, log_rows, new_folder, run_fingerprint
     from rqa.training.signals import StopSignals, resume_command
 
     if retriever.embedding_model:
@@ -64,7 +65,7 @@ def main() -> int:
     # Prompts
     tokenizer = load_tokenizer(lm.model_name_or_path)
     builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
-    positions = check_window(lm.model_name_or_path, prompt.max_row_length)
+    positions = check_context_length(lm.model_name_or_path, prompt.max_row_length)
     collator = ConcatenatedCollator(builder, prompt.max_answer_length, positions)
     collator.check(train, answers=True, gold_dropout=mix.gold_dropout, refusal_answer=mix.refusal_answer)
     collator.check([*evals, *tests], refusal_answer=mix.refusal_answer)
@@ -85,9 +86,10 @@ def main() -> int:
         **vars(index),
     )
 
-    def encode(epoch: int, positions: Sequence[int]) -> list[Row]:
+    def encode(epoch: int, positions: Sequence[int]) -> list[EncodedExample]:
         return collator.encode(
-            passages_for(train[i], found.passages(i), k=k, seed=opt.seed, epoch=epoch, **vars(mix)) for i in positions
+            select_passages(train[i], found.passages(i), k=k, seed=opt.seed, epoch=epoch, **vars(mix))
+            for i in positions
         )
 
     first_rows = encode(0, range(min(len(train), 1000)))
@@ -105,13 +107,13 @@ def main() -> int:
         loss=AnswerLoss(accelerator, model, collator, run.per_device_eval_batch_size),
         k=k,
         refusal_answer=mix.refusal_answer,
-        conditions=conditions(accelerator, run.per_device_eval_batch_size),
+        environment=environment(accelerator, run.per_device_eval_batch_size),
     )
 
     # State: that of a checkpoint, or a new run's.
     layout = opt.layout(accelerator.num_processes, accelerator.process_index)
-    num_steps = opt.num_steps(num_updates_per_epoch(len(train), layout))
-    identity = identity_of(accelerator, model, configs, (train, evals, tests), first_rows, found)
+    num_steps = opt.num_steps(steps_per_epoch(len(train), layout))
+    identity = run_fingerprint(accelerator, model, configs, (train, evals, tests), first_rows, found)
     selection = run.selection
     checkpoints = Checkpoints(accelerator, folder, identity, selection, keep=run.save_total_limit)
     first_step = checkpoints.resume(run.resume_from_checkpoint) if run.resume_from_checkpoint else 0
@@ -128,7 +130,7 @@ def main() -> int:
     )
 
     # Loop
-    updates = endless_updates(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length, first_step)
+    updates = training_batches(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length, first_step)
     steps = train_steps(
         accelerator,
         model,
@@ -141,19 +143,19 @@ def main() -> int:
         first_step=first_step,
     )
     with StopSignals(accelerator) as signals:
-        for step in () if selection.is_over else steps:
+        for step in () if selection.should_stop else steps:
             run_log.step(step)
             if evals and (step.number % run.eval_steps == 0 or step.number == num_steps):
                 scores = score(evals, retrieval=eval_found)
                 run_log.evaluation(f"eval-{step.number:06d}", scores)
                 selection.add(step.number, scores.metrics)
-            stop = signals.asked()
+            stop = signals.stop_requested()
             is_due = step.number % run.save_steps == 0 or step.number in (num_steps, selection.best)
-            saved = (is_due or stop or selection.is_over) and checkpoints.save(step.number)
+            saved = (is_due or stop or selection.should_stop) and checkpoints.save(step.number)
             if stop:
                 log.info("stopped after update %d; go on with:\n%s", step.number, resume_command(accelerator, folder))
                 return int(not saved)
-            if selection.is_over:
+            if selection.should_stop:
                 break
 
     # The plain model, and its test

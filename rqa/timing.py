@@ -28,7 +28,7 @@ _recorded: ContextVar[list[Span] | None] = ContextVar("recorded", default=None)
 
 
 @contextmanager
-def recorded() -> Iterator[list[Span]]:
+def record_spans() -> Iterator[list[Span]]:
     """Collect the spans of what this process does inside."""
     spans: list[Span] = []
     before = _recorded.set(spans)
@@ -39,12 +39,12 @@ def recorded() -> Iterator[list[Span]]:
 
 
 @contextmanager
-def pooled(gather: Callable[[list[Span]], list[Span]]) -> Iterator[None]:
+def gather_spans(gather: Callable[[list[Span]], list[Span]]) -> Iterator[None]:
     """Record the spans of all processes, which `gather` collects, for what each of them does inside."""
     if (spans := _recorded.get()) is None:
         yield
         return
-    with recorded() as mine:
+    with record_spans() as mine:
         yield
     spans += gather(mine)
 
@@ -73,7 +73,7 @@ class Stopwatch:
         return time.perf_counter()
 
 
-def by_stage(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
+def summarize_spans(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
     """Return what each stage took, in seconds, summed over processes.
 
     `p50` and `p95` are over questions, each of which waits as long as the span that it is in: they depend on `batch`,
@@ -99,7 +99,7 @@ def by_stage(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
     return found
 
 
-def conditions(accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
+def environment(accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
     """Return what the time of answers depends on beside model and data; `batch_size` is that of answers.
 
     What is retrieved is retrieved by one process, for queries in float32.

@@ -55,7 +55,7 @@ COUNTED = Without(
     "the count of all target tokens: the mean of each micro-batch",
     TRAIN,
     "accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / tokens)",
-    "accelerator.backward(nll.sum() / (batch['labels'] != IGNORED).sum().clamp(min=1))",
+    "accelerator.backward(nll.sum() / (batch['labels'] != IGNORE_INDEX).sum().clamp(min=1))",
 )
 SKIPPED = Without(
     "the skip",
@@ -262,7 +262,7 @@ PROMISES = (
     Promise(
         "weights that are tied stay tied under FSDP2",
         "recipes/test_fsdp.py::test_tied_weights_stay_tied_under_fsdp2",
-        Without("tying them again", "rqa/models/decoder.py", "        self.plain.tie_weights()\n", "        pass\n"),
+        Without("tying them again", "rqa/models/decoder.py", "        self.model.tie_weights()\n", "        pass\n"),
     ),
     Promise(
         "and are written once",
@@ -336,7 +336,7 @@ PROMISES = (
     Promise(
         "the exported model is the plain class's: a fresh process gives the same logits",
         "training/test_checkpoint.py::test_the_plain_class_loads_what_was_trained",
-        Without("the names of the plain model", CHECKPOINT, 'name.removeprefix("plain.")', "name"),
+        Without("the names of the plain model", CHECKPOINT, 'name.removeprefix("model.")', "name"),
     ),
     # Resume
     Promise(
@@ -542,7 +542,7 @@ PROMISES = (
     Promise(
         "and under FSDP2",
         "recipes/test_fid_recipe.py::test_a_run_under_fsdp2_is_the_run_without",
-        Without("tying weights again", FID, "        self.plain.tie_weights()\n", "        pass\n"),
+        Without("tying weights again", FID, "        self.model.tie_weights()\n", "        pass\n"),
     ),
     Promise(
         "a passage is text: no control token of it is one",
@@ -561,7 +561,7 @@ PROMISES = (
         Without(
             "labels ignored where there is no answer",
             "rqa/prompts/collators.py",
-            "for row in rows], IGNORED)}",
+            "for row in rows], IGNORE_INDEX)}",
             "for row in rows], 0)}",
         ),
     ),
@@ -612,7 +612,7 @@ PROMISES = (
     Promise(
         "the first token ends the prefill",
         "test_timing.py::test_the_first_token_ends_the_prefill_of_a_decoder",
-        Without("the first alone", "rqa/generation/generator.py", "if not self.is_over:", "if True:"),
+        Without("the first alone", "rqa/generation/generator.py", "if not self.should_stop:", "if True:"),
     ),
     Promise(
         "what a device has not done yet falls to the stage that asked for it",
@@ -722,7 +722,7 @@ PROMISES = (
     Promise(
         "of two runs that need an index one builds it",
         "retrieval/test_dense.py::test_of_two_runs_that_need_an_index_one_builds_it",
-        Without("the lock", "rqa/retrieval/dense.py", "with _alone_in(index_path):", "if True:"),
+        Without("the lock", "rqa/retrieval/dense.py", "with _folder_lock(index_path):", "if True:"),
     ),
     Promise(
         "no reading is tokenised twice",

@@ -12,14 +12,14 @@ from tiny_models import save_encoder
 from tiny_seq2seq import closing_tokenizer, seq2seq
 from world import PLACES, hand_over, passage, results_of, write_jsonl
 
-from rqa.data.records import open_passages
+from rqa.data.corpus import open_passages
 from rqa.generation.generator import Generator
 from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import ParallelCollator
 from rqa.prompts.fid_prompt import PassagePromptBuilder
 from rqa.retrieval.dense import open_retriever
 from rqa.retrieval.retrieve import retrieve_all
-from rqa.timing import Span, Stopwatch, by_stage, conditions, recorded
+from rqa.timing import Span, Stopwatch, environment, record_spans, summarize_spans
 
 SPANS = [Span("prefill", 0.4, 3, 60), Span("decode", 1.2, 3, 9), Span("prefill", 0.1, 1, 15), Span("decode", 0.3, 1, 3)]
 
@@ -45,7 +45,7 @@ def totals(spans, stage):
 
 
 def test_percentiles_are_those_of_the_questions_that_waited():
-    found = by_stage(SPANS)
+    found = summarize_spans(SPANS)
     assert list(found) == ["prefill", "decode"]
     assert found["prefill"] == {
         "seconds": pytest.approx(0.5),
@@ -56,8 +56,8 @@ def test_percentiles_are_those_of_the_questions_that_waited():
         "p95": pytest.approx(np.percentile([0.4, 0.4, 0.4, 0.1], 95)),
         "tokens_per_second": pytest.approx(75 / 0.5),
     }
-    assert "tokens_per_second" not in by_stage([Span("search", 0.1, 2)])["search"]
-    assert by_stage([]) == {}
+    assert "tokens_per_second" not in summarize_spans([Span("search", 0.1, 2)])["search"]
+    assert summarize_spans([]) == {}
 
 
 def test_what_the_device_has_not_done_yet_falls_to_the_stage_that_asked_for_it(monkeypatch):
@@ -71,7 +71,7 @@ def test_what_the_device_has_not_done_yet_falls_to_the_stage_that_asked_for_it(m
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
     queued.append(100.0)  # asked for before
-    with recorded() as spans:
+    with record_spans() as spans:
         watch = Stopwatch()
         queued.append(3.0)
         watch.lap("prefill", 1)
@@ -84,7 +84,7 @@ def test_what_the_device_has_not_done_yet_falls_to_the_stage_that_asked_for_it(m
 
 
 def test_the_conditions_are_those_of_the_accelerator():
-    found = conditions(Accelerator(cpu=True, mixed_precision="no"), 7)
+    found = environment(Accelerator(cpu=True, mixed_precision="no"), 7)
     assert found == {
         "device": "cpu",
         "threads": torch.get_num_threads(),
@@ -102,7 +102,7 @@ def test_the_first_token_ends_the_prefill_of_a_decoder(ticks):
     lm = language_model()
     expected = generator(lm, 4)(READINGS)
     lm.register_forward_hook(lambda *_: ticks.append("forward"))
-    with recorded() as spans:
+    with record_spans() as spans:
         answers = generator(lm, 4)(READINGS)
     assert answers == expected
     assert seconds(spans, "prefill") == [1, 1, 1]
@@ -117,7 +117,7 @@ def test_the_encoder_belongs_to_the_prefill_of_fusion_in_decoder(ticks):
     plain.get_encoder().register_forward_hook(lambda *_: ticks.append("encoder"))
     plain.get_decoder().register_forward_hook(lambda *_: ticks.append("decoder"))
     model = accelerator.prepare(FusionInDecoder(plain))
-    with recorded() as spans:
+    with record_spans() as spans:
         answers = Generator(accelerator, model, ParallelCollator(builder), 5, 6)(READINGS)
     assert sum(seconds(spans, "prefill")) == ticks.count("encoder") + 2
     assert sum(seconds(spans, "decode")) == ticks.count("decoder") - 2
@@ -128,9 +128,9 @@ def test_a_prompt_is_timed_for_each_question_and_made_again_where_it_was_kept(ti
     generate = generator(language_model(), 4)
     make = generate.collator._prompts
     monkeypatch.setattr(generate.collator, "_prompts", lambda reading: (ticks.append("prompt"), make(reading))[1])
-    with recorded() as first:
+    with record_spans() as first:
         generate(READINGS)
-    with recorded() as second:
+    with record_spans() as second:
         generate(READINGS)
     assert seconds(first, "prompt") == seconds(second, "prompt") == [1] * 9
     assert len(ticks) == 18
@@ -142,7 +142,7 @@ def spans_of_a_process():
     """Of answers to all readings, and to one: on any number of processes."""
     found = []
     for readings in (READINGS, READINGS[:1]):
-        with recorded() as spans:
+        with record_spans() as spans:
             generator(language_model(), 2)(readings)
         found.append([(span.stage, span.questions, span.tokens) for span in spans if span.stage != "prompt"])
     return found
@@ -168,7 +168,7 @@ def test_a_retriever_that_times_no_stage_is_timed_as_a_whole(monkeypatch):
     clock = iter([10.0, 12.5])
     monkeypatch.setattr("rqa.retrieval.retrieve.time.perf_counter", lambda: next(clock))
     found = retrieve_all(Slow(), [reading.example for reading in READINGS[:5]], 3)
-    assert found.stages == by_stage([Span("retrieve", 2.5, 5)])
+    assert found.stages == summarize_spans([Span("retrieve", 2.5, 5)])
 
 
 def test_embedding_and_searching_are_timed_apart_batch_by_batch(ticks, tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_embedding_and_searching_are_timed_apart_batch_by_batch(ticks, tmp_path,
     search = retriever.index.search
     monkeypatch.setattr(retriever.index, "search", lambda *args: (ticks.extend(["search"] * 2), search(*args))[1])
     retriever.encoder.model[0].register_forward_hook(lambda *_: ticks.append("embed"))
-    with recorded() as spans:
+    with record_spans() as spans:
         retriever.retrieve(queries, 2)
     assert (seconds(spans, "embed"), seconds(spans, "search")) == ([1, 1, 1], [2, 2, 2])
     lengths = [len(retriever.encoder.model.tokenizer(f"query: {query}").input_ids) for query in queries]

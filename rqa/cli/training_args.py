@@ -9,22 +9,22 @@ from typing import Any
 
 from rqa.cli.parser import at_least, flag, flat, require
 from rqa.errors import InputError
-from rqa.training.batching import Layout
-from rqa.training.early_stopping import HIGHER_IS_BETTER, Selection
+from rqa.training.batching import BatchLayout
+from rqa.training.early_stopping import HIGHER_IS_BETTER, EarlyStopping
 from rqa.training.schedule import OptimizerName, Schedule, learning_rate_at
 from rqa.training.trackers import TrackerName, check_tracker
 
 # What may change when a run is resumed: flags that shape no result, and those whose content tells, not their name.
-FREE = frozenset(
+FLAGS_FREE_ON_RESUME = frozenset(
     "model_name_or_path embedding_model eval_embedding_model train_file eval_file test_file full_dataset_file_path "
     "full_dataset_index_path deepspeed bf16 fp16 output_dir logging_steps save_steps save_total_limit "
     "resume_from_checkpoint report_to run_group".split()
 )
 
 
-def fixed_flags(configs: Sequence[Any]) -> dict[str, Any]:
+def flags_locked_on_resume(configs: Sequence[Any]) -> dict[str, Any]:
     """Return the flags that cannot change when a run is resumed."""
-    return {f"--{name}": value for name, value in flat(configs).items() if name not in FREE}
+    return {f"--{name}": value for name, value in flat(configs).items() if name not in FLAGS_FREE_ON_RESUME}
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Optimization:
             "flags": {name: getattr(self, name) for name in names},
         }
 
-    def layout(self, processes: int, rank: int) -> Layout:
+    def layout(self, processes: int, rank: int) -> BatchLayout:
         """Return how a global batch is spread."""
-        return Layout(self.per_device_train_batch_size, self.gradient_accumulation_steps, processes, rank)
+        return BatchLayout(self.per_device_train_batch_size, self.gradient_accumulation_steps, processes, rank)
 
     def num_steps(self, updates_per_epoch: int) -> int:
         """Return the number of updates: `max_steps`, or what the epochs come to."""
@@ -127,9 +127,9 @@ class Run:
         return self.report_to or ("wandb" if self.run_group else "none")
 
     @property
-    def selection(self) -> Selection:
+    def selection(self) -> EarlyStopping:
         """What the best model is chosen by."""
-        return Selection(self.metric_for_best_model, self.early_stopping_patience)
+        return EarlyStopping(self.metric_for_best_model, self.early_stopping_patience)
 
     def check(self) -> None:
         """Raise InputError for values that cannot be."""

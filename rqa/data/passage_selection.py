@@ -13,7 +13,7 @@ REFUSAL_ANSWER = "The passages do not contain the answer to this question."
 
 
 @dataclass(frozen=True)
-class Reading:
+class GeneratorInput:
     """One example as a generator meets it.
 
     `passages` stand in the order in which they are read. `ranks[i]` is the rank of `passages[i]`, from 0: where the
@@ -26,13 +26,13 @@ class Reading:
     ranks: tuple[int, ...]
 
     @classmethod
-    def ranked(cls, example: Example, passages: Iterable[Passage], answer: str = "") -> "Reading":
+    def from_ranked(cls, example: Example, passages: Iterable[Passage], answer: str = "") -> "GeneratorInput":
         """Return `example` with `passages` read in the order given, best first: what inference reads."""
         passages = tuple(passages)
         return cls(example, passages, answer or next(iter(example.answers), ""), tuple(range(len(passages))))
 
 
-def passages_for(
+def select_passages(
     example: Example,
     candidates: Sequence[Passage],
     *,
@@ -43,7 +43,7 @@ def passages_for(
     gold_dropout: float = 0.0,
     hard_negatives: int = 0,
     refusal_answer: str = REFUSAL_ANSWER,
-) -> Reading:
+) -> GeneratorInput:
     """Return what `example` is trained on in `epoch`.
 
     `candidates` are the retrieved passages, best first. The gold passages, then the first `hard_negatives` of the
@@ -72,7 +72,7 @@ def passages_for(
     elif passage_order == "ranked" and candidates:
         chosen = _as_ranked(chosen, candidates[:k], rng)
     answer = refusal_answer if dropped or example.unanswerable else example.answers[0]
-    return Reading(example, tuple(chosen), answer, tuple(rank[passage.id] for passage in chosen))
+    return GeneratorInput(example, tuple(chosen), answer, tuple(rank[passage.id] for passage in chosen))
 
 
 def _as_ranked(chosen: list[Passage], candidates: Sequence[Passage], rng: random.Random) -> list[Passage]:

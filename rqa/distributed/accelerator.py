@@ -24,7 +24,7 @@ from rqa.distributed.device import bf16_is_fast, default_device
 from rqa.errors import InputError
 
 # While one process builds an index the others wait: a large corpus takes longer than torch's ten minutes.
-WAIT = timedelta(hours=12)
+INIT_TIMEOUT = timedelta(hours=12)
 DEEPSPEED = "0.19.8"  # the first whose norm of a gradient of NaN is not 1.414
 
 
@@ -71,7 +71,7 @@ def make_accelerator(
             num_steps=accumulation, sync_with_dataloader=False, adjust_scheduler=False
         ),
         deepspeed_plugin=plugin,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=WAIT)],
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=INIT_TIMEOUT)],
     )
     assert accelerator.gradient_accumulation_steps == accumulation
     launched_processes = int(os.environ.get("WORLD_SIZE", "1"))

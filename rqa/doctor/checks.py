@@ -12,11 +12,12 @@ from typing import Literal
 
 import regex  # type: ignore[import-untyped]
 
-from rqa.data.passage_selection import Reading
-from rqa.data.records import Example, Passage, PassageStore, distinct
+from rqa.data.corpus import PassageStore
+from rqa.data.passage_selection import GeneratorInput
+from rqa.data.records import Example, Passage, distinct
 from rqa.doctor.memory import Source
 from rqa.errors import InputError
-from rqa.prompts.collators import Collator, Row
+from rqa.prompts.collators import Collator, EncodedExample
 
 Severity = Literal["problem", "warning", "note"]
 Method = Literal["swr", "sft", "fid"]
@@ -279,7 +280,7 @@ def length_findings(
     prompts, answers, refusals = [], [], []
     for example in examples:
         try:
-            collator.encode([Reading.ranked(example, ())])
+            collator.encode([GeneratorInput.from_ranked(example, ())])
         except InputError:
             prompts.append(example.where)
         if is_long_refusal and (example.unanswerable or (is_train and gold_dropout and example.gold_passages)):
@@ -294,7 +295,7 @@ def length_findings(
     ]
 
 
-def cut_finding(split: str, readings: Sequence[Reading], rows: Sequence[Row]) -> Finding:
+def cut_finding(split: str, readings: Sequence[GeneratorInput], rows: Sequence[EncodedExample]) -> Finding:
     """Check that the passages of `readings`, encoded as `rows`, were not cut."""
     places = [f"{of.example.where} ({row.cut} tokens)" for of, row in zip(readings, rows, strict=True) if row.cut]
     return Finding.at("cut_passages", "warning" if 10 * len(places) > len(rows) else "note", split, len(rows), places)

@@ -25,16 +25,16 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutput
 
-from rqa.data.passage_selection import Reading, passages_for
+from rqa.data.passage_selection import GeneratorInput, select_passages
 from rqa.data.records import Example, Passage, distinct
 from rqa.models.fid import ENCODER_CALLS
-from rqa.prompts.collators import Row
-from rqa.training.batching import Layout, endless_updates, num_positions, num_updates_per_epoch
+from rqa.prompts.collators import EncodedExample
+from rqa.training.batching import BatchLayout, num_positions, steps_per_epoch, training_batches
 from rqa.training.schedule import OptimizerName
 
 Source = Sequence[Passage] | Literal["gold", "ctxs"]  # of what is read: a corpus, gold passages, ctxs
 
-SPARE = 10  # passages beyond k, which replace gold that is dropped: as many as the recipes retrieve
+EXTRA_CANDIDATES = 10  # passages beyond k, which replace gold that is dropped: as many as the recipes retrieve
 
 # As sdpa: for whose causal attention transformers would make a mask, since ids without content might be packed rows.
 _WITHOUT_MASK = "rqa_sdpa_without_mask"
@@ -47,26 +47,28 @@ MAX_LIVE = 1_000_000_000
 
 def readings_of(
     split: str, examples: Sequence[Example], source: Source, *, k: int, seed: int = 0, **mix: Any
-) -> list[Reading]:
-    """Return what each example reads in the first epoch, or in evaluation; `mix` is for `passages_for`.
+) -> list[GeneratorInput]:
+    """Return what each example reads in the first epoch, or in evaluation; `mix` is for `select_passages`.
 
     Random passages of a corpus stand in for what would be retrieved: in training `k` beside the gold, the most there
     can be.
     """
     numbers = random.Random(f"{seed}/{split}/stand-ins")
 
-    def read(example: Example) -> Reading:
+    def read(example: Example) -> GeneratorInput:
         if source == "gold":
             candidates: list[Passage] = []
         elif source == "ctxs":
-            candidates = [*example.contexts[: k + SPARE]]
+            candidates = [*example.contexts[: k + EXTRA_CANDIDATES]]
         else:
-            candidates = [source[numbers.randrange(len(source))] for _ in range(k + SPARE)]
+            candidates = [source[numbers.randrange(len(source))] for _ in range(k + EXTRA_CANDIDATES)]
         if split == "train":
-            return passages_for(example, candidates, k=k, seed=seed, epoch=0, **mix)
+            return select_passages(example, candidates, k=k, seed=seed, epoch=0, **mix)
         if source == "ctxs":
-            return Reading.ranked(example, candidates[:k])
-        return Reading.ranked(example, distinct([*example.gold_passages, *candidates])[: k if candidates else None])
+            return GeneratorInput.from_ranked(example, candidates[:k])
+        return GeneratorInput.from_ranked(
+            example, distinct([*example.gold_passages, *candidates])[: k if candidates else None]
+        )
 
     return [read(example) for example in examples]
 
@@ -82,13 +84,13 @@ class Forecast:
     tokens: int
     targets: int
     positions: int
-    largest: Sequence[Row]
+    largest: Sequence[EncodedExample]
 
 
 def forecast(
-    rows: Sequence[Row],
+    rows: Sequence[EncodedExample],
     num_examples: int,
-    layout: Layout,
+    layout: BatchLayout,
     *,
     group_by_length: bool = True,
     seed: int = 0,
@@ -102,18 +104,18 @@ def forecast(
     numbers = random.Random(f"{seed}/forecast")
     if len(rows) < num_examples:
         rows = [numbers.choice(rows) for _ in range(num_examples)]
-    updates = num_updates_per_epoch(num_examples, layout)
+    updates = steps_per_epoch(num_examples, layout)
 
-    def encode(_epoch: int, positions: Sequence[int]) -> list[Row]:
+    def encode(_epoch: int, positions: Sequence[int]) -> list[EncodedExample]:
         return [rows[i] for i in positions]
 
-    micro_batches: list[Sequence[Row]] = []
+    micro_batches: list[Sequence[EncodedExample]] = []
     for rank in range(layout.processes):
         ours = replace(layout, rank=rank)
-        plan = endless_updates(num_examples, ours, encode, lambda rows: {"rows": rows}, seed, group_by_length)
+        plan = training_batches(num_examples, ours, encode, lambda rows: {"rows": rows}, seed, group_by_length)
         micro_batches += [batch["rows"] for update in islice(plan, updates) for batch in update if batch["rows"]]
 
-    def positions(micro_batch: Sequence[Row]) -> int:
+    def positions(micro_batch: Sequence[EncodedExample]) -> int:
         if not is_fid:
             return num_positions([len(row) for row in micro_batch])
         calls = encoder_calls(micro_batch, encoder_batch_size)
@@ -130,7 +132,7 @@ def forecast(
 
 def training_memory(
     config: PreTrainedConfig,
-    rows: Sequence[Row],
+    rows: Sequence[EncodedExample],
     *,
     optim: OptimizerName = "adamw",
     precision: str = "bf16",
@@ -212,7 +214,11 @@ def _held_by_zero(total: int, size: int, processes: int, zero: Mapping[str, Any]
 
 
 def _rehearsed(
-    model: PreTrainedModel, rows: Sequence[Row], autocast: bool, keep_gradients: bool, encoder_batch_size: int | None
+    model: PreTrainedModel,
+    rows: Sequence[EncodedExample],
+    autocast: bool,
+    keep_gradients: bool,
+    encoder_batch_size: int | None,
 ) -> int:
     """Return the most bytes that forward and backward hold at a time beside the weights; in FakeTensorMode."""
     if not keep_gradients:
@@ -232,7 +238,7 @@ def _rehearsed(
     return tally.peak
 
 
-def _logits(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
+def _logits(model: PreTrainedModel, rows: Sequence[EncodedExample]) -> Tensor:
     """Return (n, V), as `AnswerLM` computes them: of the n target tokens, here the same number in each row."""
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)  # (B, L)
     targets = -(-sum(len(row.answer) for row in rows) // len(rows))
@@ -240,7 +246,7 @@ def _logits(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
     return logits[:, -targets:].flatten(0, 1)
 
 
-def _fid_logits(model: PreTrainedModel, rows: Sequence[Row], encoder_batch_size: int | None) -> Tensor:
+def _fid_logits(model: PreTrainedModel, rows: Sequence[EncodedExample], encoder_batch_size: int | None) -> Tensor:
     """Return (B·T, V), as `FusionInDecoder` computes them."""
 
     def encoded(ids: Tensor) -> Tensor:
@@ -264,7 +270,7 @@ def _fid_logits(model: PreTrainedModel, rows: Sequence[Row], encoder_batch_size:
     return logits.flatten(0, 1).clone()  # those of targets are copied
 
 
-def encoder_calls(rows: Sequence[Row], encoder_batch_size: int | None = None) -> list[list[int]]:
+def encoder_calls(rows: Sequence[EncodedExample], encoder_batch_size: int | None = None) -> list[list[int]]:
     """Return the tokens of each passage in each call of the encoder, as `FusionInDecoder` deals them; longest first."""
     widths = sorted((len(prompt) for row in rows for prompt in row.prompts), reverse=True)
     calls = min(ENCODER_CALLS, len(widths)) if encoder_batch_size is None else -(-len(widths) // encoder_batch_size)

@@ -18,18 +18,18 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 from transformers.modeling_outputs import BaseModelOutput
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.distributed.accelerator import is_sharded
 from rqa.errors import InputError
 from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import Collator
 
 # A number for each passage of each reading, whose answer is the one to explain.
-Attribution = Callable[[Sequence[Reading]], list[list[float]]]
-Losses = Callable[[Sequence[Reading]], list[tuple[float, int]]]
+Attribution = Callable[[Sequence[GeneratorInput]], list[list[float]]]
+Losses = Callable[[Sequence[GeneratorInput]], list[tuple[float, int]]]
 
 
-def leave_one_out(losses: Losses, readings: Sequence[Reading]) -> list[list[float]]:
+def leave_one_out(losses: Losses, readings: Sequence[GeneratorInput]) -> list[list[float]]:
     """Return for each passage of each reading by how many nats its answer is less likely without that passage.
 
     `losses`, such as `AnswerLoss`, returns of each answer the negative log-likelihood, and its tokens. It
@@ -44,7 +44,7 @@ def leave_one_out(losses: Losses, readings: Sequence[Reading]) -> list[list[floa
     return found
 
 
-def _without(reading: Reading, place: int) -> Reading:
+def _without(reading: GeneratorInput, place: int) -> GeneratorInput:
     def drop(values: tuple[Any, ...]) -> tuple[Any, ...]:
         return values[:place] + values[place + 1 :]
 
@@ -63,7 +63,7 @@ class CrossAttention:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def __call__(self, readings: Sequence[Reading]) -> list[list[float]]:
+    def __call__(self, readings: Sequence[GeneratorInput]) -> list[list[float]]:
         """Return a share for each passage of each reading; every process must call this."""
         self.model.eval()
         rows = self.collator.encode(readings)
@@ -91,8 +91,8 @@ def cross_attention(model: FusionInDecoder, input_ids: Tensor, attention_mask: T
     if memory.shape[1] == 1:
         return (lengths > 0).float()
     start = memory.new_full((len(memory), 1), model.start_id, dtype=torch.long)
-    with _recording(model.plain.get_decoder()) as scores:
-        model.plain(
+    with _recording(model.model.get_decoder()) as scores:
+        model.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=memory),
             attention_mask=mask,
             decoder_input_ids=start,

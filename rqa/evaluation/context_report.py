@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rqa.data.passage_selection import REFUSAL_ANSWER, Reading
+from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example, Passage, distinct
 from rqa.errors import InputError
 from rqa.evaluation.evaluate import Generate
@@ -23,7 +23,7 @@ from rqa.evaluation.metrics import answer_scores
 from rqa.evaluation.results import Row
 from rqa.evaluation.significance import LEVEL, RESAMPLES, compare, interval, measures, ratio, score_intervals
 from rqa.generation.generator import Answer
-from rqa.retrieval.dense import Retrieved
+from rqa.retrieval.retrieve import Retrieved
 
 SCORES = ("em", "f1", "rougeL", "bleu", "refusal")
 TITLES = ("EM, %", "F1, %", "ROUGE-L, %", "BLEU", "refused, %")
@@ -44,18 +44,18 @@ TO_ANSWER = ("gold", "gold_and_retrieved")
 
 @dataclass(frozen=True)
 class Contexts:
-    """The readings of the same n questions under each condition, in the same order; see `contexts_of`.
+    """The readings of the same n questions under each condition, in the same order; see `build_contexts`.
 
     `unanswerable` are those of the questions to refuse whatever is read; `left_out` counts the others, by the reason.
     """
 
     k: int
-    readings: dict[str, list[Reading]]
-    unanswerable: list[Reading]
+    readings: dict[str, list[GeneratorInput]]
+    unanswerable: list[GeneratorInput]
     left_out: dict[str, int]
 
 
-def contexts_of(examples: Sequence[Example], found: Sequence[Sequence[Retrieved]], *, k: int) -> Contexts:
+def build_contexts(examples: Sequence[Example], found: Sequence[Sequence[Retrieved]], *, k: int) -> Contexts:
     """Return what a generator that reads `k` passages reads under each condition.
 
     `found[i]` are the passages retrieved for `examples[i]`, best first, more than `k` of them: those that are not gold
@@ -75,8 +75,8 @@ def contexts_of(examples: Sequence[Example], found: Sequence[Sequence[Retrieved]
     The questions are those that have an answer, gold passages, and k - 1 distractors, one at least. Raises InputError
     if there are none.
     """
-    chosen: list[dict[str, Reading]] = []
-    unanswerable: list[Reading] = []
+    chosen: list[dict[str, GeneratorInput]] = []
+    unanswerable: list[GeneratorInput] = []
     left_out = {"no gold passage": 0, f"fewer than {max(1, k - 1)} distractors": 0}
     without_gold, too_few = left_out
     for example, hits in zip(examples, found, strict=True):
@@ -84,7 +84,7 @@ def contexts_of(examples: Sequence[Example], found: Sequence[Sequence[Retrieved]
         gold = distinct(example.gold_passages)
         distractors = _without(retrieved, gold)
         if example.unanswerable or not example.answers:
-            unanswerable.append(Reading.ranked(example, retrieved[:k]))
+            unanswerable.append(GeneratorInput.from_ranked(example, retrieved[:k]))
         elif not gold:
             left_out[without_gold] += 1
         elif len(distractors) < max(1, k - 1):
@@ -102,7 +102,7 @@ def contexts_of(examples: Sequence[Example], found: Sequence[Sequence[Retrieved]
 
 def _conditions(
     example: Example, first: list[Passage], gold: list[Passage], distractors: list[Passage], k: int
-) -> dict[str, Reading]:
+) -> dict[str, GeneratorInput]:
     missing = _without(gold, first)
     dropped = _without(first, gold)[max(0, k - len(gold)) :]
     at = {
@@ -110,12 +110,14 @@ def _conditions(
         for place in range(k)
     }
     return {
-        "gold": Reading.ranked(example, gold),
-        "retrieved": Reading.ranked(example, first),
-        "gold_and_retrieved": _cut_last(missing, Reading.ranked(example, [*_without(first, dropped), *missing])),
-        **{name: _cut_last(gold, Reading.ranked(example, passages)) for name, passages in at.items()},
-        "distractors": Reading.ranked(example, distractors[:k]),
-        "none": Reading.ranked(example, ()),
+        "gold": GeneratorInput.from_ranked(example, gold),
+        "retrieved": GeneratorInput.from_ranked(example, first),
+        "gold_and_retrieved": _cut_last(
+            missing, GeneratorInput.from_ranked(example, [*_without(first, dropped), *missing])
+        ),
+        **{name: _cut_last(gold, GeneratorInput.from_ranked(example, passages)) for name, passages in at.items()},
+        "distractors": GeneratorInput.from_ranked(example, distractors[:k]),
+        "none": GeneratorInput.from_ranked(example, ()),
     }
 
 
@@ -124,7 +126,7 @@ def _without(passages: Sequence[Passage], others: Sequence[Passage]) -> list[Pas
     return [passage for passage in passages if passage.id not in ids]
 
 
-def _cut_last(best: Sequence[Passage], reading: Reading) -> Reading:
+def _cut_last(best: Sequence[Passage], reading: GeneratorInput) -> GeneratorInput:
     """Return the reading with its passages where they stand, and those that are `best` before the others in rank."""
     ids = {passage.id for passage in best}
     order = sorted(range(len(reading.passages)), key=lambda i: reading.passages[i].id not in ids)
@@ -146,7 +148,7 @@ def context_report(contexts: Contexts, generate: Generate, *, refusal_answer: st
     asked = [*dict.fromkeys(chain(*contexts.readings.values(), contexts.unanswerable))]
     answers = dict(zip(asked, generate(asked), strict=True))
 
-    def rows_of(readings: Sequence[Reading]) -> list[Row]:
+    def rows_of(readings: Sequence[GeneratorInput]) -> list[Row]:
         return [_row(reading, answers[reading], refusal_answer) for reading in readings]
 
     rows = {name: rows_of(readings) for name, readings in contexts.readings.items()}
@@ -182,7 +184,7 @@ def context_report(contexts: Contexts, generate: Generate, *, refusal_answer: st
     }
 
 
-def _row(reading: Reading, answer: Answer, refusal_answer: str) -> Row:
+def _row(reading: GeneratorInput, answer: Answer, refusal_answer: str) -> Row:
     """Return an answer as a row of predictions.jsonl, with whether it refuses among its scores."""
     references = reading.example.answers or (refusal_answer,)
     scores = answer_scores(answer.text, references)

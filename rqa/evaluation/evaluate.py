@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from rqa import __version__
-from rqa.data.passage_selection import REFUSAL_ANSWER, Reading
+from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example, Passage
 from rqa.evaluation import metrics
 from rqa.evaluation.attribution import Attribution, Losses, share_on_gold
@@ -27,9 +27,9 @@ from rqa.evaluation.significance import LEVEL, RESAMPLES, score_intervals
 from rqa.generation.generator import Answer
 from rqa.prompts.collators import Collator
 from rqa.retrieval.retrieve import KS, Retrieval, Stages
-from rqa.timing import by_stage, recorded
+from rqa.timing import record_spans, summarize_spans
 
-Generate = Callable[[Sequence[Reading]], list[Answer]]
+Generate = Callable[[Sequence[GeneratorInput]], list[Answer]]
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def evaluate(
     k: int,
     ks: Sequence[int] = KS,
     refusal_answer: str = REFUSAL_ANSWER,
-    conditions: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Score the retrieval of `examples` at each of `ks`, and the answers of a generator that reads the first `k`.
 
     Without a retrieval the generator reads the gold passages; without a generator the retriever alone is scored. With
     a `loss` the first reference is scored under the model as well; each of `attributions` tells, by its name, what the
     answers that were generated rest on. Times are those of retrieving and answering, on this process; what they were
-    measured under, the `conditions`, stands beside them. No time of a metric is in them.
+    measured under, the `environment`, stands beside them. No time of a metric is in them.
     """
     parts: list[_Part] = []
     if retrieval is not None:
@@ -86,7 +86,7 @@ def evaluate(
         if retrieval is not None:
             readings = retrieval.readings(examples, k)
         else:
-            readings = [Reading.ranked(example, example.gold_passages) for example in examples]
+            readings = [GeneratorInput.from_ranked(example, example.gold_passages) for example in examples]
             parts.append(_Part({}, [{"passages": _passages(example, example.gold_passages)} for example in examples]))
         parts.append(_score_answers(readings, generate, refusal_answer))
         if attributions:
@@ -115,7 +115,7 @@ def evaluate(
             "examples": len(examples),
             "passages_read": f"the first {k} {retrieval.origin}" if retrieval else "gold",
             **{name: value for part in parts for name, value in part.about.items()},
-            "runtime": {**(conditions or {}), "warm_up": "one question, not timed", "stages": stages},
+            "runtime": {**(environment or {}), "warm_up": "one question, not timed", "stages": stages},
             "versions": {"rqa": __version__}
             | {name: version(name) for name in ("torch", "transformers", "sacrebleu", "rouge-score")},
         },
@@ -165,11 +165,11 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # NaN is no JSON
 
 
-def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answer: str) -> _Part:
+def _score_answers(readings: Sequence[GeneratorInput], generate: Generate, refusal_answer: str) -> _Part:
     """Answer, timed, then score. The first question is answered twice: a warm-up, not timed."""
     generate(readings[:1])
     start = time.perf_counter()
-    with recorded() as spans:
+    with record_spans() as spans:
         answers = generate(readings)
     seconds = time.perf_counter() - start
 
@@ -193,10 +193,10 @@ def _score_answers(readings: Sequence[Reading], generate: Generate, refusal_answ
         },
     }
     scores = {"bleu": bleu.score, **metrics.mean_scores(scored), "answer_words": math.fsum(lengths) / len(lengths)}
-    return _Part(scores, predictions, about, by_stage(spans))
+    return _Part(scores, predictions, about, summarize_spans(spans))
 
 
-def _num_read(reading: Reading, answer: Answer) -> int:
+def _num_read(reading: GeneratorInput, answer: Answer) -> int:
     return len(reading.passages) if answer.num_read is None else answer.num_read
 
 
@@ -206,7 +206,7 @@ def _score_losses(losses: Sequence[tuple[float, int]]) -> _Part:
     return _Part({"loss": nll / tokens}, rows)
 
 
-def _score_attributions(readings: Sequence[Reading], attributions: Mapping[str, Attribution]) -> _Part:
+def _score_attributions(readings: Sequence[GeneratorInput], attributions: Mapping[str, Attribution]) -> _Part:
     """Attribute, and score the examples that read a gold passage: how much of their evidence it is."""
     found = {name: attribute(readings) for name, attribute in attributions.items()}
     scored: list[dict[str, float]] = []
@@ -241,7 +241,7 @@ class AnswerLoss:
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def __call__(self, readings: Sequence[Reading]) -> list[tuple[float, int]]:
+    def __call__(self, readings: Sequence[GeneratorInput]) -> list[tuple[float, int]]:
         """Return for each answer its negative log-likelihood, in nats, and its tokens.
 
         Every process must call this, and makes as many forward passes.

@@ -8,7 +8,7 @@ from typing import Any
 
 from rqa.data.jsonl import parse_object, type_name
 from rqa.errors import InputError
-from rqa.evaluation.significance import Paired, compare, measures, score_intervals
+from rqa.evaluation.significance import PairedResult, compare, measures, score_intervals
 
 Row = dict[str, Any]
 
@@ -263,7 +263,7 @@ def paired_rows(first: Evaluation, second: Evaluation) -> list[tuple[Row, Row]]:
     return [(row, second.predictions[name]) for name, row in first.predictions.items()]
 
 
-def differences(first: Evaluation, second: Evaluation) -> dict[str, Paired]:
+def differences(first: Evaluation, second: Evaluation) -> dict[str, PairedResult]:
     """Return by how much the second's scores are higher; see `rqa.evaluation.significance.compare`.
 
     What was owed to gold is compared where the same questions had gold to read, and else has no difference. Raises

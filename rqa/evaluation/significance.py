@@ -23,7 +23,7 @@ _TIE = 1e-9  # relative: differences that are equal but for the order of their s
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedResult:
     """The second system's score minus the first's, the interval of it, and the two-sided p-value of no difference."""
 
     difference: float
@@ -34,14 +34,14 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Measure:
+class ResampledScore:
     """A score of a set of questions: `rows` (n, S) of those of them, by their positions, that have it."""
 
     positions: tuple[int, ...]
     rows: Array
     score: Score
 
-    def of(self, positions: Set[int]) -> "Measure":
+    def of(self, positions: Set[int]) -> "ResampledScore":
         """Return the score of those of its questions that are at `positions`."""
         kept = [i for i, position in enumerate(self.positions) if position in positions]
         return replace(self, positions=tuple(self.positions[i] for i in kept), rows=self.rows[kept])
@@ -86,7 +86,7 @@ def interval(
     return _middle(score(totals), level)
 
 
-def paired(
+def paired_test(
     first: ArrayLike,
     second: ArrayLike,
     score: Score = ratio,
@@ -94,7 +94,7 @@ def paired(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Paired:
+) -> PairedResult:
     """Compare two systems, whose rows are of the same questions in the same order; see `interval` for the arguments.
 
     Both are resampled by the same questions (Koehn 2004). The p-value is that of the sign-flip test (Fisher 1935),
@@ -118,7 +118,7 @@ def question_scores(prediction: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for scores in (*kinds, words) for name, value in scores.items()}
 
 
-def measures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
+def measures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, ResampledScore]:
     """Return the scores of rows of predictions.jsonl as functions of sums.
 
     They are the scores of each question, over those that have it; corpus BLEU; and the loss where all rows have
@@ -136,7 +136,7 @@ def measures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
         texts, references = zip(*((row["answer"], row["references"]) for row in answered.values()), strict=True)
         rows["bleu"] = dict(zip(answered, bleu_statistics(texts, references), strict=True))
     return {
-        name: Measure(tuple(of), _table(list(of.values())), bleu if name == "bleu" else ratio)
+        name: ResampledScore(tuple(of), _table(list(of.values())), bleu if name == "bleu" else ratio)
         for name, of in rows.items()
         if of
     }
@@ -161,7 +161,7 @@ def compare(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Paired]:
+) -> dict[str, PairedResult]:
     """Return the `paired` comparison of each of the `measures` that both have of their rows of predictions.jsonl.
 
     A judge may have failed on an answer of one side: its verdicts are compared where both have one. Raises ValueError
@@ -186,7 +186,7 @@ def compare(
     return found
 
 
-def _of_the_same_questions(found: Mapping[str, Measure]) -> list[list[str]]:
+def _of_the_same_questions(found: Mapping[str, ResampledScore]) -> list[list[str]]:
     """Group the names of measures that can share their resamples, which take longest to draw."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, measure in found.items():
@@ -233,12 +233,12 @@ def _chunks(rows: int, width: int) -> list[int]:
     return [min(most, rows - start) for start in range(0, rows, most)]
 
 
-def _compared(a: Array, b: Array, score: Score, totals: Sequence[Array], level: float, seed: int) -> Paired:
+def _compared(a: Array, b: Array, score: Score, totals: Sequence[Array], level: float, seed: int) -> PairedResult:
     """Compare by rows (n, S) and their resampled sums (R, S); as many flips are drawn as there are resamples."""
     of_a, of_b = totals
     low, high = _middle(score(of_b) - score(of_a), level)
     difference = float(score(b.sum(axis=0)) - score(a.sum(axis=0)))
-    return Paired(difference, low, high, _p_value(a, b, score, len(of_a), seed), len(a))
+    return PairedResult(difference, low, high, _p_value(a, b, score, len(of_a), seed), len(a))
 
 
 def _p_value(a: Array, b: Array, score: Score, draws: int, seed: int) -> float:

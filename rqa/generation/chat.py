@@ -9,15 +9,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Turn
 from rqa.errors import InputError
 from rqa.generation.generator import Answer
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
-from rqa.prompts.collators import Collator, Row
-from rqa.retrieval.dense import Retrieved, Retriever, query_of
-from rqa.retrieval.retrieve import KS
+from rqa.prompts.collators import Collator, EncodedExample
+from rqa.retrieval.retrieve import KS, Retrieved, Retriever, build_query
 from rqa.terminal import printable
 
 Show = Callable[[str], object]
@@ -35,7 +34,7 @@ class Asked:
 
     example: Example
     found: tuple[Retrieved, ...]
-    row: Row
+    row: EncodedExample
     forgotten: int
 
     def history(self, answer: str) -> tuple[Turn, ...]:
@@ -58,10 +57,10 @@ def read(
     before that: what does not fit is forgotten, the oldest first. Raises InputError where the question alone does not.
     """
     example = Example("", question, (), chat_history=history)
-    query = query_of(example, history_turns=history_turns)
+    query = build_query(example, history_turns=history_turns)
     [found] = retriever.retrieve([query], k + max(KS))  # as deep as an evaluation: an approximate index looks further
     while True:
-        reading = Reading.ranked(example, [hit.passage for hit in found[:k]])
+        reading = GeneratorInput.from_ranked(example, [hit.passage for hit in found[:k]])
         try:
             [row] = collator.encode([reading])
             if row.cut == 0 or len(example.chat_history) <= EXCHANGE:

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import LogitsProcessor
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.distributed.accelerator import is_sharded
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
-from rqa.prompts.collators import Collator, Row
-from rqa.timing import Stopwatch, pooled, recorded
+from rqa.prompts.collators import Collator, EncodedExample
+from rqa.timing import Stopwatch, gather_spans, record_spans
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Generator:
             register_fsdp_forward_method(accelerator.unwrap_model(model), "generate")  # it gathers weights as forward
         self.is_sharded = is_sharded(accelerator)
 
-    def __call__(self, readings: Sequence[Reading]) -> list[Answer]:
+    def __call__(self, readings: Sequence[GeneratorInput]) -> list[Answer]:
         """Return the answer to each reading, in order, on every process."""
         rows = self.collator.encode(readings)
         model = self.accelerator.unwrap_model(self.model)
@@ -66,14 +66,14 @@ class Generator:
         mine = batches[here::processes]
         # Who has no batch left repeats one where all processes gather the weights together; and as a warm-up.
         is_repeating = (self.is_sharded or len(batches) < processes) and here >= len(batches) % processes > 0
-        with pooled(gather_object):
+        with gather_spans(gather_object):
             numbered = [
                 pair
                 for batch in mine
                 for pair in zip(batch, self._generate(model, [rows[i] for i in batch]), strict=True)
             ]
             if is_repeating:
-                with recorded():
+                with record_spans():
                     self._generate(model, [rows[i] for i in batches[-1]])
         answers: dict[int, Answer] = dict(gather_object(numbered))
         assert answers.keys() == set(range(len(rows))), "every reading is answered exactly once"
@@ -82,7 +82,7 @@ class Generator:
                 answers[i] = replace(answers[i], num_read=self.collator.num_read(readings[i], row))
         return [answers[i] for i in range(len(rows))]
 
-    def _generate(self, model: AnswerLM | FusionInDecoder, rows: Sequence[Row]) -> list[Answer]:
+    def _generate(self, model: AnswerLM | FusionInDecoder, rows: Sequence[EncodedExample]) -> list[Answer]:
         builder, watch = self.collator.builder, Stopwatch()
         num_prompt_tokens = sum(row.num_prompt_tokens for row in rows)
         batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
@@ -111,11 +111,11 @@ class _FirstToken(LogitsProcessor):
 
     def __init__(self, watch: Stopwatch, num_questions: int, num_tokens: int) -> None:
         self.watch, self.num_questions, self.num_tokens = watch, num_questions, num_tokens
-        self.is_over = False
+        self.should_stop = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         del input_ids
-        if not self.is_over:
+        if not self.should_stop:
             self.watch.lap("prefill", self.num_questions, self.num_tokens)
-            self.is_over = True
+            self.should_stop = True
         return scores

@@ -22,8 +22,9 @@ from typing import Any
 import httpx
 
 from rqa.errors import InputError
+from rqa.judge.prompt import JudgeRequest
 from rqa.judge.response_cache import Store, open_store, read_store, request_key
-from rqa.judge.verdicts import Case, Cost, Verdict, choice_of, estimate, json_object, read_verdict, shown
+from rqa.judge.verdicts import Cost, Verdict, choice_of, estimate, json_object, read_verdict, shown
 
 log = logging.getLogger(__name__)
 
@@ -79,24 +80,24 @@ class Judge:
         if self.url.scheme == "http" and not _is_here(self.url.host) and "Authorization" in self.headers:
             log.warning("--judge_base_url: the key in %s goes unencrypted to %s", key_name, self.url.host)
 
-    def request(self, case: Case) -> str:
+    def request(self, case: JudgeRequest) -> str:
         """Return the body of the call for a case: for the same case the same."""
         body = {"model": self.model, "messages": [{"role": "user", "content": case.prompt}], **self.parameters}
         return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     def cost(
-        self, cases: Sequence[Case], *, prompt_price: float | None = None, completion_price: float | None = None
+        self, cases: Sequence[JudgeRequest], *, prompt_price: float | None = None, completion_price: float | None = None
     ) -> Cost:
         """Return what judging `cases` would take, without a call. The prices are those of a million tokens."""
         responses = read_store(self.store)[0] if self.store.exists() else {}
         requests = {request_key(request): request for request in map(self.request, cases)}
         return estimate(requests, responses, prompt_price, completion_price)
 
-    def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
+    def __call__(self, cases: Sequence[JudgeRequest]) -> list[Verdict]:
         """Return the verdict on each case; `ask` is the same where an event loop runs already."""
         return asyncio.run(self.ask(cases))
 
-    async def ask(self, cases: Sequence[Case]) -> list[Verdict]:
+    async def ask(self, cases: Sequence[JudgeRequest]) -> list[Verdict]:
         """Return the verdict on each case: on what is stored, and on what is asked now, and stored.
 
         Raises InputError where no call can succeed (key, quota, address or model) or the store cannot be used, OSError

@@ -13,7 +13,8 @@ from rqa.errors import InputError
 from rqa.evaluation.results import Row, read_evaluation
 from rqa.evaluation.significance import score_intervals
 from rqa.judge.client import Judge
-from rqa.judge.verdicts import PROMPT_VERSION, Case, Verdict, cost_of, kappa, summary
+from rqa.judge.prompt import PROMPT_VERSION, JudgeRequest
+from rqa.judge.verdicts import Verdict, cost_of, kappa, summary
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def judge_folder(
     log.info("%s", "  ".join(f"{name} {value}" for name, value in counts.items()))
 
 
-def cases_of(predictions: Sequence[Row]) -> list[Case]:
+def cases_of(predictions: Sequence[Row]) -> list[JudgeRequest]:
     """Return what is judged of rows of predictions.jsonl: each answer, with the passages that its generator read.
 
     A passage that was cut is judged whole. Raises InputError where they have no answers, or do not say what was read.
@@ -88,7 +89,7 @@ def cases_of(predictions: Sequence[Row]) -> list[Case]:
     if not all("read" in row for row in predictions):
         raise InputError("predictions.jsonl does not say how many passages were read: evaluate again")
     return [
-        Case(
+        JudgeRequest(
             row["question"],
             row["answer"],
             tuple(row["references"]),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rqa.data.jsonl import read_rows
 from rqa.errors import InputError
-from rqa.judge.verdicts import PROMPT_VERSION
+from rqa.judge.prompt import PROMPT_VERSION
 
 log = logging.getLogger(__name__)
 

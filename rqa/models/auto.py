@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from rqa.distributed.accelerator import is_sharded
 from rqa.distributed.device import AttentionKernel, attention_kernel
-from rqa.models.decoder import AnswerLM, check_window, positions_of
+from rqa.models.decoder import AnswerLM, check_context_length, max_positions
 from rqa.models.fid import FusionInDecoder, attention_of, check_model
 from rqa.models.loading import load_config
 from rqa.prompts.collators import Collator, ConcatenatedCollator, ParallelCollator
@@ -34,9 +34,9 @@ def collator_for(
     if is_fid:
         config = check_model(name_or_path, max_passage_length, longest_answer)
         texts = PassagePromptBuilder(load_tokenizer(name_or_path), max_passage_length, speakers)
-        return ParallelCollator(texts, max_answer_length, positions_of(config))
+        return ParallelCollator(texts, max_answer_length, max_positions(config))
     tokenizer = load_tokenizer(name_or_path)
-    positions = check_window(name_or_path, max_prompt_length + longest_answer)
+    positions = check_context_length(name_or_path, max_prompt_length + longest_answer)
     builder = PromptBuilder(tokenizer, chat, instruction, max_prompt_length)
     return ConcatenatedCollator(builder, max_answer_length, positions)
 
@@ -51,7 +51,7 @@ def attention_for(
     return attention_kernel(use_flash_attention, accelerator.mixed_precision)
 
 
-def load_reader(
+def load_generator(
     accelerator: Accelerator,
     name_or_path: str,
     *,
@@ -63,7 +63,10 @@ def load_reader(
     model: AnswerLM | FusionInDecoder
     if is_fid:
         model = FusionInDecoder.from_pretrained(
-            name_or_path, encoder_batch_size=encoder_batch_size, in_step=is_sharded(accelerator), attention=attention
+            name_or_path,
+            encoder_batch_size=encoder_batch_size,
+            sync_encoder_calls=is_sharded(accelerator),
+            attention=attention,
         )
     else:
         model = AnswerLM.from_pretrained(name_or_path, attention=attention)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rqa.errors import InputError
 from rqa.models.loading import load_config, load_model, without_generation_config
-from rqa.prompts.collators import IGNORED
+from rqa.prompts.collators import IGNORE_INDEX
 
 # Of these the first position is pad_token_id + 1.
 _FROM_PADDING = (
@@ -31,7 +31,7 @@ class AnswerLM(nn.Module):
 
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
-        self.plain = lm
+        self.model = lm
         self.config = lm.config  # Accelerate reads the hidden size from it to size DeepSpeed's buckets
         self._can_select = "logits_to_keep" in inspect.signature(lm.forward).parameters
         # Causal attention never looks at padding on the right, and without a mask the fast kernels stay on. A router
@@ -45,7 +45,7 @@ class AnswerLM(nn.Module):
 
     def tie_weights(self) -> None:
         """Make tied weights one again: Accelerate asks for it where FSDP2 took them apart."""
-        self.plain.tie_weights()
+        self.model.tie_weights()
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Return (B,): the negative log-likelihood of each example's target tokens, summed, in nats, float32.
@@ -53,19 +53,19 @@ class AnswerLM(nn.Module):
         `input_ids` and `labels` are (B, L), padded on the right; a label stands at the position of its own token.
         """
         targets = labels[:, 1:]
-        is_target = targets != IGNORED
+        is_target = targets != IGNORE_INDEX
         keep = nn.functional.pad(is_target, (0, 1))  # (B, L): position t predicts the token at t + 1
         mask = _up_to_last_target(labels) if self._needs_mask else None
         if self._can_select:
-            logits = self.plain(input_ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits  # (n, V)
+            logits = self.model(input_ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits  # (n, V)
         else:
-            logits = self.plain(input_ids, attention_mask=mask, use_cache=False).logits[keep]
-        return nll_by_row(logits, targets)
+            logits = self.model(input_ids, attention_mask=mask, use_cache=False).logits[keep]
+        return nll_per_example(logits, targets)
 
     def logits(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Return (B, L, V), the scores of the token after each position, for inspection."""
         del labels  # the signature is that of forward, so that one batch serves both
-        logits: Tensor = self.plain(input_ids, use_cache=False).logits
+        logits: Tensor = self.model(input_ids, use_cache=False).logits
         return logits
 
     @torch.no_grad()
@@ -74,58 +74,58 @@ class AnswerLM(nn.Module):
 
         Greedy, but for `options`: the checkpoint's own generation_config has no say.
         """
-        with without_generation_config(self.plain):
-            ids: Tensor = self.plain.generate(  # type: ignore[operator]
+        with without_generation_config(self.model):
+            ids: Tensor = self.model.generate(  # type: ignore[operator]
                 input_ids=input_ids, attention_mask=attention_mask, **options
             )
         return ids[:, input_ids.shape[1] :]
 
 
-def nll_by_row(logits: Tensor, targets: Tensor) -> Tensor:
+def nll_per_example(logits: Tensor, targets: Tensor) -> Tensor:
     """Return (B,): the negative log-likelihood of each row's targets, summed, in nats, float32.
 
-    `targets` are (B, L), `logits` (n, V) those of the n that are not IGNORED, row by row.
+    `targets` are (B, L), `logits` (n, V) those of the n that are not IGNORE_INDEX, row by row.
     """
-    is_target = targets != IGNORED
+    is_target = targets != IGNORE_INDEX
     losses = cross_entropy(logits.float(), targets[is_target], reduction="none")  # (n,)
     return losses.new_zeros(len(targets)).index_add(0, is_target.nonzero()[:, 0], losses)
 
 
-def window_of(config: PreTrainedConfig, part: str = "decoder") -> int | None:
+def context_length(config: PreTrainedConfig, part: str = "decoder") -> int | None:
     """Return the most tokens that a model, or this `part` of one, was made for; None where it says none, as T5."""
     names = ("max_position_embeddings", f"max_{part}_position_embeddings")  # the latter LED's
     window: int | None = next((getattr(config, name) for name in names if hasattr(config, name)), None)
     return window - config.pad_token_id - 1 if window and config.model_type in _FROM_PADDING else window
 
 
-def positions_of(config: PreTrainedConfig) -> int | None:
+def max_positions(config: PreTrainedConfig) -> int | None:
     """Return how many positions a decoder has, beyond which it cannot read; None where none is the last.
 
     So it is with rotary positions: what such a model makes of more than it was made for, its loss tells.
     """
     decoder = config.get_text_config(decoder=True)
-    return None if getattr(decoder, "rope_parameters", None) else window_of(decoder)
+    return None if getattr(decoder, "rope_parameters", None) else context_length(decoder)
 
 
-def check_window(name_or_path: str, num_tokens: int) -> int | None:
-    """Return the `positions_of` a checkpoint. Raises InputError where rows of `num_tokens` may exceed its window."""
+def check_context_length(name_or_path: str, num_tokens: int) -> int | None:
+    """Return the `max_positions` a checkpoint. Raises InputError where rows of `num_tokens` may exceed its window."""
     config = load_config(name_or_path, "decoder")
     if config.is_encoder_decoder:
         raise InputError(
             f"{name_or_path}: expected a decoder, found an encoder-decoder, a {config.model_type}: it is trained by "
             "recipes/fid_flan_t5.py, and evaluated with --qa_is_fid true"
         )
-    window = window_of(config.get_text_config())
+    window = context_length(config.get_text_config())
     if window is not None and num_tokens > window:
         raise InputError(
             f"{name_or_path} reads at most {window} tokens: prompt and answer may have {num_tokens}; "
             "lower --max_prompt_length, --max_answer_length or --max_new_tokens"
         )
-    return positions_of(config)
+    return max_positions(config)
 
 
 def _up_to_last_target(labels: Tensor) -> Tensor:
     """Return the attention mask (B, L) of rows padded on the right, whose answer comes last."""
-    mask = (labels != IGNORED).flip(1).cumsum(1).flip(1) > 0
+    mask = (labels != IGNORE_INDEX).flip(1).cumsum(1).flip(1) > 0
     mask[:, 0] = True  # a row without targets must attend to something
     return mask.long()

@@ -19,16 +19,16 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from rqa.distributed.device import AttentionKernel, attention_kernel
 from rqa.errors import InputError
-from rqa.models.decoder import nll_by_row, window_of
+from rqa.models.decoder import context_length, nll_per_example
 from rqa.models.loading import load_config, load_model, without_generation_config
-from rqa.prompts.collators import IGNORED
+from rqa.prompts.collators import IGNORE_INDEX
 
 # Passages of like length share a call: with four the encoder computes 1.05 to 1.2 positions for each real one, with one
 # 1.2 to 1.8; eight small calls are no quicker. Spread weights are gathered again for each call.
 ENCODER_CALLS = 4
-ENCODER_CALLS_IN_STEP = 2
+SYNCED_ENCODER_CALLS = 2
 
-CANNOT = {
+UNSUPPORTED_OPTIONS = {
     "assistant_model": "the drafts of an assistant are not made of passages",
     "decoder_input_ids": "answers begin with the model's own first token",
     "encoder_no_repeat_ngram_size": "what is decoded from is no longer text",
@@ -49,18 +49,18 @@ class FusionInDecoder(nn.Module):
     are encoded in a few calls, each of passages of like length, and the decoder reads their tokens without the padding.
 
     `encoder_batch_size` is the most passages in one call; in training these are then computed again in the backward
-    pass, so that the activations of one call are in memory at a time. With `in_step`, for weights that are spread over
+    pass, so that the activations of one call are in memory at a time. With `sync_encoder_calls`, for weights that are spread over
     processes and gathered by all of them together, every process makes as many calls.
     """
 
     def __init__(
-        self, seq2seq: PreTrainedModel, *, encoder_batch_size: int | None = None, in_step: bool = False
+        self, seq2seq: PreTrainedModel, *, encoder_batch_size: int | None = None, sync_encoder_calls: bool = False
     ) -> None:
         super().__init__()
-        self.plain = seq2seq
+        self.model = seq2seq
         self.config = seq2seq.config  # Accelerate reads the hidden size from it to size DeepSpeed's buckets
         self.encoder_batch_size = encoder_batch_size
-        self.in_step = in_step
+        self.sync_encoder_calls = sync_encoder_calls
         self.start_id = _start_id(seq2seq.name_or_path, seq2seq.config, seq2seq.generation_config)
         pooler = getattr(seq2seq.get_encoder(), "pooler", None)
         if pooler is not None:
@@ -68,34 +68,39 @@ class FusionInDecoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str, *, encoder_batch_size: int | None = None, in_step: bool = False, **options: Any
+        cls,
+        name_or_path: str,
+        *,
+        encoder_batch_size: int | None = None,
+        sync_encoder_calls: bool = False,
+        **options: Any,
     ) -> "FusionInDecoder":
         """Load a checkpoint; see `rqa.models.loading.load_model`, which takes the other `options`."""
         seq2seq = load_model(AutoModelForSeq2SeqLM, name_or_path, "encoder-decoder", **options)
-        return cls(seq2seq, encoder_batch_size=encoder_batch_size, in_step=in_step)
+        return cls(seq2seq, encoder_batch_size=encoder_batch_size, sync_encoder_calls=sync_encoder_calls)
 
     def tie_weights(self) -> None:
         """Make tied weights one again: Accelerate asks for it where FSDP2 took them apart."""
-        self.plain.tie_weights()
+        self.model.tie_weights()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Return (B,): the negative log-likelihood of each example's target tokens, summed, in nats, float32.
 
         `input_ids` and `attention_mask` are (B, N, L), `labels` (B, T); the mask of a passage that is not there is 0.
         """
-        logits = self.logits(input_ids, attention_mask, labels)[labels != IGNORED]  # (n, V)
-        return nll_by_row(logits, labels)
+        logits = self.logits(input_ids, attention_mask, labels)[labels != IGNORE_INDEX]  # (n, V)
+        return nll_per_example(logits, labels)
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Return (B, T, V), the scores of each token of the answer given those before it."""
         memory, mask = self.encode(input_ids, attention_mask)
         start = labels.new_full((len(labels), 1), self.start_id)
         before = torch.cat([start, labels[:, :-1]], 1)  # (B, T)
-        logits: Tensor = self.plain(
+        logits: Tensor = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=memory),
             attention_mask=mask,
             # What stands at a position without a target is seen by none that has one.
-            decoder_input_ids=before.masked_fill(before == IGNORED, self.start_id),
+            decoder_input_ids=before.masked_fill(before == IGNORE_INDEX, self.start_id),
             use_cache=False,
         ).logits
         return logits
@@ -107,11 +112,11 @@ class FusionInDecoder(nn.Module):
         Greedy, but for `options` (sampling, beams): the checkpoint's own generation_config has no say. Raises
         ValueError for options that cannot work.
         """
-        if cannot := sorted(CANNOT.keys() & options):
-            raise ValueError("; ".join(f"{name}: {CANNOT[name]}" for name in cannot))
+        if cannot := sorted(UNSUPPORTED_OPTIONS.keys() & options):
+            raise ValueError("; ".join(f"{name}: {UNSUPPORTED_OPTIONS[name]}" for name in cannot))
         memory, mask = self.encode(input_ids, attention_mask)
-        with without_generation_config(self.plain):
-            ids: Tensor = self.plain.generate(  # type: ignore[operator]
+        with without_generation_config(self.model):
+            ids: Tensor = self.model.generate(  # type: ignore[operator]
                 encoder_outputs=BaseModelOutput(last_hidden_state=memory),
                 attention_mask=mask,
                 decoder_start_token_id=self.start_id,
@@ -150,7 +155,7 @@ class FusionInDecoder(nn.Module):
 
     def _encoded(self, ids: Tensor, mask: Tensor) -> Tensor:
         def encoder(ids: Tensor, mask: Tensor) -> Tensor:
-            hidden: Tensor = self.plain.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+            hidden: Tensor = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
             return hidden
 
         if self.encoder_batch_size is not None and self.training and torch.is_grad_enabled():
@@ -162,10 +167,10 @@ class FusionInDecoder(nn.Module):
         """Deal the passages that are there, of `widths`, to calls, so that those of one call are alike in length."""
         longest_first = sorted((i for i, width in enumerate(widths) if width), key=lambda i: -widths[i])
         if self.encoder_batch_size is None:
-            calls = ENCODER_CALLS_IN_STEP if self.in_step else min(ENCODER_CALLS, len(longest_first))
+            calls = SYNCED_ENCODER_CALLS if self.sync_encoder_calls else min(ENCODER_CALLS, len(longest_first))
         else:
             calls = -(-len(longest_first) // self.encoder_batch_size)
-            if self.in_step:
+            if self.sync_encoder_calls:
                 calls = _most(calls, device)
         cuts = [len(longest_first) * call // calls for call in range(calls + 1)]
         return [longest_first[a:b] for a, b in pairwise(cuts)]
@@ -186,7 +191,7 @@ def check_model(name_or_path: str, max_passage_length: int, max_answer_length: i
         ("encoder", max_passage_length, "--max_passage_length"),
         ("decoder", max_answer_length, "--max_answer_length or --max_new_tokens"),
     ):
-        window = window_of(getattr(config, part, config), part)
+        window = context_length(getattr(config, part, config), part)
         if window is not None and length > window:
             raise InputError(f"{name_or_path}: its {part} reads at most {window} tokens, not {length}: lower {flags}")
     try:

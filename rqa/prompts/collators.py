@@ -11,21 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rqa.data.passage_selection import REFUSAL_ANSWER, Reading
-from rqa.data.records import DataError, Example
+from rqa.data.jsonl import DataError
+from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
+from rqa.data.records import Example
 from rqa.errors import InputError
 from rqa.prompts.decoder_prompt import PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
 from rqa.timing import Stopwatch
 
-IGNORED = -100  # the label of a position that is no target
-KEPT = 4_000_000  # tokens of encoded rows, some 150 MB
+IGNORE_INDEX = -100  # the label of a position that is no target
+CACHE_TOKEN_BUDGET = 4_000_000  # tokens of encoded rows, some 150 MB
 
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedExample:
     """The ids of one example: its prompt, or its prompts, and the answer; and how many tokens of passages were cut."""
 
     prompts: list[list[int]]  # for a decoder one, for fusion-in-decoder one for each passage
@@ -47,7 +48,7 @@ class Collator(ABC):
     Supervision is by position: the answer's ids are the labels, whatever they are, and everything else is ignored, so
     that a tokenizer whose padding token is its eos still learns to stop.
 
-    `positions` are those of the model, `rqa.models.decoder.positions_of`; None where there is no last one.
+    `positions` are those of the model, `rqa.models.decoder.max_positions`; None where there is no last one.
     """
 
     def __init__(
@@ -63,30 +64,30 @@ class Collator(ABC):
         self.positions_of_prompt = positions_of_prompt  # at most, before those of the answer
         pad_id = builder.tokenizer.pad_token_id
         self.pad_id: int = builder.stop_ids[0] if pad_id is None else pad_id
-        self._kept: dict[Reading, Row] = {}  # the most recent last
+        self._kept: dict[GeneratorInput, EncodedExample] = {}  # the most recent last
         self._kept_tokens = 0
 
     @abstractmethod
-    def collate(self, rows: Sequence[Row]) -> Batch:
+    def collate(self, rows: Sequence[EncodedExample]) -> Batch:
         """Pad encoded rows for training. No rows give one of a single padding position, with no target."""
 
     @abstractmethod
-    def collate_prompts(self, rows: Sequence[Row]) -> Batch:
+    def collate_prompts(self, rows: Sequence[EncodedExample]) -> Batch:
         """Pad encoded rows for generation, without their answers."""
 
     @abstractmethod
-    def _prompts(self, reading: Reading) -> tuple[list[list[int]], int]:
+    def _prompts(self, reading: GeneratorInput) -> tuple[list[list[int]], int]:
         """Return the prompts of a reading, and how many tokens of its passages were cut."""
 
-    def __call__(self, readings: Sequence[Reading]) -> Batch:
+    def __call__(self, readings: Sequence[GeneratorInput]) -> Batch:
         """Return a batch for training."""
         return self.collate(self.encode(readings))
 
-    def prompts(self, readings: Sequence[Reading]) -> Batch:
+    def prompts(self, readings: Sequence[GeneratorInput]) -> Batch:
         """Return a batch for generation."""
         return self.collate_prompts(self.encode(readings))
 
-    def encode(self, readings: Iterable[Reading]) -> list[Row]:
+    def encode(self, readings: Iterable[GeneratorInput]) -> list[EncodedExample]:
         """Return the ids of each reading, unpadded.
 
         Rows are kept: those of the next epoch, or of the next evaluation, are the same where the readings are.
@@ -97,20 +98,20 @@ class Collator(ABC):
             if row is None or watch.is_recorded:  # what is timed is made, not found
                 self._kept_tokens -= 0 if row is None else len(row)
                 prompts, cut = self._prompts(reading)
-                row = Row(prompts, self.builder.answer(reading.answer), cut)
+                row = EncodedExample(prompts, self.builder.answer(reading.answer), cut)
                 self._kept_tokens += len(row)
             self._kept[reading] = row
             rows.append(row)
             watch.lap("prompt", 1, row.num_prompt_tokens)
-        while self._kept_tokens > KEPT:
+        while self._kept_tokens > CACHE_TOKEN_BUDGET:
             self._kept_tokens -= len(self._kept.pop(next(iter(self._kept))))
         return rows
 
-    def num_read(self, reading: Reading, row: Row) -> int:
+    def num_read(self, reading: GeneratorInput, row: EncodedExample) -> int:
         """Return how many of a ranked reading's passages are in its `row`: if there is no room, the last are not."""
         num_read = len(reading.passages)
         while row.cut and num_read:
-            prompts, _ = self._prompts(Reading.ranked(reading.example, reading.passages[: num_read - 1]))
+            prompts, _ = self._prompts(GeneratorInput.from_ranked(reading.example, reading.passages[: num_read - 1]))
             if prompts != row.prompts:
                 break
             num_read -= 1
@@ -135,7 +136,7 @@ class Collator(ABC):
             error.add("--refusal_answer", f"it {refused}")
         for example in examples:
             try:
-                self._prompts(Reading.ranked(example, ()))
+                self._prompts(GeneratorInput.from_ranked(example, ()))
             except InputError as problem:
                 error.add(example.where, str(problem))
             if example.unanswerable:
@@ -175,19 +176,19 @@ class ConcatenatedCollator(Collator):
     def __init__(self, builder: PromptBuilder, max_answer_length: int = 512, positions: int | None = None) -> None:
         super().__init__(builder, max_answer_length, positions, builder.max_prompt_length)
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
+    def collate(self, rows: Sequence[EncodedExample]) -> Batch:
         """Return `input_ids` and `labels`, see the class."""
         ids = [[*row.prompts[0], *row.answer] for row in rows] or [[self.pad_id]]
-        labels = [[IGNORED] * len(row.prompts[0]) + row.answer for row in rows] or [[IGNORED]]
-        return {"input_ids": _padded(ids, self.pad_id), "labels": _padded(labels, IGNORED)}
+        labels = [[IGNORE_INDEX] * len(row.prompts[0]) + row.answer for row in rows] or [[IGNORE_INDEX]]
+        return {"input_ids": _padded(ids, self.pad_id), "labels": _padded(labels, IGNORE_INDEX)}
 
-    def collate_prompts(self, rows: Sequence[Row]) -> Batch:
+    def collate_prompts(self, rows: Sequence[EncodedExample]) -> Batch:
         """Return `input_ids` and `attention_mask`, see the class."""
         ids = [row.prompts[0] for row in rows]
         mask = [[1] * len(prompt) for prompt in ids]
         return {"input_ids": _padded(ids, self.pad_id, left=True), "attention_mask": _padded(mask, 0, left=True)}
 
-    def _prompts(self, reading: Reading) -> tuple[list[list[int]], int]:
+    def _prompts(self, reading: GeneratorInput) -> tuple[list[list[int]], int]:
         ids, cut = self.builder.prompt(reading)
         return [ids], cut
 
@@ -210,13 +211,13 @@ class ParallelCollator(Collator):
     ) -> None:
         super().__init__(builder, max_answer_length, positions, 0)
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
+    def collate(self, rows: Sequence[EncodedExample]) -> Batch:
         """Return `input_ids`, `attention_mask` and `labels`, see the class."""
         if not rows:
-            return self.collate([Row([[self.pad_id]], [IGNORED])])
-        return {**self.collate_prompts(rows), "labels": _padded([row.answer for row in rows], IGNORED)}
+            return self.collate([EncodedExample([[self.pad_id]], [IGNORE_INDEX])])
+        return {**self.collate_prompts(rows), "labels": _padded([row.answer for row in rows], IGNORE_INDEX)}
 
-    def collate_prompts(self, rows: Sequence[Row]) -> Batch:
+    def collate_prompts(self, rows: Sequence[EncodedExample]) -> Batch:
         """Return `input_ids` and `attention_mask`, see the class."""
         most = max(len(row.prompts) for row in rows)
         texts = [text for row in rows for text in row.prompts + [[]] * (most - len(row.prompts))]
@@ -225,7 +226,7 @@ class ParallelCollator(Collator):
             name: tensor.view(len(rows), most, -1) for name, tensor in (("input_ids", ids), ("attention_mask", mask))
         }
 
-    def _prompts(self, reading: Reading) -> tuple[list[list[int]], int]:
+    def _prompts(self, reading: GeneratorInput) -> tuple[list[list[int]], int]:
         return self.builder.prompt(reading)
 
 

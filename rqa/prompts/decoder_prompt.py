@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Role, Turn
 from rqa.errors import InputError
 
@@ -103,7 +103,7 @@ class PromptBuilder:
         stops = set(self._added_tokens.values()).intersection(self._separator[:1])
         self.stop_ids = sorted({tokenizer.eos_token_id, *stops})
 
-    def prompt(self, reading: Reading) -> Prompt:
+    def prompt(self, reading: GeneratorInput) -> Prompt:
         """Return the prompt of a reading. Passages alone are cut to fit: the highest rank first, from its end.
 
         Raises InputError where the prompt does not fit even without passages.
@@ -142,7 +142,7 @@ class PromptBuilder:
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text).strip()
 
-    def _pieces(self, reading: Reading, bodies: Sequence[Piece]) -> list[Piece]:
+    def _pieces(self, reading: GeneratorInput, bodies: Sequence[Piece]) -> list[Piece]:
         """Return the pieces of a prompt whose passages are `bodies`."""
         context = [Piece(f"{self.instruction}\n\n")]
         for number, body in enumerate(bodies, 1):
@@ -157,7 +157,7 @@ class PromptBuilder:
             pieces += [*content, Piece(after)]
         return pieces
 
-    def _prefixed(self, chat: ChatFormat, context: list[Piece], reading: Reading) -> list[Piece]:
+    def _prefixed(self, chat: ChatFormat, context: list[Piece], reading: GeneratorInput) -> list[Piece]:
         prefix = {"user": chat.user_prefix, "assistant": chat.assistant_prefix}
         separator = {"user": chat.sep_user, "assistant": chat.sep_sys}
         pieces = context

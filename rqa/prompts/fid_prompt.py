@@ -7,7 +7,7 @@ that the tokenizer itself puts around every text: a passage in which "</s>" stan
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Passage
 from rqa.errors import InputError
 
@@ -52,7 +52,7 @@ class PassagePromptBuilder:
         added = tokenizer.added_tokens_decoder.items()  # those that are not special are vocabulary like any other
         self._control = {id: token.content for id, token in added if token.special and id != tokenizer.unk_token_id}
 
-    def prompt(self, reading: Reading) -> PassagePrompts:
+    def prompt(self, reading: GeneratorInput) -> PassagePrompts:
         """Return the texts of a reading, in the order of its passages. Only passages are cut, each at its end.
 
         Raises InputError where history and question do not fit.

@@ -18,9 +18,9 @@ from rqa.evaluation.results import TITLES, Evaluation, Row, Run
 SIDES = "AB"
 CURVES = ("f1", "em", "rougeL", "bleu")  # of the scores that are drawn over updates; of two runs the first
 RANKINGS = {"recall": "recall", "hit": "any gold passage", "all": "all gold passages"}  # of two evaluations the first
-FEW = 12  # points of a line: so many are marked, and told one by one
+MAX_MARKED_POINTS = 12  # points of a line: so many are marked, and told one by one
 TICKS = 6
-PARTS = 100  # of a run, over each of which its loss is averaged
+LOSS_SEGMENTS = 100  # of a run, over each of which its loss is averaged
 
 # Colours that stand for the page's own, --ink, --line, --series-0 and on, which are others in the dark.
 INK, GRID, SERIES = "#0a0a01", "#0a0a02", ("#0a0a10", "#0a0a11", "#0a0a12", "#0a0a13")
@@ -78,8 +78,8 @@ def training_plots(runs: Sequence[Run | None]) -> list[Plot]:
         evaluated = [row for row in run.evaluations if re.fullmatch(r"eval-\d+", row["evaluation"])]
         at = [int(row["evaluation"].removeprefix("eval-")) for row in evaluated]
         losses += [
-            Line(_of(runs, i, "training"), x, _floats(run.updates, "loss"), series=i, is_faint=len(x) > PARTS),
-            *([Line(_of(runs, i, "averaged"), *_means(run), series=i)] if len(x) > PARTS else []),
+            Line(_of(runs, i, "training"), x, _floats(run.updates, "loss"), series=i, is_faint=len(x) > LOSS_SEGMENTS),
+            *([Line(_of(runs, i, "averaged"), *_means(run), series=i)] if len(x) > LOSS_SEGMENTS else []),
             Line(_of(runs, i, "evaluation"), at, _floats(evaluated, "loss"), series=i, is_dashed=True),
         ]
         norms.append(Line(_of(runs, i, "norm"), x, _floats(run.updates, "gradient_norm"), series=i))
@@ -138,10 +138,10 @@ def _floats(rows: Iterable[Row], name: str) -> list[float]:
 
 
 def _means(run: Run) -> tuple[list[float], list[float]]:
-    """Return the middle of each of PARTS parts of the updates, and its loss: every target token weighs the same."""
+    """Return the middle of each of LOSS_SEGMENTS parts of the updates, and its loss: every target token weighs the same."""
     finite = [update for update in run.updates if update["loss"] is not None]
     table = np.array([(update["number"], update["loss"], update["target_tokens"]) for update in finite]).reshape(-1, 3)
-    parts = [part for part in np.array_split(table, PARTS) if len(part)]
+    parts = [part for part in np.array_split(table, LOSS_SEGMENTS) if len(part)]
     return [part[:, 0].mean() for part in parts], [np.average(part[:, 1], weights=part[:, 2]) for part in parts]
 
 
@@ -174,7 +174,7 @@ def plot(
                 linestyle="--" if line.is_dashed else "-",
                 linewidth=0.6 if line.is_faint else None,
                 alpha=0.45 if line.is_faint else None,
-                marker=MARKERS[line.series] if len(line.x) <= FEW else None,
+                marker=MARKERS[line.series] if len(line.x) <= MAX_MARKED_POINTS else None,
                 elinewidth=1,
             )
         if len(lines) > 1 or is_percentage:
@@ -205,7 +205,7 @@ def _inlined(svg: str, words: str) -> Markup:
 
 def _words(line: Line) -> str:
     points = [(y, x) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
-    if len(points) <= FEW:
+    if len(points) <= MAX_MARKED_POINTS:
         return f"{line.label}: {', '.join(f'{y:.3g} at {x:g}' for y, x in points)}."
     told = {"first": points[0], "last": points[-1], "lowest": min(points), "highest": max(points)}
     return f"{line.label}: {', '.join(f'{name} {y:.3g} at {x:g}' for name, (y, x) in told.items())}."

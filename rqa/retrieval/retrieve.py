@@ -6,11 +6,11 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,11 +18,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from rqa.data.passage_selection import Reading
-from rqa.data.records import DataError, Example, Passage, PassageStore, open_passages
+from rqa.data.corpus import PassageStore, open_passages
+from rqa.data.jsonl import DataError
+from rqa.data.passage_selection import GeneratorInput
+from rqa.data.records import Example, Passage
 from rqa.errors import InputError
-from rqa.retrieval.dense import Retrieved, Retriever, open_retriever, query_of
-from rqa.timing import Span, by_stage, recorded
+from rqa.timing import Span, record_spans, summarize_spans
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,30 @@ FORMAT = 2
 CACHE = "retrieved"  # a folder in that of the index
 
 Stages = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """A passage and its score; higher is better."""
+
+    passage: Passage
+    score: float
+
+
+class Retriever(Protocol):
+    """Whatever finds passages: two methods."""
+
+    def retrieve(self, queries: Sequence[str], k: int) -> list[list[Retrieved]]:
+        """Return for each query at most `k` distinct passages, best first."""
+
+    def fingerprint(self) -> str:
+        """Return what changes whenever an answer of `retrieve` could change."""
+
+
+def build_query(example: Example, *, history_turns: int = 1) -> str:
+    """Return the text to retrieve with: the question, after the last `history_turns` messages of the user before it."""
+    earlier = [turn.text for turn in example.chat_history if turn.role == "user"]
+    return "\n".join([*earlier[max(0, len(earlier) - history_turns) :], example.question])
 
 
 @dataclass(frozen=True)
@@ -64,10 +89,10 @@ class Retrieval:
         """Return the passages of the example at position `i`, best first."""
         return [hit.passage for hit in self.found[i]]
 
-    def readings(self, examples: Sequence[Example], k: int) -> list[Reading]:
+    def readings(self, examples: Sequence[Example], k: int) -> list[GeneratorInput]:
         """Return what a generator reads at inference: the first `k` passages of each example."""
         return [
-            Reading.ranked(example, (hit.passage for hit in hits[:k]))
+            GeneratorInput.from_ranked(example, (hit.passage for hit in hits[:k]))
             for example, hits in zip(examples, self.found, strict=True)
         ]
 
@@ -102,7 +127,7 @@ class Hits:
 
 def retrieve_all(retriever: Retriever, examples: Sequence[Example], k: int, *, history_turns: int = 1) -> Retrieval:
     """Retrieve `k` passages for each example, in one call. The first query is retrieved twice: a warm-up, not timed."""
-    queries = [query_of(example, history_turns=history_turns) for example in examples]
+    queries = [build_query(example, history_turns=history_turns) for example in examples]
     found, seconds, stages = _timed(retriever, queries, k)
     return Retrieval(found, seconds, retriever.fingerprint(), stages)
 
@@ -110,15 +135,15 @@ def retrieve_all(retriever: Retriever, examples: Sequence[Example], k: int, *, h
 def _timed(retriever: Retriever, queries: Sequence[str], k: int) -> tuple[list[list[Retrieved]], float, Stages]:
     retriever.retrieve(queries[:1], k)
     start = time.perf_counter()
-    with recorded() as spans:
+    with record_spans() as spans:
         found = retriever.retrieve(queries, k)
     seconds = time.perf_counter() - start
     if queries and not spans:
         spans = [Span("retrieve", seconds, len(queries))]  # by a retriever that times no stages
-    return found, seconds, by_stage(spans)
+    return found, seconds, summarize_spans(spans)
 
 
-def reads_gold(embedding_model: str, splits: Sequence[Sequence[Example]]) -> bool:
+def uses_only_gold(embedding_model: str, splits: Sequence[Sequence[Example]]) -> bool:
     """Tell whether gold passages are all that could be read: no retriever, and no example that brings its passages."""
     return not embedding_model and not any(example.contexts for example in chain(*splits))
 
@@ -133,7 +158,7 @@ def open_corpus(
     """
     if embedding_model:
         return open_passages(path)
-    if reads_gold(embedding_model, splits):
+    if uses_only_gold(embedding_model, splits):
         raise InputError(f"{flag} is required: no question brings its passages (ctxs)")
     _check_given(splits, flag)
     return None
@@ -150,42 +175,36 @@ def _check_given(splits: Sequence[Sequence[Example]], flag: str) -> None:
 
 def retrieve_splits(
     accelerator: Accelerator,
+    open_retriever: Callable[[], Retriever] | None,
     passages: PassageStore | None,
-    embedding_model: str,
-    index_path: str,
     splits: Sequence[Sequence[Example]],
     k: int,
     *,
-    history_turns: int,
-    cached: bool = True,
-    **index_options: Any,
+    history_turns: int = 1,
+    cache_dir: Path | None = None,
 ) -> list[Retrieval]:
-    """Retrieve `k` passages for each example of each split, the same on every process.
+    """Retrieve `k` passages of a corpus for each example of each split; the result is the same on every process.
 
-    Without an `embedding_model` they are the first `k` that come with each example, and `passages` may be None; raises
-    DataError of the examples that come with none.
-
-    The main process does it, with a retriever that is opened, used once and let go; where there is no index it builds
-    it: see `open_retriever` for the options. What it finds is kept in the folder of the index, and found there again by
-    whoever asks the same of the same retriever; with `cached` false, for the time it takes, it is retrieved again.
+    `open_retriever` is called on the main process alone, and its result is released before this returns. Without it
+    the passages are the first `k` contexts of each example, and `passages` is not used; raises DataError if an example
+    has no contexts. With a `cache_dir` results are read from there if the retriever's fingerprint, `k` and the queries
+    are the same, and written there otherwise; cached results have no time.
     """
-    if not embedding_model:
-        _check_given(splits, "embedding_model")
-        log.info('the passages read are those given with the questions ("ctxs"): nothing is retrieved')
+    if open_retriever is None:
+        _check_given(splits, "--embedding_model")
+        log.info('passages: the "ctxs" of the questions; no retrieval')
         return [Retrieval.given(examples, k) for examples in splits]
     if passages is None:
-        raise ValueError(f"{embedding_model} has no passages to retrieve from")
+        raise ValueError("retrieve_splits: expected the corpus that the retriever searches, got None")
     if num_given := sum(bool(example.contexts) for example in chain(*splits)):
-        log.info('the passages given with %d questions ("ctxs") are not read: the retriever retrieves', num_given)
+        log.info('the "ctxs" of %d questions are ignored: --embedding_model is set', num_given)
     _log_missing_gold([*chain(*splits)], passages)
-    done: list[Any] = [None]
+    results: list[Any] = [None]
     if accelerator.is_main_process:
-        device = accelerator.device
-        retriever = open_retriever(passages, embedding_model, Path(index_path), device=device, **index_options)
-        cache = Path(index_path) / CACHE if cached else None
-        hits = [_retrieve(retriever, passages, examples, k, history_turns, cache) for examples in splits]
-        done = [(hits, retriever.fingerprint())]
-    [(hits, fingerprint)] = broadcast_object_list(done)
+        retriever = open_retriever()
+        hits = [_retrieve(retriever, passages, examples, k, history_turns, cache_dir) for examples in splits]
+        results = [(hits, retriever.fingerprint())]
+    [(hits, fingerprint)] = broadcast_object_list(results)
     return [Retrieval(each.found(passages), each.seconds, fingerprint, each.stages) for each in hits]
 
 
@@ -202,7 +221,7 @@ def _retrieve(
     All queries together are one key: the last bits of an embedding depend on those that are embedded with it, and a run
     that goes on must find what it found.
     """
-    queries = [query_of(example, history_turns=history_turns) for example in examples]
+    queries = [build_query(example, history_turns=history_turns) for example in examples]
     key = hashlib.sha256(json.dumps([FORMAT, retriever.fingerprint(), k, queries]).encode()).hexdigest()
     path = cache / f"{key[:32]}.npz" if cache else None
     if path is not None and path.exists():

@@ -20,7 +20,7 @@ WINDOW = 2048  # examples, in whole updates: among so many there are enough of l
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """How a global batch is spread: over processes, forward passes, and rows of one forward pass."""
 
     micro_batch: int
@@ -46,7 +46,7 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def plan_updates(lengths: Sequence[int], layout: Layout, *, group_by_length: bool, seed: str) -> list[Update]:
+def plan_steps(lengths: Sequence[int], layout: BatchLayout, *, group_by_length: bool, seed: str) -> list[Update]:
     """Deal the rows of a window, whose `lengths` are in tokens, to updates, processes and micro-batches.
 
     With `group_by_length` the rows of one update are alike in length; without, they are neighbours in the order given,
@@ -62,7 +62,7 @@ def plan_updates(lengths: Sequence[int], layout: Layout, *, group_by_length: boo
     return [_deal(sorted(rows, key=lambda row: -lengths[row]), lengths, layout) for rows in globals_]
 
 
-def _deal(rows: Sequence[int], lengths: Sequence[int], layout: Layout) -> Update:
+def _deal(rows: Sequence[int], lengths: Sequence[int], layout: BatchLayout) -> Update:
     """Cut the rows of one update, sorted by length, into micro-batches, and give each process as many.
 
     Those that run at the same time are neighbours, for where processes wait for each other after each of them; the
@@ -87,35 +87,35 @@ def num_positions(lengths: Sequence[int]) -> int:
     return len(lengths) * max(lengths, default=0)
 
 
-def num_updates_per_epoch(num_examples: int, layout: Layout) -> int:
+def steps_per_epoch(num_examples: int, layout: BatchLayout) -> int:
     """Return the number of updates that see every example once; the last may be short."""
     return -(-num_examples // layout.global_batch)
 
 
-def endless_updates(
+def training_batches(
     num_examples: int,
-    layout: Layout,
+    layout: BatchLayout,
     encode: Callable[[int, Sequence[int]], Sequence[Row]],
     collate: Callable[[Sequence[Row]], Mapping[str, Any]],
     seed: int,
     group_by_length: bool = True,
-    first_update: int = 0,
+    first_step: int = 0,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield, for one update after another, this process's micro-batches: epoch after epoch, without end.
 
     `encode(epoch, positions)` makes the rows of a window of updates, whose `len` is their length; `collate` a batch of
     those of a micro-batch, and of none one without targets; their positions are added to it as "examples".
-    `first_update` starts there, with what would come there.
+    `first_step` starts there, with what would come there.
     """
-    per_epoch = num_updates_per_epoch(num_examples, layout)
-    first_epoch, skip = divmod(first_update, per_epoch)
+    per_epoch = steps_per_epoch(num_examples, layout)
+    first_epoch, skip = divmod(first_step, per_epoch)
     for epoch in count(first_epoch):
         order = epoch_order(num_examples, seed=seed, epoch=epoch)
         for start in range(skip // layout.window * layout.window, per_epoch, layout.window):
             positions = order[start * layout.global_batch : (start + layout.window) * layout.global_batch]
             rows = encode(epoch, positions)
             lengths = [len(row) for row in rows]
-            plan = plan_updates(lengths, layout, group_by_length=group_by_length, seed=f"{seed}/{epoch}/{start}")
+            plan = plan_steps(lengths, layout, group_by_length=group_by_length, seed=f"{seed}/{epoch}/{start}")
             for update in plan[max(0, skip - start) :]:
                 yield [
                     {**collate([rows[i] for i in micro_batch]), "examples": [positions[i] for i in micro_batch]}

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rqa import __version__
 from rqa.errors import InputError
-from rqa.training.early_stopping import Selection
+from rqa.training.early_stopping import EarlyStopping
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Checkpoints:
         accelerator: Accelerator,
         folder: Path,
         identity: Mapping[str, Any],
-        selection: Selection,
+        selection: EarlyStopping,
         *,
         keep: int = 2,
     ) -> None:
@@ -267,10 +267,10 @@ def export(accelerator: Accelerator, model: nn.Module, tokenizer: PreTrainedToke
     """
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
-        plain = accelerator.unwrap_model(model).plain
+        plain = accelerator.unwrap_model(model).model
         partial = path.with_name(f".{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        state = {name.removeprefix("plain."): tensor for name, tensor in state.items()}
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
         for tied, source in plain.all_tied_weights_keys.items():
             if source in state:
                 state.pop(tied, None)  # DeepSpeed gives copies, which would be saved beside their source

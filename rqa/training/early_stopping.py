@@ -9,7 +9,7 @@ HIGHER_IS_BETTER = {"loss": False, "bleu": True, "rouge1": True, "rouge2": True,
 
 
 @dataclass
-class Selection:
+class EarlyStopping:
     """The evaluations of a run by one of its metrics: which was best, and how long ago.
 
     Without a metric nothing is best, and nothing is over.
@@ -32,7 +32,7 @@ class Selection:
         return max(numbers, key=lambda step: (numbers[step], -step), default=None)
 
     @property
-    def is_over(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the last `patience` evaluations were no better than one before them."""
         best = -1 if self.best is None else self.best
         return self.patience is not None and sum(step > best for step in self.values) >= self.patience

@@ -15,8 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rqa.prompts.collators import IGNORED
-from rqa.training.schedule import OptimizerName
+from rqa.prompts.collators import IGNORE_INDEX
 
 Batch = dict[str, Any]
 MAX_SKIPPED_IN_A_ROW = 3
@@ -37,23 +36,6 @@ class Step:
     suspects: tuple[int, ...]  # of a skipped update, the examples whose loss was not finite, or all if none was
     seconds: float  # for the whole update
     batch_seconds: float  # of these, waited for the batch
-
-
-def make_optimizer(model: nn.Module, name: OptimizerName = "adamw", *, weight_decay: float = 0.0) -> Optimizer:
-    """Return an optimizer over the trainable parameters; matrices decay, biases and norms do not.
-
-    Its rate is written before every update by `train_steps`.
-    """
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves of a parameter a flat part
-            (matrices if len(shape) >= 2 else others).append(parameter)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if name == "adafactor":
-        return torch.optim.Adafactor(groups, lr=0.0)
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
 def train_steps(
@@ -102,7 +84,7 @@ def train_steps(
         # process and micro-batch it is in.
         counts = torch.zeros(3, device=accelerator.device, dtype=torch.long)
         for batch in micro_batches:
-            is_target = batch["labels"] != IGNORED
+            is_target = batch["labels"] != IGNORE_INDEX
             is_read = batch.get("attention_mask")
             positions = torch.tensor(batch["input_ids"].numel(), device=accelerator.device)
             counts += torch.stack(

@@ -18,12 +18,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rqa.cli.parser import flat, write_config
-from rqa.cli.training_args import fixed_flags
+from rqa.cli.training_args import flags_locked_on_resume
 from rqa.data.records import Example
 from rqa.distributed.device import peak_memory_gib
 from rqa.errors import InputError
 from rqa.evaluation.evaluate import Scores
-from rqa.prompts.collators import Row
+from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieval
 from rqa.terminal import printable
 from rqa.training.loop import Step
@@ -35,7 +35,7 @@ SHOWN = 600  # characters of either end of a prompt
 TRACKED = ("loss", "gradient_norm", "learning_rate")
 
 
-def log_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+def log_rows(rows: Sequence[EncodedExample], tokenizer: PreTrainedTokenizerBase) -> None:
     """Log what training rows cost and lose, and show the first of them with its target tokens marked."""
     lengths = [len(row) for row in rows]
     answers = sum(len(row.answer) for row in rows)
@@ -129,7 +129,7 @@ class RunLog:
         self._append("metrics.jsonl", {"evaluation": name, **scores.metrics})
         split = name.partition("-")[0]
         self.tracker.log({f"{split}/{metric}": value for metric, value in scores.metrics.items()}, self.last_step)
-        self._say(f"{name}: {headline(scores.metrics)}")
+        self._say(f"{name}: {format_scores(scores.metrics)}")
         if self.main:
             scores.write(self.directory / name)
 
@@ -149,7 +149,7 @@ def _shortened(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def headline(metrics: Mapping[str, float]) -> str:
+def format_scores(metrics: Mapping[str, float]) -> str:
     """Return the main scores in one line."""
     names = ("loss", "recall@1", "recall@3", "bleu", "rougeL", "em", "f1")
     return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
@@ -171,12 +171,12 @@ def new_folder(accelerator: Accelerator, path: str, *, resume: bool | None = Non
     return folder
 
 
-def identity_of(
+def run_fingerprint(
     accelerator: Accelerator,
     model: nn.Module,
     configs: Sequence[Any],
     splits: Sequence[Sequence[Example]],
-    rows: Sequence[Row],
+    rows: Sequence[EncodedExample],
     retrieval: Retrieval | None,
 ) -> dict[str, Any]:
     """Return what a run must have in common with a checkpoint to go on from it, named as the user knows it.
@@ -185,7 +185,7 @@ def identity_of(
     """
     plugin = accelerator.state.deepspeed_plugin
     return {
-        **fixed_flags(configs),
+        **flags_locked_on_resume(configs),
         "processes": accelerator.num_processes,
         "distribution": f"{accelerator.distributed_type.value}{f' stage {plugin.zero_stage}' if plugin else ''}",
         "mixed precision": accelerator.mixed_precision,

@@ -48,7 +48,7 @@ class StopSignals:
         name = signal.Signals(number).name
         os.write(2, f"{name}: stopping after this update; {name} again stops at once\n".encode())
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Tell whether any process was asked to stop: the same answer on all; every process must call this."""
         asked = torch.tensor(len(self.received), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, "sum").item())

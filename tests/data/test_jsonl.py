@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rqa.data.corpus import open_passages
 from rqa.data.jsonl import DataError, open_data, parse_object, read_array, read_rows
-from rqa.data.records import load_examples, open_passages
+from rqa.data.records import load_examples
 from rqa.errors import InputError
 
 ROW = b'{"page_content": "a"}'
@@ -210,7 +211,7 @@ def test_refuses_an_array_that_is_cut_anywhere():
 def test_refuses_files_that_cannot_be_read(tmp_path, read):
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "file.txt").write_text("{}")
-    (tmp_path / "plain.jsonl.gz").write_text("{}\n")
+    (tmp_path / "model.jsonl.gz").write_text("{}\n")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 99)[:-9])
     (tmp_path / "empty.jsonl").write_bytes(b"")
     (tmp_path / "blank.jsonl").write_bytes(b"\n\n")
@@ -218,7 +219,7 @@ def test_refuses_files_that_cannot_be_read(tmp_path, read):
         "missing.jsonl": "No such file",
         "folder.jsonl": "Is a directory",
         "file.txt": "expected a file whose name ends in .jsonl or .jsonl.gz",
-        "plain.jsonl.gz": "not gzip data",
+        "model.jsonl.gz": "not gzip data",
         "cut.jsonl.gz": "not gzip data, or damaged",
         "empty.jsonl": "the file is empty",
         "blank.jsonl": "the file is empty",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqa.data.passage_selection import REFUSAL_ANSWER, Reading, passages_for
+from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput, select_passages
 from rqa.data.records import Example, Passage
 
 P = [Passage(f"passage {i}") for i in range(12)]
@@ -26,7 +26,7 @@ def example(gold=(), negatives=(), id="q", **fields):
 
 def read(example, candidates, k=3, *, seed=0, epoch=0, passage_order="gold_first", **options):
     found = [P[i] for i in candidates]
-    return passages_for(example, found, k=k, seed=seed, epoch=epoch, passage_order=passage_order, **options)
+    return select_passages(example, found, k=k, seed=seed, epoch=epoch, passage_order=passage_order, **options)
 
 
 def numbers(reading):
@@ -81,7 +81,7 @@ def test_gold_then_hard_negatives_then_candidates_are_read_up_to_k_and_one(
 
 def test_without_retrieval_the_gold_alone_is_read():
     assert numbers(read(example([2, 0, 1]), [], k=0)) == [2, 0, 1]
-    assert read(example([]), [], k=0) == Reading.ranked(example([]), [])
+    assert read(example([]), [], k=0) == GeneratorInput.from_ranked(example([]), [])
 
 
 def test_a_passage_is_known_by_its_text():
@@ -93,9 +93,11 @@ def test_a_passage_is_known_by_its_text():
 
 def test_a_reading_for_inference_is_ranked_as_it_is_given():
     asked = example([3])
-    assert Reading.ranked(asked, iter(P[:3])) == Reading(asked, tuple(P[:3]), "The cat.", (0, 1, 2))
-    assert Reading.ranked(asked, P[:1], "No.").answer == "No."
-    assert Reading.ranked(replace(asked, answers=()), []) == Reading(replace(asked, answers=()), (), "", ())
+    assert GeneratorInput.from_ranked(asked, iter(P[:3])) == GeneratorInput(asked, tuple(P[:3]), "The cat.", (0, 1, 2))
+    assert GeneratorInput.from_ranked(asked, P[:1], "No.").answer == "No."
+    assert GeneratorInput.from_ranked(replace(asked, answers=()), []) == GeneratorInput(
+        replace(asked, answers=()), (), "", ()
+    )
 
 
 # In which order

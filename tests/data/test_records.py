@@ -8,7 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from rqa.data.records import DataError, Passage, Turn, load_examples, open_passages
+from rqa.data.corpus import open_passages
+from rqa.data.jsonl import DataError
+from rqa.data.records import Passage, Turn, load_examples
 from rqa.errors import InputError
 
 DOC = {"page_content": "Water boils at 100 degrees.", "metadata": {"source": "a.html", "title": "Water"}}

@@ -13,8 +13,10 @@ from tiny_seq2seq import closing_tokenizer, save_seq2seq
 from world import ROOT, files, write_jsonl
 
 from rqa.cli import parser as flags
-from rqa.data.passage_selection import Reading
-from rqa.data.records import DataError, Example, Passage, Turn, load_examples, load_splits, open_passages
+from rqa.data.corpus import open_passages
+from rqa.data.jsonl import DataError
+from rqa.data.passage_selection import GeneratorInput
+from rqa.data.records import Example, Passage, Turn, load_examples, load_splits
 from rqa.doctor.checks import (
     KINDS,
     corpus_findings,
@@ -425,7 +427,9 @@ def test_a_refusal_is_too_long_where_it_is_to_be_said(make, split, dropout, expe
 
 def test_cut_passages_are_those_with_fewer_tokens_than_uncut(make):
     readings = [
-        Reading.ranked(replace(example, question="Who?"), [Passage("The cat. " * (i % 9) * 3)] * (i % 3 + 1))
+        GeneratorInput.from_ranked(
+            replace(example, question="Who?"), [Passage("The cat. " * (i % 9) * 3)] * (i % 3 + 1)
+        )
         for i, example in enumerate(ASKED)
     ]
     rows, uncut = make(100).encode(readings), make(10_000).encode(readings)

@@ -15,15 +15,16 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 from world import ROOT, hand_over, handed_over, launch, torchrun
 
-from rqa.data.passage_selection import Reading, passages_for
+from rqa.data.passage_selection import GeneratorInput, select_passages
 from rqa.data.records import Example, Passage
 from rqa.distributed.accelerator import make_accelerator
-from rqa.doctor.memory import SPARE, encoder_calls, forecast, readings_of, training_memory
+from rqa.doctor.memory import EXTRA_CANDIDATES, encoder_calls, forecast, readings_of, training_memory
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
-from rqa.prompts.collators import Row
-from rqa.training.batching import Layout, endless_updates
-from rqa.training.loop import make_optimizer, train_steps
+from rqa.prompts.collators import EncodedExample
+from rqa.training.batching import BatchLayout, training_batches
+from rqa.training.loop import train_steps
+from rqa.training.optim import make_optimizer
 
 PASSAGES = [Passage(f"Text {i}.") for i in range(40)]
 EXAMPLES = [
@@ -35,7 +36,7 @@ EXAMPLES = [
 
 
 def row(*prompts, answer=3):
-    return Row([[7] * length for length in prompts], [7] * answer)
+    return EncodedExample([[7] * length for length in prompts], [7] * answer)
 
 
 DECODER_ROWS = [row(5 * i % 17 + 4, answer=i % 5 + 1) for i in range(29)]
@@ -47,18 +48,22 @@ FID_ROWS = [row(*range(3, 3 + i % 4), 5 * i % 17 + 4, answer=i % 5 + 1) for i in
 
 def test_training_reads_what_passages_for_makes_of_the_ctxs():
     mix = {"passage_order": "random", "gold_dropout": 0.5}
-    expected = [passages_for(e, e.contexts, k=3, seed=5, epoch=0, **mix) for e in EXAMPLES]
+    expected = [select_passages(e, e.contexts, k=3, seed=5, epoch=0, **mix) for e in EXAMPLES]
     assert readings_of("train", EXAMPLES, "ctxs", k=3, seed=5, **mix) == expected
 
 
 def test_sft_reads_its_gold():
-    expected = [passages_for(e, (), k=0, seed=0, epoch=0) for e in EXAMPLES]
+    expected = [select_passages(e, (), k=0, seed=0, epoch=0) for e in EXAMPLES]
     assert readings_of("train", EXAMPLES, "gold", k=3) == expected
-    assert readings_of("test", EXAMPLES, "gold", k=1) == [Reading.ranked(e, e.gold_passages) for e in EXAMPLES]
+    assert readings_of("test", EXAMPLES, "gold", k=1) == [
+        GeneratorInput.from_ranked(e, e.gold_passages) for e in EXAMPLES
+    ]
 
 
 def test_evaluation_reads_k():
-    assert readings_of("test", EXAMPLES, "ctxs", k=4) == [Reading.ranked(e, e.contexts[:4]) for e in EXAMPLES]
+    assert readings_of("test", EXAMPLES, "ctxs", k=4) == [
+        GeneratorInput.from_ranked(e, e.contexts[:4]) for e in EXAMPLES
+    ]
     for example, reading in zip(EXAMPLES, readings_of("test", EXAMPLES, PASSAGES, k=4), strict=True):
         assert len(reading.passages) == 4
         assert reading.passages[:2] == example.gold_passages
@@ -74,22 +79,24 @@ def test_random_passages_stand_in_beside_the_gold():
     assert readings == readings_of("train", EXAMPLES, corpus, k=4, seed=1)
     others = readings_of("train", EXAMPLES, corpus, k=4, seed=2)
     assert all({*a.passages} != {*b.passages} for a, b in zip(readings, others, strict=True))
-    dropped = readings_of("train", EXAMPLES, corpus, k=SPARE - 1, seed=1, gold_dropout=1.0)
-    assert {len(reading.passages) for reading in dropped} == {SPARE}
+    dropped = readings_of("train", EXAMPLES, corpus, k=EXTRA_CANDIDATES - 1, seed=1, gold_dropout=1.0)
+    assert {len(reading.passages) for reading in dropped} == {EXTRA_CANDIDATES}
 
 
 # An epoch
 
 
 def batches_of(rows, layout, group_by_length, seed, updates):
-    plan = endless_updates(
+    plan = training_batches(
         len(rows), layout, lambda _, at: [rows[i] for i in at], lambda b: {"b": b}, seed, group_by_length
     )
     return [batch["b"] for update in islice(plan, updates) for batch in update if batch["b"]]
 
 
 @pytest.mark.parametrize("group_by_length", [True, False])
-@pytest.mark.parametrize(("layout", "updates"), [(Layout(3, 2, 2), 3), (Layout(4), 8), (Layout(1, 1, 40), 1)])
+@pytest.mark.parametrize(
+    ("layout", "updates"), [(BatchLayout(3, 2, 2), 3), (BatchLayout(4), 8), (BatchLayout(1, 1, 40), 1)]
+)
 def test_an_epoch_is_that_of_the_loop(layout, updates, group_by_length):
     found = forecast(DECODER_ROWS, len(DECODER_ROWS), layout, group_by_length=group_by_length, seed=3)
     padded = [
@@ -105,7 +112,7 @@ def test_an_epoch_is_that_of_the_loop(layout, updates, group_by_length):
 
 
 def test_an_epoch_of_many_is_drawn_from_those_that_were_looked_at():
-    found = forecast([row(10, answer=2), row(20, answer=4)], 1000, Layout(5, 2))
+    found = forecast([row(10, answer=2), row(20, answer=4)], 1000, BatchLayout(5, 2))
     assert found.updates == 100
     assert found.targets == 2 * 1000 + 2 * (found.tokens - 12_000) // 12
     assert 17_000 < found.tokens < 19_000
@@ -124,9 +131,9 @@ def test_positions_of_fusion_in_decoder_are_those_that_its_parts_get(encoder_bat
     def count(_module, _args, options):
         seen.append(options["input_ids"].shape)
 
-    model.plain.get_encoder().register_forward_pre_hook(count, with_kwargs=True)
-    model.plain.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
-    layout = Layout(4)
+    model.model.get_encoder().register_forward_pre_hook(count, with_kwargs=True)
+    model.model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    layout = BatchLayout(4)
     with torch.no_grad():
         for batch in batches_of(FID_ROWS, layout, True, 0, 8):
             before = len(seen)
@@ -192,7 +199,7 @@ def assert_as_allocated(model, rows, batch, bf16, options, tolerance):
     number, held = training_memory(model.config, rows, precision="bf16" if bf16 else "no", **options)
     assert number == sum(parameter.numel() for parameter in model.parameters())
     if options.get("gradient_checkpointing"):
-        model.plain.gradient_checkpointing_enable({"use_reentrant": False})
+        model.model.gradient_checkpointing_enable({"use_reentrant": False})
     keeps = options["accumulation"] == 1
     found = measured(model, batch, bf16=bf16, keeps=keeps)
     assert held["activations"] + (held["gradients"] if keeps else 0) == pytest.approx(found, rel=tolerance)

@@ -13,7 +13,7 @@ from tiny_tokenizers import builder
 from transformers.modeling_outputs import BaseModelOutput
 from world import World, launch, torchrun
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage
 from rqa.evaluation.attribution import CrossAttention, cross_attention, leave_one_out, share_on_gold
 from rqa.evaluation.evaluate import AnswerLoss
@@ -25,7 +25,7 @@ from rqa.prompts.fid_prompt import PassagePromptBuilder
 LENGTHS = [[9, 4, 17, 6], [12, 5], [3, 20, 3]]
 PASSAGES = (Passage("It was lit in 19.", "Lamp"), Passage("No title."), Passage("Cats and dogs."))
 READINGS = [
-    Reading.ranked(Example(f"{i}", f"Who {'?' * i}", ("The cat.",)), PASSAGES[:passages], "A cat.")
+    GeneratorInput.from_ranked(Example(f"{i}", f"Who {'?' * i}", ("The cat.",)), PASSAGES[:passages], "A cat.")
     for i, passages in enumerate((2, 0, 3, 1))
 ]
 
@@ -119,7 +119,7 @@ def test_leaving_one_out_is_the_difference_of_two_losses(kind):
         whole = model(**collator([reading])).item()
         for place, value in enumerate(values):
             rest = [passage for i, passage in enumerate(reading.passages) if i != place]
-            without = model(**collator([Reading.ranked(reading.example, rest, reading.answer)])).item()
+            without = model(**collator([GeneratorInput.from_ranked(reading.example, rest, reading.answer)])).item()
             assert value == pytest.approx(without - whole, rel=1e-3, abs=1e-4)
     assert len({round(value, 3) for values in found for value in values}) == 6
 

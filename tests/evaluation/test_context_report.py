@@ -17,17 +17,16 @@ from rqa.data.passage_selection import REFUSAL_ANSWER
 from rqa.data.records import Example, Passage
 from rqa.errors import InputError
 from rqa.evaluation import metrics
-from rqa.evaluation.context_report import context_report, context_table, contexts_of
+from rqa.evaluation.context_report import build_contexts, context_report, context_table
 from rqa.evaluation.evaluate import evaluate
-from rqa.evaluation.significance import interval, paired
+from rqa.evaluation.significance import interval, paired_test
 from rqa.generation.generator import Answer, Generator
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import ConcatenatedCollator, ParallelCollator
 from rqa.prompts.decoder_prompt import PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
-from rqa.retrieval.dense import Retrieved
-from rqa.retrieval.retrieve import Retrieval
+from rqa.retrieval.retrieve import Retrieval, Retrieved
 
 G = [Passage(f"In the year {1900 + i} the lamp of Rome was lit.", f"Gold {i}") for i in range(5)]
 D = [Passage(f"Nobody knows what stands in book {i}.", f"Other {i}") for i in range(5)]
@@ -75,7 +74,7 @@ def hits(found):
     return [[Retrieved(passage, 1 - rank / 10) for rank, passage in enumerate(row)] for row in found]
 
 
-CONTEXTS = contexts_of(EXAMPLES, hits(FOUND), k=K)
+CONTEXTS = build_contexts(EXAMPLES, hits(FOUND), k=K)
 
 
 class Scripted:
@@ -151,22 +150,22 @@ def test_where_retrieval_missed_nothing_putting_the_gold_in_changes_nothing():
 
 def test_what_is_left_out_is_counted():
     assert CONTEXTS.left_out == {"no gold passage": 1, "fewer than 2 distractors": 1}
-    assert contexts_of(EXAMPLES, hits(FOUND), k=1).left_out == {"no gold passage": 1, "fewer than 1 distractors": 0}
-    assert contexts_of(EXAMPLES, hits(FOUND), k=4).left_out == {"no gold passage": 1, "fewer than 3 distractors": 1}
+    assert build_contexts(EXAMPLES, hits(FOUND), k=1).left_out == {"no gold passage": 1, "fewer than 1 distractors": 0}
+    assert build_contexts(EXAMPLES, hits(FOUND), k=4).left_out == {"no gold passage": 1, "fewer than 3 distractors": 1}
     gold_alone = [FOUND[0], [G[1]]]
-    assert contexts_of(EXAMPLES[:2], hits(gold_alone), k=1).left_out["fewer than 1 distractors"] == 1
+    assert build_contexts(EXAMPLES[:2], hits(gold_alone), k=1).left_out["fewer than 1 distractors"] == 1
 
 
 def test_more_gold_than_is_read_is_read_all_the_same():
     three = replace(EXAMPLES[3], gold_passages=(G[3], G[4], G[0]))
-    [reading] = contexts_of([three], hits([[D[0], D[1], D[2]]]), k=2).readings["gold_and_retrieved"]
+    [reading] = build_contexts([three], hits([[D[0], D[1], D[2]]]), k=2).readings["gold_and_retrieved"]
     assert reading.passages == three.gold_passages
 
 
 def test_no_question_to_report_on_is_refused_with_the_reasons():
     expected = "found none among 4: no gold passage: 1, fewer than 2 distractors: 1, unanswerable: 2"
     with pytest.raises(InputError, match=f"^--context_report true: .*{expected}$"):
-        contexts_of(EXAMPLES[4:], hits(FOUND[4:]), k=K)
+        build_contexts(EXAMPLES[4:], hits(FOUND[4:]), k=K)
 
 
 def test_the_gold_is_whole_wherever_it_stands_in_a_prompt_that_is_too_long():
@@ -276,7 +275,7 @@ def test_differences_are_paired_and_add_up():
         "retrieval_loss": ("retrieved", "gold_and_retrieved"),
     }
     for name, (first, second) in pairs.items():
-        expected = paired(f1[first], f1[second])
+        expected = paired_test(f1[first], f1[second])
         assert report["differences"][name]["f1"] == pytest.approx(vars(expected))
     for score in ("em", "f1", "rougeL", "bleu"):
         of = differences(report, score)
@@ -302,7 +301,7 @@ def test_the_p_value_of_the_spread_is_that_of_all_ways_to_change_places():
 
 def test_recall_and_precision_have_the_intervals_of_their_questions():
     many = [replace(example, id=f"{example.id} {i}") for i in range(4) for example in EXAMPLES]
-    report = report_of(reads_the_first, REFUSED, contexts_of(many, hits(FOUND * 4), k=K))["refusals"]
+    report = report_of(reads_the_first, REFUSED, build_contexts(many, hits(FOUND * 4), k=K))["refusals"]
     # Each of 16 refuses distractors and none, 12 of them the gold in what was retrieved; then 8 unanswerable ones.
     refused = [(2, 2), *[(2, 3)] * 3] * 4 + [(1, 1)] * 8
     due = [(2, 2)] * 16 + [(1, 1)] * 8
@@ -325,7 +324,7 @@ def test_every_reading_is_asked_for_once():
 
 def test_the_order_of_the_examples_does_not_matter():
     order = [5, 2, 7, 0, 3, 6, 1, 4]
-    shuffled = contexts_of([EXAMPLES[i] for i in order], hits([FOUND[i] for i in order]), k=K)
+    shuffled = build_contexts([EXAMPLES[i] for i in order], hits([FOUND[i] for i in order]), k=K)
     one, other = report_of(erratic), report_of(erratic, contexts=shuffled)
     assert other["left_out"] == one["left_out"]
     for score in ("em", "f1", "rougeL", "bleu", "refusal"):

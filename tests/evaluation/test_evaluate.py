@@ -13,7 +13,7 @@ from tiny_models import decoder, tokenizer
 from torch.nn.functional import cross_entropy
 from world import hand_over, results_of
 
-from rqa.data.passage_selection import REFUSAL_ANSWER, Reading
+from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example, Passage, Turn
 from rqa.evaluation import metrics
 from rqa.evaluation.evaluate import AnswerLoss, Scores, evaluate
@@ -22,8 +22,7 @@ from rqa.generation.generator import Answer
 from rqa.models.decoder import AnswerLM
 from rqa.prompts.collators import ConcatenatedCollator
 from rqa.prompts.decoder_prompt import PromptBuilder
-from rqa.retrieval.dense import Retrieved
-from rqa.retrieval.retrieve import Retrieval, retrieve_all
+from rqa.retrieval.retrieve import Retrieval, Retrieved, retrieve_all
 
 P = [Passage(f"The lamp of place {i} was lit. " * (i + 1), f"Lamp {i}", (f"{i}.html",)) for i in range(12)]
 HISTORY = tuple(Turn(role, f"{role} {i}") for i in range(2) for role in ("user", "assistant"))
@@ -197,13 +196,13 @@ def test_passages_that_were_given_are_scored_like_those_that_were_retrieved_with
 
 def test_the_generator_reads_the_first_k_retrieved_after_a_warm_up_of_one(clock):
     evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=2)
-    expected = [Reading.ranked(e, [P[i] for i in row[:2]]) for e, row in zip(EXAMPLES, FOUND, strict=True)]
+    expected = [GeneratorInput.from_ranked(e, [P[i] for i in row[:2]]) for e, row in zip(EXAMPLES, FOUND, strict=True)]
     assert clock.calls == [expected[:1], expected]
 
 
 def test_without_a_retrieval_the_generator_reads_the_gold(clock):
     scores = evaluate(EXAMPLES, generate=clock.generate, k=1)
-    assert clock.calls[1] == [Reading.ranked(example, example.gold_passages) for example in EXAMPLES]
+    assert clock.calls[1] == [GeneratorInput.from_ranked(example, example.gold_passages) for example in EXAMPLES]
     assert scores.about["passages_read"] == "gold"
     both = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=1)
     assert scores.metrics == {name: value for name, value in both.metrics.items() if "@" not in name}
@@ -240,7 +239,7 @@ def test_all_is_retrieved_in_one_call_after_a_warm_up_of_one(clock):
     assert clock.calls == [queries[:1], queries]
     assert (found.seconds, found.fingerprint) == (5.0, "corpus 1")
     assert found.passages(3) == P[:4]
-    assert found.readings(EXAMPLES, 2) == [Reading.ranked(example, P[:2]) for example in EXAMPLES]
+    assert found.readings(EXAMPLES, 2) == [GeneratorInput.from_ranked(example, P[:2]) for example in EXAMPLES]
     retrieve_all(clock, EXAMPLES, 1)
     assert clock.calls[-1][0] == f"user 1\n{EXAMPLES[0].question}"
 
@@ -261,7 +260,9 @@ def test_scores_are_written_as_they_are(clock, tmp_path):
 
 # The loss of the references
 
-READINGS = [Reading.ranked(example, P[i : 2 * i], references(example)[0]) for i, example in enumerate(EXAMPLES)]
+READINGS = [
+    GeneratorInput.from_ranked(example, P[i : 2 * i], references(example)[0]) for i, example in enumerate(EXAMPLES)
+]
 BATCH_SIZES = (1, 2, 3, 20)
 
 

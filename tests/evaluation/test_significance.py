@@ -16,10 +16,9 @@ from rqa.data.records import Example, Passage
 from rqa.evaluation import significance as statistics
 from rqa.evaluation.evaluate import evaluate
 from rqa.evaluation.metrics import bleu_statistics, corpus_bleu
-from rqa.evaluation.significance import bleu, compare, interval, measures, paired, score_intervals
+from rqa.evaluation.significance import bleu, compare, interval, measures, paired_test, score_intervals
 from rqa.generation.generator import Answer
-from rqa.retrieval.dense import Retrieved
-from rqa.retrieval.retrieve import Retrieval
+from rqa.retrieval.retrieve import Retrieval, Retrieved
 
 WORDS = "the lamp of a town was lit in 1907 .".split()
 TAILS = (0.025, 0.975)
@@ -177,7 +176,7 @@ def p_of_all_flips(difference, size):
 def test_the_p_value_of_a_mean_is_that_of_all_flips(pairs):
     """Many of these differences are equal but for rounding; questions that are alike are flipped here as well."""
     a, b = zip(*pairs, strict=True)
-    assert paired(a, b).p_value == pytest.approx(p_of_all_flips(lambda of: mean_difference(a, b, of), len(a)))
+    assert paired_test(a, b).p_value == pytest.approx(p_of_all_flips(lambda of: mean_difference(a, b, of), len(a)))
 
 
 @pytest.mark.parametrize("other", ["another answer", "the same words in another order"])
@@ -192,7 +191,7 @@ def test_the_p_value_of_bleu_is_that_of_sacrebleu_on_all_exchanges_of_answers(ot
         first, second = (corpus_bleu(answers, references).score for answers in changed)
         return second - first
 
-    found = paired(*rows, bleu)
+    found = paired_test(*rows, bleu)
     assert found.difference == pytest.approx(difference([False] * 7))
     assert found.p_value == pytest.approx(p_of_all_flips(difference, 7))
     assert 0 < found.p_value < 1
@@ -205,18 +204,18 @@ def test_the_p_value_of_right_and_wrong_is_the_binomial_s(better, worse):
     b = [100.0] * better + [0.0] * worse + [100.0] * 200
     n = better + worse
     tail = sum(math.comb(n, k) for k in range(max(better, worse), n + 1)) / 2**n
-    assert paired(a, b).p_value == pytest.approx(min(1, 2 * tail))
+    assert paired_test(a, b).p_value == pytest.approx(min(1, 2 * tail))
 
 
 def test_random_flips_come_near_all_of_them_and_never_to_0():
     numbers = np.random.default_rng(5)
     a, b = numbers.normal(size=(2, 12))
-    exact, drawn = (paired(a, b, resamples=resamples).p_value for resamples in (4096, 4095))
+    exact, drawn = (paired_test(a, b, resamples=resamples).p_value for resamples in (4096, 4095))
     assert exact * 4096 == pytest.approx(round(exact * 4096))
     assert drawn * 4096 == pytest.approx(round(drawn * 4096))  # (1 + hits) / (1 + 4095)
     assert 0 < abs(drawn - exact) < 4 * math.sqrt(exact * (1 - exact) / 4095)
-    assert paired(np.zeros(40), np.ones(40), resamples=999).p_value == 1 / 1000
-    assert paired(np.ones(40), np.ones(40)).p_value == 1
+    assert paired_test(np.zeros(40), np.ones(40), resamples=999).p_value == 1 / 1000
+    assert paired_test(np.ones(40), np.ones(40)).p_value == 1
 
 
 def test_random_flips_are_fair_and_independent():
@@ -232,7 +231,7 @@ def test_random_flips_are_fair_and_independent():
 
 def test_the_difference_of_means_is_the_mean_difference():
     a, b = np.random.default_rng(6).normal(size=(2, 30))
-    found = paired(a, b)
+    found = paired_test(a, b)
     assert (found.difference, found.low, found.high) == pytest.approx((np.mean(b - a), *interval(b - a)))
     assert (found.low, found.high) != pytest.approx(interval(b - a, seed=1))
 
@@ -240,7 +239,7 @@ def test_the_difference_of_means_is_the_mean_difference():
 def test_the_first_and_the_second_can_change_places():
     a, b, references = corpus(30, seed=7)
     rows = [bleu_statistics(answers, references) for answers in (a, b)]
-    forth, back = paired(*rows, bleu), paired(*rows[::-1], bleu)
+    forth, back = paired_test(*rows, bleu), paired_test(*rows[::-1], bleu)
     assert (back.difference, back.low, back.high) == pytest.approx((-forth.difference, -forth.high, -forth.low))
     assert back.p_value == forth.p_value
 
@@ -253,21 +252,21 @@ def test_together_is_one_by_one():
     found = compare(first, second)
     assert found.keys() == a.keys()
     for name, of in found.items():
-        alone = paired(a[name].rows, b[name].rows, a[name].score)
+        alone = paired_test(a[name].rows, b[name].rows, a[name].score)
         assert vars(of) == pytest.approx(vars(alone))
     assert len({of.p_value for of in found.values()}) > 5
 
 
 def test_parts_of_bounded_size_change_nothing(monkeypatch):
     a, b = np.random.default_rng(10).normal(size=(2, 70))
-    whole = paired(a, b, resamples=1000), interval(a, resamples=1000)
+    whole = paired_test(a, b, resamples=1000), interval(a, resamples=1000)
     sizes = []
     monkeypatch.setattr(statistics, "_CHUNK", 700)
     for parts in (statistics._weights, statistics._random_flips):
         sizes += [part.size for part in parts(70, 1000, np.random.default_rng(0))]
     assert max(sizes) == 700
     assert sum(sizes) == 2 * 70 * 1000
-    in_parts = paired(a, b, resamples=1000), interval(a, resamples=1000)
+    in_parts = paired_test(a, b, resamples=1000), interval(a, resamples=1000)
     assert vars(in_parts[0]) == pytest.approx(vars(whole[0]))
     assert in_parts[1] == pytest.approx(whole[1])
 
@@ -312,13 +311,13 @@ def covers_bleu(numbers):
 def covers_the_difference(numbers):
     """Two systems that find the same questions hard."""
     hard = scores_like_f1(numbers, 100)
-    found = paired(hard + numbers.normal(size=100), 0.9 * hard + numbers.exponential(5, size=100), resamples=500)
+    found = paired_test(hard + numbers.normal(size=100), 0.9 * hard + numbers.exponential(5, size=100), resamples=500)
     return found.low <= 5 - 0.1 * TRUE_F1 <= found.high
 
 
 def covers_the_difference_of_bleu(numbers):
     drawn = numbers.integers(300, size=100)
-    found = paired(*(rows[drawn] for rows in SENTENCES), bleu, resamples=500)
+    found = paired_test(*(rows[drawn] for rows in SENTENCES), bleu, resamples=500)
     first, second = (bleu(rows.sum(axis=0)) for rows in SENTENCES)
     return found.low <= second - first <= found.high
 
@@ -340,17 +339,17 @@ def test_an_interval_of_95_percent_covers_the_truth_in_95_of_100_data_sets(cover
 def null_means(numbers):
     """The same questions are hard for both; what differs is skewed, and as likely the other way round."""
     a, b = scores_like_f1(numbers, 40) + numbers.exponential(20, size=(2, 40))
-    return paired(a, b, resamples=199).p_value
+    return paired_test(a, b, resamples=199).p_value
 
 
 def null_means_exactly(numbers):
-    return paired(*numbers.exponential(size=(2, 8)), resamples=256).p_value  # of 256 flips, two at a time
+    return paired_test(*numbers.exponential(size=(2, 8)), resamples=256).p_value  # of 256 flips, two at a time
 
 
 def null_bleu(numbers):
     drawn, swapped = numbers.integers(300, size=40), numbers.integers(2, size=40)
     rows = np.array(SENTENCES)
-    return paired(rows[swapped, drawn], rows[1 - swapped, drawn], bleu, resamples=199).p_value
+    return paired_test(rows[swapped, drawn], rows[1 - swapped, drawn], bleu, resamples=199).p_value
 
 
 @pytest.mark.parametrize("p_value", [null_means, null_means_exactly, null_bleu])
@@ -380,12 +379,12 @@ def test_values_are_there_and_finite(values, message):
     with pytest.raises(ValueError, match=message):
         interval(values)
     with pytest.raises(ValueError, match=message):
-        paired(values, values)
+        paired_test(values, values)
 
 
 def test_pairs_are_of_the_same_questions():
     with pytest.raises(ValueError, match=r"found \(3, 2\) and \(2, 2\)"):
-        paired([1.0, 2.0, 3.0], [1.0, 2.0])
+        paired_test([1.0, 2.0, 3.0], [1.0, 2.0])
     rows = evaluation(14).predictions
     with pytest.raises(ValueError, match="in the same order, found other ids"):
         compare(rows, rows[::-1])
@@ -403,7 +402,7 @@ def test_verdicts_are_compared_where_both_have_one():
         for side in (0, 1)
     ]  # fmt: skip
     both = [[100.0, 0.0, 0.0, 100.0], [0.0, 100.0, 100.0, 100.0]]
-    assert compare(*sides) == {"judge_accuracy": paired(*both)}
+    assert compare(*sides) == {"judge_accuracy": paired_test(*both)}
     assert compare(*sides)["judge_accuracy"].questions == 4
     assert compare(*([side[0], side[2]] for side in sides)) == compare(*(side[5:6] for side in sides)) == {}
 

@@ -14,7 +14,7 @@ from test_generate import ENDS, MAX_NEW_TOKENS, READINGS, language_model
 from tiny_models import decoder, tokenizer
 from tiny_seq2seq import closing_tokenizer, seq2seq
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn
 from rqa.errors import InputError
 from rqa.generation.chat import AnswerStreamer, Asked, headings, read, reply, stream
@@ -24,8 +24,7 @@ from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import ConcatenatedCollator, ParallelCollator
 from rqa.prompts.decoder_prompt import ChatFormat, PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
-from rqa.retrieval.dense import Retrieved
-from rqa.retrieval.retrieve import KS, retrieve_all
+from rqa.retrieval.retrieve import KS, Retrieved, retrieve_all
 from rqa.terminal import printable
 
 PASSAGES = [
@@ -140,7 +139,7 @@ def taught(model, collator, reading):
 
 
 EXAMPLE = Example("1", "Was?", (FOREIGN,), chat_history=(Turn("user", "Tee?"), Turn("assistant", "お茶")))
-READING = Reading.ranked(EXAMPLE, PASSAGES[:2])
+READING = GeneratorInput.from_ranked(EXAMPLE, PASSAGES[:2])
 
 
 @pytest.fixture(scope="module", params=["decoder", "fid"])
@@ -237,7 +236,7 @@ def by_brute_force(collator, question, history, passages):
     for start in range(0, len(history) + 1, 2):
         example = Example("", question, (), chat_history=history[start:])
         try:
-            ways[history[start:]] = collator.builder.prompt(Reading.ranked(example, passages)).cut
+            ways[history[start:]] = collator.builder.prompt(GeneratorInput.from_ranked(example, passages)).cut
         except InputError:
             continue
     uncut = [way for way, cut in ways.items() if cut == 0]

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from tiny_models import EOS, PAD, decoder, tokenizer
 from world import PLACES, ROOT, hand_over, handed_over, launch, results_of, torchrun
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn
 from rqa.distributed.accelerator import make_accelerator
 from rqa.generation.generator import Answer, Generator
@@ -22,7 +22,7 @@ from rqa.prompts.decoder_prompt import ChatFormat, PromptBuilder
 
 HISTORY = (Turn("user", "Hello."), Turn("assistant", "Ask."))
 READINGS = [
-    Reading.ranked(
+    GeneratorInput.from_ranked(
         Example(place, f"Where is {place}?", ("There.",), chat_history=HISTORY * (number % 2)),
         [Passage(f"{place} is far. " * (number * 5 % 7))] * (number % 3),
     )

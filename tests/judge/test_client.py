@@ -29,8 +29,9 @@ from rqa.errors import InputError
 from rqa.judge.client import Judge
 from rqa.judge.client import client as module
 from rqa.judge.client import response_cache as responses
+from rqa.judge.prompt import JudgeRequest
 from rqa.judge.response_cache import open_store, read_store
-from rqa.judge.verdicts import Agreement, Case, Verdict, kappa, read_verdict, summary
+from rqa.judge.verdicts import Agreement, Verdict, kappa, read_verdict, summary
 
 KEY = "sk-sentinel-9f8e7d6c5b4a"
 TRANSIENT = ["429", "429:0", "date:0", "500", "503:0", "reset", "truncated", "html", "empty", "midway", "echo", "noise"]
@@ -47,7 +48,7 @@ HOPELESS = {
 def cases(n):
     """Of which every third is wrong."""
     return [
-        Case(
+        JudgeRequest(
             f'Which is "{i}"?',
             f"The é{i} {{case}}." if i % 3 else "None.",
             ("Another.", f"The é{i} {{case}}."),
@@ -302,10 +303,10 @@ def test_the_cost_is_told_without_a_call(make):
 
 CHILD = """
 import sys
-from rqa.judge.client import Case, Judge
+from rqa.judge.client import JudgeRequest, Judge
 assert "torch" not in sys.modules
 judge = Judge(model="m", base_url=sys.argv[1], api_key="", store=sys.argv[2], concurrency=4, retries=0)
-print(*(verdict.status for verdict in judge([Case(f"Is {i} so?", "Yes.", ("Yes.",)) for i in range(60)])))
+print(*(verdict.status for verdict in judge([JudgeRequest(f"Is {i} so?", "Yes.", ("Yes.",)) for i in range(60)])))
 """
 
 

@@ -18,7 +18,8 @@ from rqa.evaluation.evaluate import evaluate
 from rqa.evaluation.significance import interval
 from rqa.judge.client import Judge
 from rqa.judge.judge_evaluation import STORE, cases_of, judge_folder, read_labels
-from rqa.judge.verdicts import Case, kappa
+from rqa.judge.prompt import JudgeRequest
+from rqa.judge.verdicts import kappa
 
 SECRET = "sk-sentinel-3"
 RIGHT = [False, True, False, True, False]  # the server's opinion: an answer is correct that is a reference
@@ -51,7 +52,7 @@ def content(folder):
 
 def test_a_case_is_the_answer_with_what_its_generator_read(folder):
     expected = [
-        Case(
+        JudgeRequest(
             example.question,
             text,
             tuple(row["references"]),

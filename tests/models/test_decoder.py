@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from rqa.errors import InputError
-from rqa.models.decoder import AnswerLM, check_window, positions_of, window_of
+from rqa.models.decoder import AnswerLM, check_context_length, context_length, max_positions
 
 ROWS = [(9, 4), (3, 12), (14, 1), (6, 6), (1, 2)]  # tokens of prompt and answer, longer than the windows of attention
 
@@ -142,7 +142,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, tmp_path):
     found = []
     for checkpointing in (False, True):
         model = AnswerLM.from_pretrained(path, gradient_checkpointing=checkpointing).train()
-        assert model.plain.is_gradient_checkpointing == checkpointing
+        assert model.model.is_gradient_checkpointing == checkpointing
         model(**batch).sum().backward()
         found.append(gradients(model))
     assert_same_gradients(*found)
@@ -154,9 +154,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, tmp_path):
 def test_a_checkpoint_loads_as_it_was_saved_with_its_own_attention(family, tmp_path):
     lm, batch = decoder(family), random_batch(ROWS)
     model = AnswerLM.from_pretrained(save_decoder(tmp_path, lm))
-    assert type(model.plain) is type(lm)
+    assert type(model.model) is type(lm)
     # of these only Gemma 2 has no sdpa: sdpa cannot cap the attention's logits
-    assert model.plain.config._attn_implementation == ("eager" if family == "gemma2" else "sdpa")
+    assert model.model.config._attn_implementation == ("eager" if family == "gemma2" else "sdpa")
     torch.testing.assert_close(model(**batch), AnswerLM(lm)(**batch), rtol=1e-5, atol=1e-5)
 
 
@@ -165,7 +165,7 @@ def test_a_bfloat16_checkpoint_is_trained_in_float32(tmp_path):
     model = AnswerLM.from_pretrained(save_decoder(tmp_path, lm))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     for name, tensor in lm.state_dict().items():
-        assert tensor.float().equal(model.plain.state_dict()[name])
+        assert tensor.float().equal(model.model.state_dict()[name])
 
 
 @pytest.mark.parametrize("missing", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight"])
@@ -191,7 +191,7 @@ def test_tied_weights_are_not_missed(tmp_path, make):
     lm = make()
     model = AnswerLM.from_pretrained(save_decoder(tmp_path, lm))
     assert not {"lm_head.weight"} & load_file(tmp_path / "model.safetensors").keys()
-    assert model.plain.get_input_embeddings().weight is model.plain.get_output_embeddings().weight
+    assert model.model.get_input_embeddings().weight is model.model.get_output_embeddings().weight
 
 
 def test_what_is_no_checkpoint_of_a_decoder_is_refused(tmp_path):
@@ -213,14 +213,14 @@ def test_rows_longer_than_the_window_are_refused_before_loading(tmp_path, make):
     path = save_decoder(tmp_path, make())
     (tmp_path / "model.safetensors").unlink()
     window = make().config.max_position_embeddings
-    check_window(path, window)
+    check_context_length(path, window)
     with pytest.raises(InputError, match=f"reads at most {window} tokens: prompt and answer may have {window + 1}; "):
-        check_window(path, window + 1)
+        check_context_length(path, window + 1)
 
 
 def test_a_model_without_positions_has_no_window(tmp_path):
     MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
-    check_window(str(tmp_path), 10**9)
+    check_context_length(str(tmp_path), 10**9)
 
 
 BERT = {
@@ -244,8 +244,8 @@ LEARNED = {
 @pytest.mark.parametrize("kind", [*FROM_PADDING, *LEARNED])
 def test_the_last_position_is_the_last_that_a_model_reads(kind):
     config = AutoConfig.for_model(kind, **(FROM_PADDING | LEARNED)[kind])
-    last, model = window_of(config), AutoModel.from_config(config).eval()
-    assert last == positions_of(config) == (22 if kind in FROM_PADDING else 24)
+    last, model = context_length(config), AutoModel.from_config(config).eval()
+    assert last == max_positions(config) == (22 if kind in FROM_PADDING else 24)
     model(torch.full((1, last), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, last + 1), 5))
@@ -253,13 +253,13 @@ def test_the_last_position_is_the_last_that_a_model_reads(kind):
 
 def test_rotary_positions_have_no_end_and_learned_ones_are_told(family, tmp_path):
     config = decoder(family).config
-    assert positions_of(config) == (2048 if family == "gpt2" else None)
-    assert check_window(save_decoder(tmp_path, decoder(family)), 2048) == positions_of(config)
+    assert max_positions(config) == (2048 if family == "gpt2" else None)
+    assert check_context_length(save_decoder(tmp_path, decoder(family)), 2048) == max_positions(config)
 
 
 def test_a_decoder_of_rotary_positions_reads_beyond_its_window():
     lm = decoder()
-    assert AnswerLM(lm)(**random_batch([(window_of(lm.config) - 3, 9)])).isfinite().all()
+    assert AnswerLM(lm)(**random_batch([(context_length(lm.config) - 3, 9)])).isfinite().all()
 
 
 # Generation
@@ -291,7 +291,7 @@ def test_the_checkpoint_keeps_its_generation_config(tmp_path):
     lm.generation_config.repetition_penalty = 1.5
     model = AnswerLM.from_pretrained(save_decoder(tmp_path / "before", lm))
     model.generate(**left_padded([[5, 6]]), max_new_tokens=2)
-    model.plain.save_pretrained(tmp_path / "after")
+    model.model.save_pretrained(tmp_path / "after")
     before, after = ((tmp_path / name / "generation_config.json").read_text() for name in ("before", "after"))
     assert before == after
     assert json.loads(after)["repetition_penalty"] == 1.5
@@ -300,7 +300,7 @@ def test_the_checkpoint_keeps_its_generation_config(tmp_path):
 def test_the_plain_model_inside_is_what_was_given(family):
     lm = decoder(family)
     model = AnswerLM(lm)
-    assert model.plain is lm
+    assert model.model is lm
     assert model.config is lm.config
-    assert {f"plain.{name}" for name in lm.state_dict()} == model.state_dict().keys()
+    assert {f"model.{name}" for name in lm.state_dict()} == model.state_dict().keys()
     assert isinstance(lm, AutoModelForCausalLM._model_mapping[type(lm.config)])

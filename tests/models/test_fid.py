@@ -18,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 import rqa.models.fid
 from rqa.errors import InputError
 from rqa.models.auto import collator_for
-from rqa.models.decoder import positions_of
-from rqa.models.fid import CANNOT, FusionInDecoder, attention_of, check_model
+from rqa.models.decoder import max_positions
+from rqa.models.fid import UNSUPPORTED_OPTIONS, FusionInDecoder, attention_of, check_model
 
 LENGTHS = [[9, 4, 17, 6], [12], [3, 20, 3]]  # tokens of each passage
 ANSWERS = [5, 1, 7]
@@ -253,12 +253,12 @@ def test_a_small_encoder_batch_changes_nothing_with_dropout_neither(family, size
 
 def test_calls_made_to_keep_in_step_change_nothing(family):
     model, batch, found = exact(family), random_passages([[9]], [3]), []
-    for in_step in (False, True):
+    for sync_encoder_calls in (False, True):
         sizes, hook = calls_of(model)
-        losses = FusionInDecoder(model, in_step=in_step)(**batch)
+        losses = FusionInDecoder(model, sync_encoder_calls=sync_encoder_calls)(**batch)
         losses.sum().backward()
         hook.remove()
-        assert len(sizes) == (2 if in_step else 1)
+        assert len(sizes) == (2 if sync_encoder_calls else 1)
         found.append((losses, gradients(model)))
         model.zero_grad()
     close(found[0][0], found[1][0])
@@ -302,10 +302,10 @@ def test_a_row_without_targets_adds_nothing(family):
 def test_a_checkpoint_is_the_plain_class_s_both_ways(family, tmp_path):
     model, batch = seq2seq(family).eval(), random_passages(LENGTHS, ANSWERS)
     loaded = FusionInDecoder.from_pretrained(save_seq2seq(tmp_path / "before", model)).eval()
-    assert loaded.state_dict().keys() == {f"plain.{name}" for name in model.state_dict()}
+    assert loaded.state_dict().keys() == {f"model.{name}" for name in model.state_dict()}
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     close(loaded(**batch), FusionInDecoder(model)(**batch))
-    loaded.plain.save_pretrained(tmp_path / "after")
+    loaded.model.save_pretrained(tmp_path / "after")
     again, loading = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "after", output_loading_info=True)
     assert type(again) is type(model)
     assert not loading["missing_keys"]
@@ -326,7 +326,7 @@ def test_the_checkpoint_s_own_generation_config_has_no_say(family):
 # What is refused
 
 
-@pytest.mark.parametrize("name", CANNOT)
+@pytest.mark.parametrize("name", UNSUPPORTED_OPTIONS)
 def test_an_option_that_cannot_work_is_refused(name):
     with pytest.raises(ValueError, match=f"^{name}: "):
         FusionInDecoder(seq2seq()).generate(**passages_alone(random_passages([[3]], [1])), **{name: 1})
@@ -366,7 +366,7 @@ def led():
 
 def test_the_two_windows_of_led_are_its_own(tmp_path):
     path = save_seq2seq(tmp_path, led())
-    assert positions_of(check_model(path, 20, 12)) == 12
+    assert max_positions(check_model(path, 20, 12)) == 12
     with pytest.raises(InputError, match="encoder reads at most 20 tokens, not 21: lower --max_passage_length"):
         check_model(path, 21, 12)
     with pytest.raises(InputError, match="decoder reads at most 12 tokens, not 13: lower --max_answer_length or"):
@@ -376,7 +376,7 @@ def test_the_two_windows_of_led_are_its_own(tmp_path):
 @pytest.mark.parametrize("make", [*(partial(seq2seq, name) for name in SEQ2SEQ), led], ids=[*SEQ2SEQ, "led"])
 def test_an_answer_ends_at_the_last_position_where_there_is_one(make):
     fid = FusionInDecoder(make().eval())
-    positions = positions_of(fid.config)
+    positions = max_positions(fid.config)
     assert positions == {"bart": 512, "encoder-decoder": 512, "led": 12}.get(fid.config.model_type)
     assert fid(**random_passages([[9]], [positions or 600])).isfinite().all()
     if positions:

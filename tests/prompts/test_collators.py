@@ -12,9 +12,10 @@ import torch
 from test_fid_prompts import TOKENIZERS
 from tiny_tokenizers import FORMATS, TEMPLATES, builder
 
-from rqa.data.passage_selection import Reading
-from rqa.data.records import DataError, Example, Passage, Turn
-from rqa.prompts.collators import IGNORED, ConcatenatedCollator, ParallelCollator, Row
+from rqa.data.jsonl import DataError
+from rqa.data.passage_selection import GeneratorInput
+from rqa.data.records import Example, Passage, Turn
+from rqa.prompts.collators import IGNORE_INDEX, ConcatenatedCollator, EncodedExample, ParallelCollator
 from rqa.prompts.decoder_prompt import PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
 
@@ -29,7 +30,7 @@ def example(i, answer=None):
     return Example(f"{i}", "Who?" * (i + 1), (answer,), chat_history=HISTORY * (i % 2), where=f"train.jsonl:{i + 1}")
 
 
-READINGS = [Reading.ranked(example(i), PASSAGES[:passages]) for i, passages in enumerate((1, 0, 3, 2))]
+READINGS = [GeneratorInput.from_ranked(example(i), PASSAGES[:passages]) for i, passages in enumerate((1, 0, 3, 2))]
 
 
 @pytest.fixture(params=FORMATS)
@@ -47,8 +48,8 @@ def test_the_targets_are_the_answer_and_what_ends_a_turn_and_one_eos(collator):
     tokenizer, batch = collator.builder.tokenizer, collator(READINGS)
     ends = {"", "<|end_of_turn|>", "<|end|>", "#\n"}  # before eos: a turn's end that is not eos itself
     for labels, ids, answer in zip(batch["labels"], batch["input_ids"], ANSWERS, strict=True):
-        targets = labels[labels != IGNORED]
-        assert targets.equal(ids[labels != IGNORED])
+        targets = labels[labels != IGNORE_INDEX]
+        assert targets.equal(ids[labels != IGNORE_INDEX])
         assert targets.tolist().count(tokenizer.eos_token_id) == 1
         text = tokenizer.decode(targets).removesuffix(tokenizer.eos_token)
         assert text.removeprefix(" ").removeprefix(answer) in ends
@@ -60,7 +61,7 @@ def test_rows_are_prompt_then_answer_then_padding(collator):
         prompt, answer = collator.builder.prompt(reading).ids, collator.builder.answer(reading.answer)
         padding = batch["input_ids"].shape[1] - len(prompt) - len(answer)
         assert batch["input_ids"][row].tolist() == [*prompt, *answer, *[collator.pad_id] * padding]
-        assert batch["labels"][row].tolist() == [*[IGNORED] * len(prompt), *answer, *[IGNORED] * padding]
+        assert batch["labels"][row].tolist() == [*[IGNORE_INDEX] * len(prompt), *answer, *[IGNORE_INDEX] * padding]
     assert min(row.tolist()[::-1].index(answer[-1]) for row in batch["input_ids"]) == 0  # no more than it takes
 
 
@@ -77,7 +78,9 @@ def test_prompts_are_left_padded_prefixes_of_the_training_rows(collator):
 def test_also_where_passages_are_cut_the_prompt_does_not_depend_on_the_answer(collator):
     lengths = [len(collator.builder.prompt(reading).ids) for reading in READINGS]
     smaller = cutting(collator, lengths[1] + 9)
-    others = [Reading.ranked(reading.example, reading.passages, "Another, longer answer.") for reading in READINGS]
+    others = [
+        GeneratorInput.from_ranked(reading.example, reading.passages, "Another, longer answer.") for reading in READINGS
+    ]
     rows, prompts = smaller.encode(READINGS), smaller.prompts(others)
     assert [row.cut > 0 for row in rows] == [length > lengths[1] + 9 for length in lengths]
     for row, ids, mask in zip(rows, prompts["input_ids"], prompts["attention_mask"], strict=True):
@@ -91,7 +94,7 @@ def test_a_row_is_the_same_whatever_is_beside_it(collator):
         for name, rows in batch.items():
             for i, row in zip(order, rows.tolist(), strict=True):
                 assert row[: len(alone[i][name])] == alone[i][name]
-                assert set(row[len(alone[i][name]) :]) <= {collator.pad_id if name == "input_ids" else IGNORED}
+                assert set(row[len(alone[i][name]) :]) <= {collator.pad_id if name == "input_ids" else IGNORE_INDEX}
 
 
 def test_encoding_first_and_collating_later_is_the_same(collator):
@@ -103,7 +106,9 @@ def test_encoding_first_and_collating_later_is_the_same(collator):
     for called, collated in batches:
         assert called.keys() == collated.keys()
         assert all(called[name].equal(collated[name]) for name in called)
-    lengths = (collator(READINGS)["labels"] != IGNORED).sum(1) + collator.prompts(READINGS)["attention_mask"].sum(1)
+    lengths = (collator(READINGS)["labels"] != IGNORE_INDEX).sum(1) + collator.prompts(READINGS)["attention_mask"].sum(
+        1
+    )
     assert list(map(len, rows)) == lengths.tolist()
 
 
@@ -112,7 +117,7 @@ def test_no_rows_are_one_position_without_a_target():
     empty = collator([])
     assert {name: tensor.tolist() for name, tensor in empty.items()} == {
         "input_ids": [[collator.pad_id]],
-        "labels": [[IGNORED]],
+        "labels": [[IGNORE_INDEX]],
     }
     assert empty["input_ids"].dtype == empty["labels"].dtype == torch.int64
 
@@ -130,7 +135,7 @@ def test_a_row_knows_its_length_and_what_was_cut():
     (row,) = cutting(collator, len(whole.prompts[0]) - 5).encode(READINGS[:1])
     assert (len(whole), whole.cut) == (len(whole.prompts[0]) + len(whole.answer), 0)
     assert (len(row), row.cut) == (len(whole) - 5, 5)
-    assert Row([[1, 2]], [3]) == Row([[1, 2]], [3], cut=0)
+    assert EncodedExample([[1, 2]], [3]) == EncodedExample([[1, 2]], [3], cut=0)
 
 
 # What cannot be trained on
@@ -145,7 +150,7 @@ def problems(collator, examples):
 def test_answers_and_questions_that_do_not_fit_are_told_by_file_and_line():
     built = builder("chatml's template")
     examples = [replace(example(i % 4, "the " * i), where=f"train.jsonl:{i + 1}") for i in range(30)]
-    asked = [len(built.prompt(Reading.ranked(example, ())).ids) for example in examples]
+    asked = [len(built.prompt(GeneratorInput.from_ranked(example, ())).ids) for example in examples]
     answered = [len(built.answer(example.answers[0])) for example in examples]
     collator = ConcatenatedCollator(PromptBuilder(built.tokenizer, max_prompt_length=asked[2]), answered[15])
     expected = []
@@ -164,7 +169,7 @@ def test_answers_and_questions_that_do_not_fit_are_told_by_file_and_line():
 
 def test_what_fits_is_not_refused_whatever_its_passages_and_an_unanswerable_question_needs_no_answer():
     built = builder("chatml's template")
-    length = max(len(built.prompt(Reading.ranked(example(i), ())).ids) for i in range(4))
+    length = max(len(built.prompt(GeneratorInput.from_ranked(example(i), ())).ids) for i in range(4))
     collator = ConcatenatedCollator(PromptBuilder(built.tokenizer, max_prompt_length=length), 40)
     fits = [replace(example(i), gold_passages=PASSAGES) for i in range(4)]
     unanswerable = [replace(example(0), answers=answers, unanswerable=True) for answers in ((), ("the " * 50,))]
@@ -260,7 +265,7 @@ def test_the_least_recent_rows_make_room(monkeypatch, prompted):
     first, second, third, _ = READINGS
     collator = ConcatenatedCollator(builder("chatml's template"))
     sizes = [len(row) for row in ConcatenatedCollator(builder("chatml's template")).encode([first, second, third])]
-    monkeypatch.setattr("rqa.prompts.collators.KEPT", sum(sizes) - 1)
+    monkeypatch.setattr("rqa.prompts.collators.CACHE_TOKEN_BUDGET", sum(sizes) - 1)
     collator.encode([first, second])
     del prompted[:]
     collator.encode([first])
@@ -299,10 +304,10 @@ def test_each_passage_is_a_row_of_its_own_and_a_missing_one_is_masked(parallel):
 def test_the_targets_of_fusion_in_decoder_are_the_answer_and_one_eos(parallel):
     batch = parallel(READINGS)
     for labels, reading in zip(batch["labels"], READINGS, strict=True):
-        targets = labels[labels != IGNORED].tolist()
+        targets = labels[labels != IGNORE_INDEX].tolist()
         assert targets == parallel.builder.answer(reading.answer)
         assert targets.count(parallel.builder.eos_id) == 1
-        assert labels.tolist() == targets + [IGNORED] * (len(labels) - len(targets))
+        assert labels.tolist() == targets + [IGNORE_INDEX] * (len(labels) - len(targets))
     assert batch["labels"].shape[1] == max(len(parallel.builder.answer(reading.answer)) for reading in READINGS)
 
 
@@ -323,7 +328,7 @@ def test_no_rows_of_passages_are_one_position_without_a_target(parallel):
     batch = parallel.collate([])
     assert batch["input_ids"].tolist() == [[[parallel.pad_id]]]
     assert batch["attention_mask"].tolist() == [[[1]]]
-    assert batch["labels"].tolist() == [[IGNORED]]
+    assert batch["labels"].tolist() == [[IGNORE_INDEX]]
 
 
 def test_what_does_not_fit_fusion_in_decoder_is_told_by_line():

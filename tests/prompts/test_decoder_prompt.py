@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import CHATML, FORMATS, STARLING, TEMPLATES, builder, chatml, headers, mistral
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn
 from rqa.errors import InputError
 from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat, PromptBuilder, load_tokenizer
@@ -66,12 +66,12 @@ ANSWERS = {  # to "The cat.": " {answer}{sep_sys}" with the flags, and eos where
 CONTROL = sorted({token for make in TEMPLATES.values() for token in make().all_special_tokens})
 TEXTS = st.lists(st.sampled_from([*CONTROL, "the ", "Cats", "水é", ".", " ", "\n\n", "[2] "])).map("".join)
 BYTES = tiny_models.tokenizer()
-FEW = settings(max_examples=15, deadline=None)
+MAX_MARKED_POINTS = settings(max_examples=15, deadline=None)
 
 
 def reading(passages=PASSAGES, question="Who?", history=(), answer="The cat.", ranks=None):
     example = Example("1", question, (answer,), chat_history=tuple(history))
-    return Reading(example, tuple(passages), answer, tuple(range(len(passages)) if ranks is None else ranks))
+    return GeneratorInput(example, tuple(passages), answer, tuple(range(len(passages)) if ranks is None else ranks))
 
 
 def ids_of(name, tokens):
@@ -162,7 +162,7 @@ def test_a_separator_that_text_can_hold_ends_answers_but_stops_nothing(separator
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@FEW
+@MAX_MARKED_POINTS
 @given(text=TEXTS)
 def test_an_answer_is_read_back_as_it_was(name, text):
     built = builder(name)
@@ -174,7 +174,7 @@ def test_an_answer_is_read_back_as_it_was(name, text):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@FEW
+@MAX_MARKED_POINTS
 @given(texts=st.tuples(*[TEXTS] * 6))
 def test_control_tokens_in_data_are_text(name, texts):
     built, tokenizer = builder(name), builder(name).tokenizer
@@ -231,7 +231,7 @@ def test_passages_are_cut_the_last_ranked_first_from_their_ends(lengths, questio
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@FEW
+@MAX_MARKED_POINTS
 @given(share=st.floats(0, 1), text=TEXTS, first=st.booleans())
 def test_what_is_cut_is_one_stretch_of_one_passage_after_whole_ones(name, share, text, first):
     """Also where tokens lie over the edges of passages."""

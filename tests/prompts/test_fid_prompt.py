@@ -9,7 +9,7 @@ from tiny_seq2seq import closing_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import BartTokenizer, BertTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn
 from rqa.errors import InputError
 from rqa.prompts.fid_prompt import PassagePromptBuilder
@@ -51,7 +51,7 @@ def tokenizer(request):
 
 
 def reading(passages=PASSAGES, question="Who lit it?", history=(), answer="The cat."):
-    return Reading.ranked(Example("1", question, (answer,), chat_history=tuple(history)), passages)
+    return GeneratorInput.from_ranked(Example("1", question, (answer,), chat_history=tuple(history)), passages)
 
 
 def tokens(tokenizer, ids):

@@ -22,7 +22,7 @@ from rqa.errors import InputError
 from rqa.generation.chat import Asked
 from rqa.generation.generator import Answer
 from rqa.models.decoder import AnswerLM
-from rqa.retrieval.dense import Retrieved
+from rqa.retrieval.retrieve import Retrieved
 from rqa.terminal import printable
 
 QUESTIONS = ["When was the lamp of Rome lit?", "And that of Oslo\x9b1m\x7f?"]

@@ -27,7 +27,7 @@ from tiny_models import save_decoder
 from world import ROOT, World, hand_over, handed_over, launch, torchrun
 
 from rqa.distributed.accelerator import make_accelerator
-from rqa.training.loop import make_optimizer
+from rqa.training.optim import make_optimizer
 
 ON_CPU = str(ROOT / "tests/deepspeed_on_cpu.py")
 SLOW = pytest.mark.slow

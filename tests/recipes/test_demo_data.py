@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rqa.data.records import load_examples, open_passages
+from rqa.data.corpus import open_passages
+from rqa.data.records import load_examples
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo_data.py"
 SPLITS = ("train", "eval", "test")

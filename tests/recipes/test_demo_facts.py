@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from rqa.data.passage_selection import Reading
+from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import load_examples
 from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import ParallelCollator
@@ -152,7 +152,7 @@ def test_the_tokenizer_knows_every_word_and_writes_every_text_back(examples, tok
 def test_the_model_reads_them(folder, examples, tokenizer):
     collator = ParallelCollator(PassagePromptBuilder(tokenizer), max_answer_length=8)
     collator.check(examples["train"], answers=True)
-    batch = collator([Reading.ranked(example, example.contexts) for example in examples["eval"][:4]])
+    batch = collator([GeneratorInput.from_ranked(example, example.contexts) for example in examples["eval"][:4]])
     model = FusionInDecoder.from_pretrained(str(folder / "model"))
     nll = model(**batch) / (batch["labels"] != -100).sum(1)  # (4,)
     assert len(tokenizer) == model.config.vocab_size

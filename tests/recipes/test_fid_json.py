@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from rqa.data.records import DataError, Passage, load_examples
+from rqa.data.jsonl import DataError
+from rqa.data.records import Passage, load_examples
 
 DOC = {"page_content": "Water boils at 100 degrees.", "metadata": {"source": "a.html", "title": "Water"}}
 CTXS = [

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from world import ACCELERATE_LAUNCH, World, files, launch, torchrun, write_jsonl
 
-from rqa.data.records import load_splits, open_passages
+from rqa.data.corpus import open_passages
+from rqa.data.records import load_splits
 from rqa.retrieval.retrieve import retrieve_splits
 
 EXACT = {"--bf16": "false", "--max_new_tokens": "12"}

@@ -19,7 +19,7 @@ from world import launch
 
 from rqa.data.records import Example, Passage, Turn
 from rqa.errors import InputError
-from rqa.evaluation.context_report import context_report, contexts_of
+from rqa.evaluation.context_report import build_contexts, context_report
 from rqa.evaluation.evaluate import evaluate
 from rqa.evaluation.metrics import answer_scores
 from rqa.evaluation.results import Run, read_results
@@ -27,8 +27,7 @@ from rqa.evaluation.significance import compare, measures, score_intervals
 from rqa.generation.generator import Answer
 from rqa.report.html import render, write_report
 from rqa.report.plots import plot, training_plots
-from rqa.retrieval.dense import Retrieved
-from rqa.retrieval.retrieve import Retrieval
+from rqa.retrieval.retrieve import Retrieval, Retrieved
 
 HOSTILE = (
     "<script>hacked = 1</script></script><!-- <img src=//evil.example/x onerror='hacked = 1'> --> &amp; \" ' \\ "
@@ -265,7 +264,7 @@ def test_the_report_on_contexts_is_there(pair):
     def generate(readings):  # by heart, or the first passage
         return [Answer(read.passages[0].text if read.passages else "Text 0.", 1, 1, True) for read in readings]
 
-    report = context_report(contexts_of(examples, hits, k=3), generate)
+    report = context_report(build_contexts(examples, hits, k=3), generate)
     (pair[0] / "contexts.json").write_text(json.dumps(report))
     page = page_of(pair[0])
     rows = {row[0]: row[1:] for row in page.rows()}

@@ -20,10 +20,13 @@ from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enab
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from world import PLACES, passage, write_jsonl
 
-from rqa.data.records import Example, Passage, Turn, open_passages
+from rqa.data.corpus import open_passages
+from rqa.data.records import Example, Passage, Turn
 from rqa.errors import InputError
-from rqa.retrieval.dense import Encoder, open_retriever, query_of
+from rqa.retrieval.dense import open_retriever
+from rqa.retrieval.encoder import Encoder
 from rqa.retrieval.index import FaissIndex, StaleIndexError
+from rqa.retrieval.retrieve import build_query
 
 ROWS = [passage(place, number) for number, place in enumerate(PLACES * 2)]
 QUERIES = ["When was the lamp of Oslo lit?", "lima", "It shines over Paris. " * 3, "1907?", "Lamp 3"]
@@ -213,8 +216,8 @@ HISTORY = tuple(Turn(role, f"{role} {i}") for i in range(3) for role in ("user",
 def test_a_query_is_the_question_after_the_last_messages_of_the_user(users, turns):
     example = Example("1", "Who?", ("I.",), chat_history=HISTORY[: 2 * users])
     expected = [f"user {i}" for i in range(users) if i >= users - turns]
-    assert query_of(example, history_turns=turns) == "\n".join([*expected, "Who?"])
-    assert query_of(example) == query_of(example, history_turns=1)
+    assert build_query(example, history_turns=turns) == "\n".join([*expected, "Who?"])
+    assert build_query(example) == build_query(example, history_turns=1)
 
 
 # The index in its folder

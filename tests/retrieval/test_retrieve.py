@@ -10,10 +10,13 @@ import pytest
 from accelerate import Accelerator
 from world import World, files, hand_over, results_of
 
-from rqa.data.passage_selection import Reading
-from rqa.data.records import DataError, Example, Passage, load_examples, open_passages
-from rqa.retrieval.dense import Encoder, open_retriever
-from rqa.retrieval.retrieve import Retrieval, open_corpus, reads_gold, retrieve_all, retrieve_splits
+from rqa.data.corpus import open_passages
+from rqa.data.jsonl import DataError
+from rqa.data.passage_selection import GeneratorInput
+from rqa.data.records import Example, Passage, load_examples
+from rqa.retrieval.dense import open_retriever
+from rqa.retrieval.encoder import Encoder
+from rqa.retrieval.retrieve import Retrieval, open_corpus, retrieve_all, retrieve_splits, uses_only_gold
 
 K = 4
 PREFIX = {"query_prefix": "q: "}
@@ -145,7 +148,7 @@ def test_what_is_given_is_what_a_retriever_would_have_found_without_score_or_tim
     examples = bringing((3, 1, 2), (), (0,))
     found = Retrieval.given(examples)
     assert [found.passages(i) for i in range(3)] == [[P[3], P[1], P[2]], [], [P[0]]]
-    assert found.readings(examples, 2) == [Reading.ranked(e, e.contexts[:2]) for e in examples]
+    assert found.readings(examples, 2) == [GeneratorInput.from_ranked(e, e.contexts[:2]) for e in examples]
     assert all(math.isnan(hit.score) for hits in found.found for hit in hits)
     assert found.seconds is None
 
@@ -203,7 +206,7 @@ def test_the_corpus_is_opened_for_a_retriever_alone(world):
     ],
 )
 def test_gold_is_read_where_nothing_else_is_there(encoder, splits, expected):
-    assert reads_gold(encoder, splits) is expected
+    assert uses_only_gold(encoder, splits) is expected
 
 
 def test_a_retriever_retrieves_whatever_comes_with_the_questions_and_says_so(world, tmp_path, log):

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from rqa.training import batching
 from rqa.training.batching import (
-    Layout,
-    endless_updates,
+    BatchLayout,
     epoch_order,
     num_positions,
-    num_updates_per_epoch,
-    plan_updates,
+    plan_steps,
+    steps_per_epoch,
+    training_batches,
 )
 
 WHOLE_WINDOW, WINDOW = batching.WINDOW, 96  # rows; here few, so that an epoch has several windows
@@ -41,14 +41,14 @@ def collate(rows):
 def updates(n, layout, **options):
     """What one process collates: lists of positions, which each batch names as its examples."""
     encode = lambda epoch, rows: [Row(row) for row in rows]  # noqa: E731
-    for update in endless_updates(n, layout, encode, collate, **{"seed": 0} | options):
+    for update in training_batches(n, layout, encode, collate, **{"seed": 0} | options):
         assert all(batch["examples"] == batch["rows"] for batch in update)
         yield [batch["rows"] for batch in update]
 
 
 def global_updates(n, micro_batch, accumulation, processes, count, **options):
     """Of each of the first updates, every process's micro-batches."""
-    layouts = [Layout(micro_batch, accumulation, processes, rank) for rank in range(processes)]
+    layouts = [BatchLayout(micro_batch, accumulation, processes, rank) for rank in range(processes)]
     return list(islice(zip(*(updates(n, layout, **options) for layout in layouts), strict=True), count))
 
 
@@ -63,7 +63,7 @@ layouts = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
 @given(n=st.integers(1, 400), layout=layouts, grouped=st.booleans(), seed=st.integers(0, 9))
 @settings(deadline=None, max_examples=40)
 def test_every_epoch_runs_every_example_once_and_all_processes_as_many_micro_batches(n, layout, grouped, seed):
-    per_epoch = num_updates_per_epoch(n, Layout(*layout))
+    per_epoch = steps_per_epoch(n, BatchLayout(*layout))
     found = global_updates(n, *layout, 2 * per_epoch, group_by_length=grouped, seed=seed)
     for epoch in (found[:per_epoch], found[per_epoch:]):
         assert sorted(chain.from_iterable(map(examples, epoch))) == list(range(n))
@@ -76,7 +76,7 @@ def test_every_epoch_runs_every_example_once_and_all_processes_as_many_micro_bat
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("n", [8 * 7, 3 * WINDOW + 3])
 def test_a_global_batch_holds_the_same_examples_in_every_layout(n, grouped):
-    count = 2 * num_updates_per_epoch(n, Layout(8)) + 1
+    count = 2 * steps_per_epoch(n, BatchLayout(8)) + 1
     found = [
         list(map(examples, global_updates(n, *layout, count, group_by_length=grouped)))
         for layout in [(8, 1, 1), (4, 2, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 1, 8)]
@@ -88,11 +88,11 @@ def test_a_global_batch_holds_the_same_examples_in_every_layout(n, grouped):
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("n", [4, 30, 2 * WINDOW + 5])
 def test_a_later_start_goes_on_as_if_it_had_never_stopped(n, grouped):
-    layout, per_epoch, window = Layout(2, 1, 2, 1), num_updates_per_epoch(n, Layout(4)), WINDOW // 4
+    layout, per_epoch, window = BatchLayout(2, 1, 2, 1), steps_per_epoch(n, BatchLayout(4)), WINDOW // 4
     whole = list(islice(updates(n, layout, group_by_length=grouped), 2 * per_epoch + 3))
     for first in {0, 1, window - 1, window, window + 1, per_epoch - 1, per_epoch, per_epoch + 1, 2 * per_epoch}:
         rest = whole[first:]
-        assert list(islice(updates(n, layout, group_by_length=grouped, first_update=first), len(rest))) == rest
+        assert list(islice(updates(n, layout, group_by_length=grouped, first_step=first), len(rest))) == rest
 
 
 def test_the_order_is_a_pure_function_of_seed_and_epoch():
@@ -120,7 +120,7 @@ def test_encode_is_asked_for_each_epoch_and_window_in_turn():
         return [Row(row) for row in rows]
 
     n = 2 * WINDOW + 1
-    list(islice(endless_updates(n, Layout(1), encode, collate, seed=0, first_update=WINDOW), n))
+    list(islice(training_batches(n, BatchLayout(1), encode, collate, seed=0, first_step=WINDOW), n))
     assert asked == [(0, WINDOW), (0, 1), (1, WINDOW)]
 
 
@@ -141,7 +141,7 @@ def cost(update):
 def test_no_process_waits_and_little_is_padded(monkeypatch, n, layout):
     """In time: the mean over processes of what they compute in an update, by that of the one with most to do."""
     monkeypatch.setattr(batching, "WINDOW", WHOLE_WINDOW)
-    costs = [cost(update) for update in global_updates(n, *layout, num_updates_per_epoch(n, Layout(*layout)))]
+    costs = [cost(update) for update in global_updates(n, *layout, steps_per_epoch(n, BatchLayout(*layout)))]
     assert sum(map(sum, costs)) / layout[-1] >= 0.97 * sum(map(max, costs))
     assert sum(len(Row(row)) for row in range(n)) <= sum(map(sum, costs)) <= 1.03 * sum(len(Row(i)) for i in range(n))
 
@@ -180,7 +180,7 @@ def test_what_the_processes_run_at_the_same_time_is_alike(grouped):
 
 @pytest.mark.parametrize("rest", range(1, 8))
 def test_a_short_last_update_is_spread_evenly(rest):
-    (_, last) = plan_updates([len(Row(i)) for i in range(8 + rest)], Layout(2, 2, 2), group_by_length=False, seed="")
+    (_, last) = plan_steps([len(Row(i)) for i in range(8 + rest)], BatchLayout(2, 2, 2), group_by_length=False, seed="")
     sizes = Counter(len(rows) for of_rank in last for rows in of_rank)
     assert sizes == Counter(rest // 4 + (slot < rest % 4) for slot in range(4))
     assert examples(last) == list(range(8, 8 + rest))
@@ -188,5 +188,5 @@ def test_a_short_last_update_is_spread_evenly(rest):
 
 @given(n=st.integers(1, 1000), layout=layouts)
 def test_the_updates_of_an_epoch_are_as_many_as_are_planned(n, layout):
-    plan = plan_updates([1] * n, Layout(*layout), group_by_length=True, seed="")
-    assert len(plan) == num_updates_per_epoch(n, Layout(*layout))
+    plan = plan_steps([1] * n, BatchLayout(*layout), group_by_length=True, seed="")
+    assert len(plan) == steps_per_epoch(n, BatchLayout(*layout))

@@ -19,7 +19,7 @@ from world import files, hand_over, results_of
 from rqa.errors import InputError
 from rqa.models.decoder import AnswerLM
 from rqa.training.checkpoint import Checkpoints, DamagedCheckpointError, export
-from rqa.training.early_stopping import Selection
+from rqa.training.early_stopping import EarlyStopping
 
 MODELS = {family: lambda family=family: decoder(family) for family in DECODERS} | {"tied": lambda: llama(tied=True)}
 
@@ -47,7 +47,7 @@ def test_tied_weights_are_written_once_also_where_they_are_given_as_copies(make,
     """As DeepSpeed gives them."""
     model = make()
     model.save_pretrained(tmp_path / "plain")
-    copies = {f"plain.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    copies = {f"model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
     monkeypatch.setattr(Accelerator, "get_state_dict", lambda *args: copies)
     exported(model, tmp_path / "model")
     found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "plain"))
@@ -105,7 +105,7 @@ class Run:
     def __init__(self, folder, *, identity=None, keep=2, metric="", accelerator=None):
         self.accelerator = accelerator or Accelerator(cpu=True)
         self.model, self.optimizer = self.accelerator.prepare(net := Net(), torch.optim.AdamW(net.parameters()))
-        self.folder, self.selection = folder, Selection(metric)
+        self.folder, self.selection = folder, EarlyStopping(metric)
         identity = {"processes": 1, "--seed": 0} if identity is None else identity
         self.checkpoints = Checkpoints(self.accelerator, folder, identity, self.selection, keep=keep)
 

@@ -3,13 +3,13 @@
 import pytest
 
 from rqa.evaluation.metrics import answer_scores
-from rqa.training.early_stopping import HIGHER_IS_BETTER, Selection
+from rqa.training.early_stopping import HIGHER_IS_BETTER, EarlyStopping
 
 NAN = float("nan")
 
 
 def after(metric, values, patience=None):
-    selection = Selection(metric, patience)
+    selection = EarlyStopping(metric, patience)
     for step, value in enumerate(values, 1):
         selection.add(10 * step, {"other": 0.0, metric: value})
     return selection
@@ -36,7 +36,7 @@ def test_the_best_is_the_first_of_the_best(values, of_loss, of_f1):
 
 
 @pytest.mark.parametrize(
-    ("values", "patience", "is_over"),
+    ("values", "patience", "should_stop"),
     [
         ([], 1, False),
         ([3.0], 1, False),
@@ -48,11 +48,11 @@ def test_the_best_is_the_first_of_the_best(values, of_loss, of_f1):
         ([3.0, 4.0, 5.0], None, False),
     ],
 )
-def test_patience_ends_where_as_many_evaluations_are_no_better(values, patience, is_over):
-    assert after("loss", values, patience).is_over == is_over
+def test_patience_ends_where_as_many_evaluations_are_no_better(values, patience, should_stop):
+    assert after("loss", values, patience).should_stop == should_stop
 
 
 def test_without_a_metric_nothing_is_best():
-    selection = Selection()
+    selection = EarlyStopping()
     selection.add(10, {"loss": 1.0})
-    assert (selection.best, selection.is_over, selection.values) == (None, False, {})
+    assert (selection.best, selection.should_stop, selection.values) == (None, False, {})

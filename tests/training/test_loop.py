@@ -19,7 +19,8 @@ from torch.nn.utils import clip_grad_norm_
 from world import hand_over, results_of
 
 from rqa.models.decoder import AnswerLM
-from rqa.training.loop import make_optimizer, train_steps
+from rqa.training.loop import train_steps
+from rqa.training.optim import make_optimizer
 from rqa.training.schedule import learning_rate_at
 
 ROWS = [(3, 1), (9, 25), (4, 2), (12, 3), (5, 14), (2, 1), (8, 30), (6, 5)]  # tokens of prompt and answer
@@ -117,7 +118,7 @@ def plain_loop():
             }
         )
     assert min(step["gradient_norm"] for step in steps) > 2 * MAX_NORM  # every update is clipped
-    return steps, {f"plain.{name}": tensor for name, tensor in lm.state_dict().items()}
+    return steps, {f"model.{name}": tensor for name, tensor in lm.state_dict().items()}
 
 
 def assert_is_plain_loop(found, plain_loop, slots, loosely=1):

@@ -19,10 +19,10 @@ from rqa.cli.parser import parse_configs
 from rqa.data.records import load_examples
 from rqa.errors import InputError
 from rqa.evaluation.evaluate import Scores
-from rqa.prompts.collators import Row
+from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieval
 from rqa.training.loop import Step
-from rqa.training.run_log import RunLog, headline, identity_of, log_rows, new_folder
+from rqa.training.run_log import RunLog, format_scores, log_rows, new_folder, run_fingerprint
 
 MAIN, OTHER = (SimpleNamespace(is_main_process=main, device=torch.device("cpu")) for main in (True, False))
 STEPS = [
@@ -96,10 +96,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 def test_a_run_is_known_by_what_it_reads_not_by_its_names(world, tmp_path):
     accelerator, model = Accelerator(cpu=True), torch.nn.Linear(3, 2)
     splits = [load_examples(path) for path in (world.train, world.eval, world.test)]
-    rows = [Row([[1, 2]], [3]), Row([[4]], [5])]
+    rows = [EncodedExample([[1, 2]], [3]), EncodedExample([[4]], [5])]
     configs = (config.Optimization(seed=3), config.Run(output_dir="a", save_steps=7), inputs.Data(train_file="a"))
     base = (accelerator, model, configs, splits, rows, Retrieval([], 0.0, "R"))
-    identity = identity_of(*base)
+    identity = run_fingerprint(*base)
     assert identity == identity | {
         "processes": 1,
         "distribution": "NO",
@@ -111,7 +111,7 @@ def test_a_run_is_known_by_what_it_reads_not_by_its_names(world, tmp_path):
     moved = (config.Optimization(seed=3), config.Run(output_dir="b", save_steps=8), inputs.Data(train_file="b"))
     shutil.copy(world.train, tmp_path / "train.jsonl")
     same = [load_examples(str(tmp_path / "train.jsonl")), *splits[1:]]
-    assert identity_of(accelerator, model, moved, same, rows, base[-1]) == identity
+    assert run_fingerprint(accelerator, model, moved, same, rows, base[-1]) == identity
 
     changed = [replace(splits[0][0], question="Why?"), *splits[0][1:]]
     others = {
@@ -119,11 +119,11 @@ def test_a_run_is_known_by_what_it_reads_not_by_its_names(world, tmp_path):
         "parameters": (accelerator, torch.nn.Linear(3, 3), *base[2:]),
         "--train_file": (*base[:3], [changed, *splits[1:]], *base[4:]),
         "--test_file": (*base[:3], [*splits[:2], splits[2][1:]], *base[4:]),
-        "tokens of the first rows": (*base[:4], [rows[0], Row([[4]], [6])], base[5]),
+        "tokens of the first rows": (*base[:4], [rows[0], EncodedExample([[4]], [6])], base[5]),
         "retriever": (*base[:5], None),
     }
     for name, other in others.items():
-        found = identity_of(*other)
+        found = run_fingerprint(*other)
         assert {key for key in identity if found[key] != identity[key]} == {name}
 
 
@@ -141,9 +141,9 @@ def test_the_first_row_is_shown_with_its_targets_in_brackets(log):
     encode = tokenizer().encode
     log_rows(
         [
-            Row([[BOS, *encode("Who?")]], [*encode("I."), EOS], cut=2),
-            Row([[BOS] * 9], [EOS]),
-            Row([[5]], [6], 1),
+            EncodedExample([[BOS, *encode("Who?")]], [*encode("I."), EOS], cut=2),
+            EncodedExample([[BOS] * 9], [EOS]),
+            EncodedExample([[5]], [6], 1),
         ],
         tokenizer(),
     )
@@ -152,7 +152,7 @@ def test_the_first_row_is_shown_with_its_targets_in_brackets(log):
         "rows: 3, tokens in a row 7 (most 10), 25.0 % of them targets; passages cut in 2 rows, 13.04 % of tokens"
     )  # 5 of 20, and 3 of 23
     assert shown == "the first row, its target tokens in brackets:\n<s>Who?⟦I⟧⟦.⟧⟦</s>⟧\n"
-    log_rows([Row([encode("a" * 700 + "b" * 700)], [EOS])], tokenizer())
+    log_rows([EncodedExample([encode("a" * 700 + "b" * 700)], [EOS])], tokenizer())
     assert f"\n{'a' * 600} […] {'b' * 600}⟦</s>⟧\n" in log.messages[-1]
 
 
@@ -201,7 +201,7 @@ def test_an_evaluation_is_recorded_told_and_written(tmp_path, log):
         assert (tmp_path / "eval-000002" / name).read_text() == (tmp_path / "expected" / name).read_text()
     assert (
         log.messages
-        == [f"eval-000002: {headline(scores.metrics)}"]
+        == [f"eval-000002: {format_scores(scores.metrics)}"]
         == ["eval-000002: loss 1  recall@1 25  rougeL 12.3"]
     )
 

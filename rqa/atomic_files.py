@@ -1,0 +1,109 @@
+"""Atomic files: written beside the final path, flushed to the disk, then renamed.
+
+After a full disk, a kill or a power cut the path holds the old content or the new content, whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file that replaces `path` when the block ends, and is deleted if the block raises.
+
+    The folder of `path` is created if it is missing. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically. Raises OSError."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
+    """Write strict JSON atomically. Raises OSError, and ValueError if a number is not finite."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces `path` when the block ends, and is deleted if the block raises.
+
+    Between the removal of an old folder and the rename neither is there; a folder that must never be missing needs a
+    new name for each version. Raises OSError.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        publish_folder(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def publish_folder(partial: Path, path: Path) -> None:
+    """Flush every file and folder in `partial`, then rename it to `path`, replacing an older folder."""
+    for entry in (*partial.rglob("*"), partial):
+        flush(entry)
+    if path.exists():
+        shutil.rmtree(path)
+    partial.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with a checksum of its own content."""
+    write_json(path, dict(manifest) | {"checksum": _checksum(manifest)}, indent=1)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what `write_manifest` wrote, without the checksum.
+
+    Raises OSError if the file cannot be read, and ValueError if it is not a manifest or its content was changed.
+    """
+    manifest = json.loads(path.read_bytes())
+    if not isinstance(manifest, dict) or "checksum" not in manifest:
+        raise ValueError("expected a JSON object with a checksum")
+    if manifest.pop("checksum") != _checksum(manifest):
+        raise ValueError("the checksum does not match the content")
+    return manifest
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
