@@ -19,8 +19,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     The folder of `path` is created if it is missing. Raises OSError.
     """
+    if path.exists() and not path.is_file():  # a device or a pipe, such as /dev/stdout
+        with path.open("wb") as file:
+            yield file
+        return
+    path = path.resolve()  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")  # always the same: the next write replaces that of a killed one
     try:
         with partial.open("wb") as file:
             yield file
@@ -39,9 +44,9 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write strict JSON atomically. Raises OSError, and ValueError if a number is not finite."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
@@ -88,15 +93,12 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, with a checksum of its own content."""
-    write_json(path, dict(manifest) | {"checksum": _checksum(manifest)}, indent=1)
+    """Write a JSON object atomically, with a checksum of its own content. Numbers may be infinite or NaN."""
+    write_text(path, json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return what `write_manifest` wrote, without the checksum.
-
-    Raises OSError if the file cannot be read, and ValueError if it is not a manifest or its content was changed.
-    """
+    """Return a manifest without its checksum. Raises OSError, and ValueError if it is no manifest or was changed."""
     manifest = json.loads(path.read_bytes())
     if not isinstance(manifest, dict) or "checksum" not in manifest:
         raise ValueError("expected a JSON object with a checksum")

@@ -1,8 +1,8 @@
-"""The one exception for what a user can mend."""
+"""InputError: invalid user input."""
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used: a file, a flag, an index, a launch.
+    """A file, a flag, an index or a launch is invalid.
 
-    The message says what was found, what was expected and what to change. The recipes print it and exit with status 2.
+    Messages name the subject, the expected and the actual value, and the fix. Recipes print them and exit with 2.
     """

@@ -1,4 +1,4 @@
-"""Where the time of an answer goes: stages, each timed for the questions that wait for it together."""
+"""The time of each stage of an answer: spans of time, each for the questions that are processed together."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ Stage = Literal["retrieve", "embed", "search", "prompt", "prefill", "decode"]
 
 @dataclass(frozen=True)
 class Span:
-    """One stretch of a stage: its seconds, the questions in it, and their tokens without padding."""
+    """One span of a stage: its seconds, its questions, and their tokens without padding."""
 
     stage: Stage
     seconds: float
@@ -29,7 +29,7 @@ _recorded: ContextVar[list[Span] | None] = ContextVar("recorded", default=None)
 
 @contextmanager
 def record_spans() -> Iterator[list[Span]]:
-    """Collect the spans of what this process does inside."""
+    """Collect the spans of this process inside the block."""
     spans: list[Span] = []
     before = _recorded.set(spans)
     try:
@@ -40,19 +40,19 @@ def record_spans() -> Iterator[list[Span]]:
 
 @contextmanager
 def gather_spans(gather: Callable[[list[Span]], list[Span]]) -> Iterator[None]:
-    """Record the spans of all processes, which `gather` collects, for what each of them does inside."""
+    """If spans are recorded, replace those inside the block by the spans of all processes, which `gather` collects."""
     if (spans := _recorded.get()) is None:
         yield
         return
-    with record_spans() as mine:
+    with record_spans() as own_spans:
         yield
-    spans += gather(mine)
+    spans += gather(own_spans)
 
 
 class Stopwatch:
-    """Cuts the time since it was made into spans; where nobody records them it does nothing.
+    """Divides the time since its creation into spans; it has no effect if no spans are recorded.
 
-    At each cut the device ends what it was given, or its seconds would fall to whoever waits for it next.
+    The device is synchronized at each lap, so that time is attributed to the stage that used it.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Stopwatch:
         self._start = self._now()
 
     def lap(self, stage: Stage, questions: int, tokens: int = 0) -> None:
-        """End a span, of all the time since the one before."""
+        """End a span: the time since the last lap."""
         if self._spans is not None:
             now = self._now()
             self._spans.append(Span(stage, now - self._start, questions, tokens))
@@ -74,35 +74,35 @@ class Stopwatch:
 
 
 def summarize_spans(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
-    """Return what each stage took, in seconds, summed over processes.
+    """Return the times of each stage, in seconds, summed over processes.
 
-    `p50` and `p95` are over questions, each of which waits as long as the span that it is in: they depend on `batch`,
-    the most questions in a span. `tokens_per_second` counts real tokens: what is embedded or read in a prefill, and in
-    decoding the tokens of an answer after its first, which ends the prefill.
+    `p50` and `p95` are over questions. Latency is per span: they depend on `batch`, the most questions in a span.
+    `tokens_per_second` counts real tokens: those embedded or in a prompt; in decoding those after the first token of an
+    answer, which ends the prefill.
     """
-    found: dict[str, dict[str, float]] = {}
+    stages: dict[str, dict[str, float]] = {}
     for stage in dict.fromkeys(span.stage for span in spans):
-        mine = [span for span in spans if span.stage == stage]
-        seconds, questions = sum(span.seconds for span in mine), sum(span.questions for span in mine)
-        waited = np.repeat([span.seconds for span in mine], [span.questions for span in mine])
-        p50, p95 = np.quantile(waited, [0.5, 0.95]).tolist()
-        found[stage] = {
+        of_stage = [span for span in spans if span.stage == stage]
+        seconds, questions = sum(span.seconds for span in of_stage), sum(span.questions for span in of_stage)
+        latencies = np.repeat([span.seconds for span in of_stage], [span.questions for span in of_stage])
+        p50, p95 = np.quantile(latencies, [0.5, 0.95]).tolist()
+        stages[stage] = {
             "seconds": seconds,
             "questions": questions,
-            "batch": max(span.questions for span in mine),
+            "batch": max(span.questions for span in of_stage),
             "seconds_per_question": seconds / questions,
             "p50": p50,
             "p95": p95,
         }
-        if tokens := sum(span.tokens for span in mine):
-            found[stage]["tokens_per_second"] = tokens / seconds
-    return found
+        if tokens := sum(span.tokens for span in of_stage):
+            stages[stage]["tokens_per_second"] = tokens / seconds
+    return stages
 
 
 def environment(accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
-    """Return what the time of answers depends on beside model and data; `batch_size` is that of answers.
+    """Return the conditions of time measurements besides model and data; `batch_size` is that of answers.
 
-    What is retrieved is retrieved by one process, for queries in float32.
+    Retrieval runs on one process, in float32.
     """
     device = accelerator.device
     return {

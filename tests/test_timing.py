@@ -1,4 +1,4 @@
-"""timing: a clock that ticks with the work itself tells which stage each part of it falls to."""
+"""timing: with a clock that counts the work, each part of it is attributed to its stage."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from test_generate import READINGS, generator, language_model
+from retrieving import retrieve_with
+from tiny_generation import INPUTS, generator, language_model
 from tiny_models import save_encoder
 from tiny_seq2seq import closing_tokenizer, seq2seq
 from world import PLACES, hand_over, passage, results_of, write_jsonl
@@ -18,7 +19,6 @@ from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import ParallelCollator
 from rqa.prompts.fid_prompt import PassagePromptBuilder
 from rqa.retrieval.dense import open_retriever
-from rqa.retrieval.retrieve import retrieve_all
 from rqa.timing import Span, Stopwatch, environment, record_spans, summarize_spans
 
 SPANS = [Span("prefill", 0.4, 3, 60), Span("decode", 1.2, 3, 9), Span("prefill", 0.1, 1, 15), Span("decode", 0.3, 1, 3)]
@@ -26,7 +26,7 @@ SPANS = [Span("prefill", 0.4, 3, 60), Span("decode", 1.2, 3, 9), Span("prefill",
 
 @pytest.fixture
 def ticks(monkeypatch):
-    """A clock that stands still but for what ticks it."""
+    """A clock that counts the items of this list."""
     ticks = []
     monkeypatch.setattr("rqa.timing.time.perf_counter", lambda: float(len(ticks)))
     return ticks
@@ -37,17 +37,17 @@ def seconds(spans, stage):
 
 
 def totals(spans, stage):
-    mine = [span for span in spans if span.stage == stage]
-    return sum(span.questions for span in mine), sum(span.tokens for span in mine)
+    chosen = [span for span in spans if span.stage == stage]
+    return sum(span.questions for span in chosen), sum(span.tokens for span in chosen)
 
 
 # Numbers
 
 
-def test_percentiles_are_those_of_the_questions_that_waited():
-    found = summarize_spans(SPANS)
-    assert list(found) == ["prefill", "decode"]
-    assert found["prefill"] == {
+def test_percentiles_are_over_questions():
+    stages = summarize_spans(SPANS)
+    assert list(stages) == ["prefill", "decode"]
+    assert stages["prefill"] == {
         "seconds": pytest.approx(0.5),
         "questions": 4,
         "batch": 3,
@@ -60,7 +60,7 @@ def test_percentiles_are_those_of_the_questions_that_waited():
     assert summarize_spans([]) == {}
 
 
-def test_what_the_device_has_not_done_yet_falls_to_the_stage_that_asked_for_it(monkeypatch):
+def test_queued_work_of_the_device_is_attributed_to_its_stage(monkeypatch):
     clock, queued = [0.0], []
 
     def synchronize():
@@ -70,7 +70,7 @@ def test_what_the_device_has_not_done_yet_falls_to_the_stage_that_asked_for_it(m
     monkeypatch.setattr("rqa.timing.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
-    queued.append(100.0)  # asked for before
+    queued.append(100.0)  # before the watch
     with record_spans() as spans:
         watch = Stopwatch()
         queued.append(3.0)
@@ -80,12 +80,11 @@ def test_what_the_device_has_not_done_yet_falls_to_the_stage_that_asked_for_it(m
     assert spans == [Span("prefill", 3.0, 1), Span("decode", 5.0, 1)]
     queued.append(1.0)
     Stopwatch().lap("decode", 1)
-    assert (len(spans), queued) == (2, [1.0])  # nobody records: no device is waited for
+    assert (len(spans), queued) == (2, [1.0])  # without a recording the device is not synchronized
 
 
-def test_the_conditions_are_those_of_the_accelerator():
-    found = environment(Accelerator(cpu=True, mixed_precision="no"), 7)
-    assert found == {
+def test_environment_describes_the_accelerator():
+    assert environment(Accelerator(cpu=True, mixed_precision="no"), 7) == {
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "processes": 1,
@@ -100,10 +99,10 @@ def test_the_conditions_are_those_of_the_accelerator():
 
 def test_the_first_token_ends_the_prefill_of_a_decoder(ticks):
     lm = language_model()
-    expected = generator(lm, 4)(READINGS)
+    expected = generator(lm, 4)(INPUTS)
     lm.register_forward_hook(lambda *_: ticks.append("forward"))
     with record_spans() as spans:
-        answers = generator(lm, 4)(READINGS)
+        answers = generator(lm, 4)(INPUTS)
     assert answers == expected
     assert seconds(spans, "prefill") == [1, 1, 1]
     assert sum(seconds(spans, "decode")) == len(ticks) - 3
@@ -118,46 +117,46 @@ def test_the_encoder_belongs_to_the_prefill_of_fusion_in_decoder(ticks):
     plain.get_decoder().register_forward_hook(lambda *_: ticks.append("decoder"))
     model = accelerator.prepare(FusionInDecoder(plain))
     with record_spans() as spans:
-        answers = Generator(accelerator, model, ParallelCollator(builder), 5, 6)(READINGS)
+        answers = Generator(accelerator, model, ParallelCollator(builder), 5, 6)(INPUTS)
     assert sum(seconds(spans, "prefill")) == ticks.count("encoder") + 2
     assert sum(seconds(spans, "decode")) == ticks.count("decoder") - 2
     assert totals(spans, "prefill") == (9, sum(answer.num_prompt_tokens for answer in answers))
 
 
-def test_a_prompt_is_timed_for_each_question_and_made_again_where_it_was_kept(ticks, monkeypatch):
+def test_a_cached_prompt_is_built_again_when_it_is_timed(ticks, monkeypatch):
     generate = generator(language_model(), 4)
-    make = generate.collator._prompts
-    monkeypatch.setattr(generate.collator, "_prompts", lambda reading: (ticks.append("prompt"), make(reading))[1])
+    make = generate.collator._encode
+    monkeypatch.setattr(generate.collator, "_encode", lambda item: (ticks.append("prompt"), make(item))[1])
     with record_spans() as first:
-        generate(READINGS)
+        generate(INPUTS)
     with record_spans() as second:
-        generate(READINGS)
+        generate(INPUTS)
     assert seconds(first, "prompt") == seconds(second, "prompt") == [1] * 9
     assert len(ticks) == 18
-    assert generate(READINGS) == generate(READINGS)
-    assert len(ticks) == 18  # kept, and asked for where nobody records
+    assert generate(INPUTS) == generate(INPUTS)
+    assert len(ticks) == 18  # cached if no spans are recorded
 
 
 def spans_of_a_process():
-    """Of answers to all readings, and to one: on any number of processes."""
-    found = []
-    for readings in (READINGS, READINGS[:1]):
+    """Return the spans of answers to all inputs, and to one input."""
+    runs = []
+    for inputs in (INPUTS, INPUTS[:1]):
         with record_spans() as spans:
-            generator(language_model(), 2)(readings)
-        found.append([(span.stage, span.questions, span.tokens) for span in spans if span.stage != "prompt"])
-    return found
+            generator(language_model(), 2)(inputs)
+        runs.append([(span.stage, span.questions, span.tokens) for span in spans if span.stage != "prompt"])
+    return runs
 
 
-def test_every_process_has_the_spans_of_all_and_who_has_nothing_to_do_warms_up_unseen(tmp_path):
+def test_every_process_has_the_spans_of_all_and_repeated_batches_are_not_recorded(tmp_path):
     expected = [sorted(spans) for spans in spans_of_a_process()]
-    for found in results_of(__file__, tmp_path, processes=2):
-        assert [sorted(spans) for spans in found] == expected
+    for runs in results_of(__file__, tmp_path, processes=2):
+        assert [sorted(spans) for spans in runs] == expected
 
 
 # Retrieval
 
 
-def test_a_retriever_that_times_no_stage_is_timed_as_a_whole(monkeypatch):
+def test_a_retriever_without_spans_is_timed_as_a_whole(monkeypatch, tmp_path):
     class Slow:
         def retrieve(self, queries, k):
             return [[]] * len(queries) if k else []
@@ -167,11 +166,11 @@ def test_a_retriever_that_times_no_stage_is_timed_as_a_whole(monkeypatch):
 
     clock = iter([10.0, 12.5])
     monkeypatch.setattr("rqa.retrieval.retrieve.time.perf_counter", lambda: next(clock))
-    found = retrieve_all(Slow(), [reading.example for reading in READINGS[:5]], 3)
-    assert found.stages == summarize_spans([Span("retrieve", 2.5, 5)])
+    hits = retrieve_with(Slow(), [item.example for item in INPUTS[:5]], INPUTS[1].passages, 3, tmp_path)
+    assert hits.stages == summarize_spans([Span("retrieve", 2.5, 5)])
 
 
-def test_embedding_and_searching_are_timed_apart_batch_by_batch(ticks, tmp_path, monkeypatch):
+def test_embedding_and_search_are_timed_separately_by_batch(ticks, tmp_path, monkeypatch):
     passages = open_passages(write_jsonl(tmp_path / "corpus.jsonl", [passage(place, 1) for place in PLACES]))
     path, queries = save_encoder(tmp_path / "sentences"), [f"Where is {place}?" for place in PLACES[:7]]
     retriever = open_retriever(
