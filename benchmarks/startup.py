@@ -1,8 +1,8 @@
-"""How long a run waits before it trains: the first time, and with what the first time left beside the corpus.
+"""Measure the time from launch to the first step: without index and cache, and with those of the first run.
 
     python benchmarks/startup.py --config recipes/configs/quickstart.yaml
 
-Takes the flags of recipes/swr_starling.py; --output_dir and --full_dataset_index_path are not written.
+Takes the flags of recipes/swr_starling.py. --output_dir and --full_dataset_index_path are temporary folders.
 """
 
 import json
@@ -15,14 +15,14 @@ from tempfile import TemporaryDirectory
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "recipes/swr_starling.py"]
 
 
-def seconds_to_first_update(flags: list[str], out: Path) -> float:
-    """Return the seconds from the launch until the first update has its batch."""
+def seconds_to_first_step(flags: list[str], out: Path) -> float:
+    """Return the seconds from the launch until the first step has its batch."""
     one = ["--output_dir", str(out), "--max_steps", "1", "--logging_steps", "1", "--eval_file", "", "--test_file", ""]
     start = time.perf_counter()
     with subprocess.Popen([*LAUNCH, *flags, *one], stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr
         for line in run.stderr:
-            if line.startswith("update 1/1"):
+            if line.startswith("step 1/1"):
                 trained = time.perf_counter() - start
         run.stderr.close()
     if run.returncode:
@@ -38,9 +38,9 @@ def main() -> None:
     print(f"--help                        {time.perf_counter() - start:6.1f} s")
     with TemporaryDirectory() as folder:
         flags = [*sys.argv[1:], "--full_dataset_index_path", str(Path(folder, "index"))]
-        first, again = (seconds_to_first_update(flags, Path(folder, name)) for name in ("first", "again"))
-    print(f"first update, nothing cached  {first:6.1f} s")
-    print(f"first update, cached          {again:6.1f} s, {first / again:.1f} times as soon")
+        first, again = (seconds_to_first_step(flags, Path(folder, name)) for name in ("first", "again"))
+    print(f"first step, nothing cached    {first:6.1f} s")
+    print(f"first step, cached            {again:6.1f} s, {first / again:.1f} times as fast")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Strict JSON: UTF-8, an object a line or an array of objects; all problems of a file are found before any is told."""
+"""Strict JSON in UTF-8: an object a line, or an array of objects. All problems of a file are reported together."""
 
 import gzip
 import json
@@ -12,26 +12,19 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from rqa.errors import InputError
+from rqa.terminal import Progress, track
 
 T = TypeVar("T")
 Data = bytes | mmap.mmap
-
-_SHOWN = 20
+_MAX_PROBLEMS_SHOWN = 20
+_EMPTY = "{}: expected at least one row, got an empty file."
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\n\r]*")
-_TYPES = {
-    str: "text",
-    int: "number",
-    float: "number",
-    bool: "true/false",
-    list: "list",
-    dict: "object",
-    type(None): "null",
-}
+_TYPES = {str: "text", int: "number", float: "number", bool: "true/false", list: "list", dict: "object"}
 
 
 class DataError(InputError):
-    """The problems of some data: its message gives each of the first 20 a line, then says how many more there are."""
+    """The problems of a file: the message has a line for each of the first 20, then the number of the others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,9 +32,9 @@ class DataError(InputError):
         self.problems: list[str] = []
 
     def add(self, where: str, problem: str) -> None:
-        """Note a problem at `where`, a file:line or file[index]."""
+        """Add a problem at `where`, a file:line or file[index]."""
         self.count += 1
-        if self.count <= _SHOWN:
+        if self.count <= _MAX_PROBLEMS_SHOWN:
             self.problems.append(f"{where}: {problem}")
 
     def __str__(self) -> str:
@@ -52,8 +45,8 @@ class DataError(InputError):
 class Fields:
     """The fields of one JSON object, read by name and type.
 
-    What is not as expected is reported with its place and reads as empty, so that a reader goes on to the next field.
-    An optional field may be absent or null. A text that is not optional has a character that is not white space.
+    A field of the wrong type is reported with its place and returned as empty, so that reading continues. An optional
+    field may be absent or null.
     """
 
     def __init__(self, values: dict[str, Any], place: str, report: Callable[[str], None]) -> None:
@@ -64,13 +57,12 @@ class Fields:
         self._report(f'field "{self._place}{name}": {message}')
 
     def text(self, name: str, *, optional: bool = False) -> str:
-        """Return a text as it stands; one of white space only is a problem, or empty where it is optional."""
+        """Return a text unchanged; white space alone is a problem, or empty if the field is optional."""
         value = self._value(name, str, optional)
-        if value is None or value.strip():
-            return value or ""
-        if not optional:
-            self.problem(name, "expected text, found only white space" if value else "expected text, found empty text")
-        return ""
+        is_blank = value is not None and not value.strip()
+        if is_blank and not optional:
+            self.problem(name, "expected text, got only white space" if value else "expected text, got empty text")
+        return "" if value is None or is_blank else value
 
     def texts(self, name: str, *, optional: bool = False) -> tuple[str, ...]:
         """Return the texts of a text or of a list of at least one text."""
@@ -79,7 +71,7 @@ class Fields:
             return (text,) if text else ()
         items = self._items(name, optional)
         if not items._values:
-            self.problem(name, "expected text or list of texts, found empty list")
+            self.problem(name, "expected text or list of texts, got empty list")
         return tuple(items.text(item) for item in items._values)
 
     def identifier(self, name: str) -> str:
@@ -88,7 +80,7 @@ class Fields:
         return str(value) if type(value) is int else self.text(name, optional=True)
 
     def has(self, name: str) -> bool:
-        """Tell whether the field is there and not null."""
+        """Return True if the field is present and not null."""
         return self._values.get(name) is not None
 
     def flag(self, name: str) -> bool:
@@ -98,7 +90,7 @@ class Fields:
     def object(self, name: str, *, optional: bool = False) -> "Fields":
         """Return the fields of an object."""
         value = self._value(name, dict, optional)
-        report = self._report if value is not None else ignore  # one problem, not one for each field it lacks
+        report = self._report if value is not None else ignore  # one problem, not one for each missing field
         return Fields(value or {}, f"{self._place}{name}.", report)
 
     def objects(self, name: str, *, optional: bool = False) -> "list[Fields]":
@@ -107,7 +99,7 @@ class Fields:
         return [items.object(item) for item in items._values]
 
     def _items(self, name: str, optional: bool) -> "Fields":
-        """Return the items of a list as fields, by the names `name[0]`, `name[1]`, ..."""
+        """Return the items of a list as fields named `name[0]`, `name[1]`, ..."""
         items = self._value(name, list, optional) or []
         return Fields({f"{name}[{i}]": item for i, item in enumerate(items)}, self._place, self._report)
 
@@ -116,18 +108,18 @@ class Fields:
         if isinstance(value, kind):
             return value
         if value is not None or not optional:
-            found = type_name(value) if name in self._values else "nothing"
-            self.problem(name, f"expected {_TYPES[kind]}, found {found}")
+            actual = type_name(value) if name in self._values else "nothing"
+            self.problem(name, f"expected {_TYPES[kind]}, got {actual}")
         return None
 
 
 def ignore(problem: str) -> None:
-    """Report nothing: for what has been reported before."""
+    """Report nothing: for problems that were reported before."""
 
 
 def type_name(value: object) -> str:
-    """Return what JSON, and a message, calls the type of `value`."""
-    return _TYPES[type(value)]
+    """Return the name of the type of `value` in JSON, as messages use it."""
+    return "null" if value is None else _TYPES[type(value)]
 
 
 def check_file(path: str | Path, endings: tuple[str, ...]) -> None:
@@ -135,42 +127,38 @@ def check_file(path: str | Path, endings: tuple[str, ...]) -> None:
     try:
         Path(path).open("rb").close()
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; expected a file ({', '.join(endings)})") from error
+        raise InputError(f"{path}: expected a file ({', '.join(endings)}), got an error: {error.strerror}.") from error
     if not str(path).endswith(endings):
-        raise InputError(f"{path}: expected a file whose name ends in {' or '.join(endings)}")
+        raise InputError(f"{path}: expected a file name that ends in {' or '.join(endings)}.")
 
 
 def open_data(path: str | Path) -> Data:
-    """Return the bytes of a file: mapped, or decompressed into memory where the name ends in .gz.
+    """Return the bytes of a file: mapped, or decompressed into memory if the name ends in .gz.
 
-    Raises InputError where the compressed data is damaged.
+    Raises InputError if the compressed data is damaged.
     """
     with Path(path).open("rb") as file:
         if not str(path).endswith(".gz"):
-            empty = not file.read(1)  # which cannot be mapped
-            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.read(1) else b""  # mmap needs bytes
         try:
-            return gzip.decompress(file.read())
+            with Progress(f"decompressing {path}"):
+                return gzip.decompress(file.read())
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: not gzip data, or damaged ({error}); compress the file again") from error
+            raise InputError(f"{path}: expected gzip data, got damaged data ({error}). Compress it again.") from error
 
 
 def read_rows(path: str | Path, data: Data) -> Iterator[tuple[int, int, Fields]]:
     """Yield (line from 1, offset in bytes, fields) for each row of `data` that is a JSON object.
 
-    After the last raises DataError with all that was found or reported on the way, in the order of the file, or
-    InputError if there was no row at all. `path` is only for the messages.
+    After the last row raises DataError with all problems, in the order of the file, or InputError if there is no row.
     """
-    error = DataError()
-    empty, blanks = True, 0
-    for number, start in enumerate(_starts(data), 1):
-        line = line_at(data, start)
+    error, last_number = DataError(), 0
+    for number, start, line in _lines(path, data):
         if not line.strip():
-            blanks += 1
             continue
-        for blank in range(number - blanks, number):  # only now is it known that they do not end the file
+        for blank in range(last_number + 1, number):  # blank lines at the end of the file are allowed
             error.add(f"{path}:{blank}", "blank line")
-        empty, blanks = False, 0
+        last_number = number
         try:
             values = parse_object(line)
         except ValueError as problem:
@@ -179,15 +167,19 @@ def read_rows(path: str | Path, data: Data) -> Iterator[tuple[int, int, Fields]]
             yield number, start, Fields(values, "", partial(error.add, f"{path}:{number}"))
     if error.count:
         raise error
-    if empty:
-        raise InputError(f"{path}: the file is empty; expected at least one row")
+    if not last_number:
+        raise InputError(_EMPTY.format(path))
 
 
-def _starts(data: Data) -> Iterator[int]:
-    start = 0
-    while start < len(data):
-        yield start
-        start = data.find(b"\n", start) + 1 or len(data)
+def _lines(path: str | Path, data: Data) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (line from 1, offset in bytes, line), and show the progress."""
+    number = start = 0
+    with Progress(f"reading {path}", len(data), unit="bytes") as progress:
+        while start < len(data):
+            end = data.find(b"\n", start) + 1 or len(data)
+            yield (number := number + 1), start, line_at(data, start)
+            progress.advance(end - start)
+            start = end
 
 
 def line_at(data: Data, start: int) -> bytes:
@@ -198,7 +190,7 @@ def line_at(data: Data, start: int) -> bytes:
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
-    """Return the JSON object on one line. Raises ValueError with the reason where it is anything else."""
+    """Return the JSON object on one line. Raises ValueError with the reason for anything else."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -212,8 +204,8 @@ def parse_object(line: bytes) -> dict[str, Any]:
 def read_array(path: str | Path, data: Data) -> Iterator[tuple[int, Fields]]:
     """Yield (index from 0, fields) for each item of a JSON array that is an object.
 
-    Raises as `read_rows` does; a problem's place is path[index], which `jq '.[index]'` shows, and none is found after
-    broken syntax. In memory are the text of the file and one item.
+    Raises as `read_rows` does. The place of a problem is path[index], which `jq '.[index]'` shows. Broken syntax ends
+    the reading. In memory are the text of the file and one item.
     """
     try:
         text = str(data, "utf-8")
@@ -222,11 +214,11 @@ def read_array(path: str | Path, data: Data) -> Iterator[tuple[int, Fields]]:
     start = _after_space(text, text.startswith("\ufeff"))
     first = _after_space(text, start + 1)
     if text[start : start + 1] not in ("[", ""):
-        raise InputError(f'{path}: expected "[" and objects, found "{text[start]}"; one object a line is a .jsonl')
+        raise InputError(f'{path}: expected "[" and objects, got "{text[start]}". Name a file of lines .jsonl.')
     if start == len(text) or text.startswith("]", first):
-        raise InputError(f"{path}: the file is empty; expected at least one row")
+        raise InputError(_EMPTY.format(path))
     error = DataError()
-    for index, item in enumerate(_items(text, first)):
+    for index, item in enumerate(track(_items(text, first), f"reading {path}", unit="rows")):
         place = f"{path}[{index}]"
         if isinstance(item, ValueError):
             error.add(place, str(item))
@@ -237,7 +229,7 @@ def read_array(path: str | Path, data: Data) -> Iterator[tuple[int, Fields]]:
 
 
 def _items(text: str, start: int) -> Iterator[dict[str, Any] | ValueError]:
-    """Yield each item of an array, whose first is at `start`, or the reason why it is none; broken syntax ends them."""
+    """Yield each object of an array whose first item is at `start`, or its problem. Broken syntax is the end."""
     delimiter = ","
     while delimiter == ",":
         try:
@@ -259,11 +251,11 @@ def _items(text: str, start: int) -> Iterator[dict[str, Any] | ValueError]:
 
 
 def _parse(text: str, start: int) -> tuple[dict[str, Any], int]:
-    """Return the JSON object at `start` and where it ends. Raises ValueError with the reason where it is no object."""
+    """Return the JSON object at `start` and its end. Raises ValueError with the reason if it is not an object."""
     try:
         value, end = _DECODER.raw_decode(text, start)
-        if text.find("\\u", start, end) >= 0:  # only an escape can bring half of a surrogate pair
-            json.dumps(value, ensure_ascii=False).encode()  # which no encoder takes
+        if text.find("\\u", start, end) >= 0:  # only an escape can be half of a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode()  # raises UnicodeEncodeError for it
     except UnicodeEncodeError as error:
         raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) without the other") from error
     except json.JSONDecodeError as error:
@@ -271,7 +263,7 @@ def _parse(text: str, start: int) -> tuple[dict[str, Any], int]:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if type(value) is not dict:
-        raise ValueError(f"expected object, found {type_name(value)}")
+        raise ValueError(f"expected object, got {type_name(value)}")
     return value, end
 
 
@@ -292,9 +284,9 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"field {json.dumps(name)} stands twice in one object")
+        raise ValueError(f"field {json.dumps(name)} appears twice in one object")
     return values
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
-_LENIENT = json.JSONDecoder(parse_int=str)  # finds the end of what the other one refuses
+_LENIENT = json.JSONDecoder(parse_int=str)  # only for the end of an object that _DECODER refuses

@@ -1,5 +1,6 @@
-"""Which passages an example reads: gold and retrieved, mixed by a pure function of (seed, epoch, example id)."""
+"""The passages of a training example: gold and retrieved, a pure function of (seed, epoch, example id)."""
 
+import logging
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,17 +8,18 @@ from typing import Literal
 
 from rqa.data.records import Example, Passage, distinct
 
-Order = Literal["ranked", "random", "gold_first"]
+log = logging.getLogger(__name__)
 
+Order = Literal["ranked", "random", "gold_first"]
 REFUSAL_ANSWER = "The passages do not contain the answer to this question."
 
 
 @dataclass(frozen=True)
 class GeneratorInput:
-    """One example as a generator meets it.
+    """An example with the passages that the generator reads, in reading order, and the target answer.
 
-    `passages` stand in the order in which they are read. `ranks[i]` is the rank of `passages[i]`, from 0: where the
-    prompt is too long, the passage with the highest rank is cut first, wherever it stands.
+    `ranks[i]` is the rank of `passages[i]`, from 0. If the prompt is too long, the passage with the highest rank is
+    truncated first, at any position.
     """
 
     example: Example
@@ -27,7 +29,7 @@ class GeneratorInput:
 
     @classmethod
     def from_ranked(cls, example: Example, passages: Iterable[Passage], answer: str = "") -> "GeneratorInput":
-        """Return `example` with `passages` read in the order given, best first: what inference reads."""
+        """Return the input at inference: `passages` in their order, best first."""
         passages = tuple(passages)
         return cls(example, passages, answer or next(iter(example.answers), ""), tuple(range(len(passages))))
 
@@ -44,20 +46,20 @@ def select_passages(
     hard_negatives: int = 0,
     refusal_answer: str = REFUSAL_ANSWER,
 ) -> GeneratorInput:
-    """Return what `example` is trained on in `epoch`.
+    """Return the generator's input for `example` in training epoch `epoch`.
 
-    `candidates` are the retrieved passages, best first. The gold passages, then the first `hard_negatives` of the
-    example's own, then the first `k` candidates are taken without repetition until there are k + 1 (or all the gold,
-    where that is more). With no candidates and k = 0 this is the gold alone, in its own order: SFT.
+    `candidates` are the retrieved passages, best first. Passages are taken without repetition until there are k + 1,
+    or all gold passages if these are more: the gold passages, then the first `hard_negatives` of the example, then the
+    first `k` candidates. Without candidates and with k = 0 the gold passages remain, in their own order: SFT.
 
-    `passage_order` is how they are read: "ranked", the first `k` candidates as retrieval ranked them, each passage that
-    is not among them at a random place; "random"; or "gold_first", which teaches to trust whatever comes first.
+    `passage_order` is the reading order. "ranked": the first `k` candidates by rank, each other passage at a random
+    position. "random": all at random positions. "gold_first": gold first, which teaches trust in the first passage.
 
-    With probability `gold_dropout` the gold is left out, wherever it came from, the candidates after the first `k` take
-    its place (the number of passages must not tell), and the target is `refusal_answer`; so it is for an example marked
-    unanswerable.
+    With probability `gold_dropout` the gold passages are left out, from every source, and the target is
+    `refusal_answer`. Candidates after the first `k` replace them, so that the number of passages reveals nothing. An
+    example marked unanswerable has that target too.
     """
-    rng = random.Random(f"{seed}/{epoch}/{example.id}")  # a text seeds by its SHA-512: the same in every process
+    rng = random.Random(f"{seed}/{epoch}/{example.id}")  # seeded by the text's SHA-512: the same in every process
     gold = {passage.id for passage in example.gold_passages}
     dropped = bool(gold) and rng.random() < gold_dropout
     others = example.hard_negatives[:hard_negatives]
@@ -65,7 +67,6 @@ def select_passages(
     if dropped:
         without_gold = [passage for passage in distinct([*others, *candidates]) if passage.id not in gold]
         chosen = without_gold[: len(chosen)]
-
     rank = {passage.id: i for i, passage in enumerate(chosen)}
     if passage_order == "random":
         rng.shuffle(chosen)
@@ -76,13 +77,19 @@ def select_passages(
 
 
 def _as_ranked(chosen: list[Passage], candidates: Sequence[Passage], rng: random.Random) -> list[Passage]:
-    """Put `chosen` in the order of `candidates`, and each of those that are not among them at a random place.
+    """Return `chosen` in the order of `candidates`, with each passage that is not among these at a random position.
 
-    At a fixed place, first or last, the model would learn that what stands there is the gold.
+    At a fixed position, first or last, the model would learn that the passage there is gold.
     """
-    place = {passage.id: i for i, passage in enumerate(candidates)}
-    ranked = sorted((passage for passage in chosen if passage.id in place), key=lambda passage: place[passage.id])
+    position = {passage.id: i for i, passage in enumerate(candidates)}
+    ranked = sorted((passage for passage in chosen if passage.id in position), key=lambda passage: position[passage.id])
     for passage in chosen:
-        if passage.id not in place:
+        if passage.id not in position:
             ranked.insert(rng.randint(0, len(ranked)), passage)
     return ranked
+
+
+def warn_without_gold(examples: Sequence[Example]) -> None:
+    """Log a warning if examples have no gold passages: training on gold reads no passage for them."""
+    if bare := [example.where or example.id for example in examples if not example.gold_passages]:
+        log.warning("%d training examples have no gold passages and read none, first %s", len(bare), bare[0])

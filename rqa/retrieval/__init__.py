@@ -1,1 +1,5 @@
-"""Queries to passages: the vector index, the encoder, and retrieval for the examples of a run."""
+"""Retrieval: the vector index, the encoder, and the passages retrieved for the examples of a run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

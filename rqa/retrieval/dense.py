@@ -12,41 +12,35 @@ import torch
 from rqa.data.corpus import PassageStore
 from rqa.retrieval.encoder import Encoder
 from rqa.retrieval.index import FaissIndex
-from rqa.retrieval.retrieve import Retrieved
+from rqa.retrieval.retrieve import Retrieved, ranked
+from rqa.terminal import Progress
 from rqa.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
 
 class DenseRetriever:
-    """Retrieves by cosine between the embeddings of query and passage."""
+    """Retrieves by the cosine between the embeddings of query and passage."""
 
     def __init__(self, passages: PassageStore, encoder: Encoder, index: FaissIndex) -> None:
-        self.passages = passages
-        self.encoder = encoder
-        self.index = index
+        self.passages, self.encoder, self.index = passages, encoder, index
 
     def retrieve(self, queries: Sequence[str], k: int) -> list[list[Retrieved]]:
-        """Return for each query at most `k` distinct passages, best first, equal scores in the corpus' order."""
+        """Return at most `k` distinct passages for each query, best first; ties are in the order of the corpus."""
         if not queries:
             return []
-        vectors, found = self.encoder.encode_queries(queries), []
+        vectors, retrieved, size = self.encoder.encode_queries(queries), [], self.encoder.batch_size
         watch = Stopwatch()
-        for start in range(0, len(vectors), self.encoder.batch_size):
-            scores, rows = self.index.search(vectors[start : start + self.encoder.batch_size], k)
-            found += [
-                [
-                    Retrieved(self.passages[row], score)
-                    for row, score in zip(row_list, score_list, strict=True)
-                    if row >= 0  # FAISS fills up with -1 where it finds fewer than k
-                ]
-                for row_list, score_list in zip(rows.tolist(), scores.tolist(), strict=True)
-            ]
-            watch.lap("search", len(rows))
-        return found
+        with Progress("searching the index", len(queries), unit="queries") as progress:
+            for start in range(0, len(vectors), size):
+                scores, rows = self.index.search(vectors[start : start + size], k)
+                retrieved += ranked(self.passages, rows, scores)
+                watch.lap("search", len(rows))
+                progress.advance(len(rows))
+        return retrieved
 
     def fingerprint(self) -> str:
-        """Return the corpus', the index's, which holds the vectors that the encoder made, and the prefix of queries."""
+        """Return the fingerprints of corpus and index, and the query prefix. The index depends on the encoder."""
         corpus, index = self.passages.fingerprint[:16], self.index.fingerprint[:16]
         return f"corpus {corpus} index {index} query_prefix {self.encoder.query_prefix!r}"
 
@@ -54,7 +48,7 @@ class DenseRetriever:
 def open_retriever(
     passages: PassageStore,
     embedding_model: str,
-    index_path: Path,
+    index_path: str | Path,
     *,
     device: torch.device,
     query_prefix: str | None = None,
@@ -62,37 +56,35 @@ def open_retriever(
     index_factory: str = "Flat",
     embedding_batch_size: int = 64,
 ) -> DenseRetriever:
-    """Return a retriever over `passages`: the index at `index_path`, which is built there where there is none, by one
-    process at a time.
+    """Return a retriever over `passages` with the index in `index_path`.
 
-    Raises StaleIndexError where the index there was built from other passages or with another encoder.
+    If there is no index, one process builds it and others wait. Raises StaleIndexError if the index was built from
+    other passages or with another encoder.
     """
-    encoder = Encoder(
-        embedding_model,
-        device=device,
-        batch_size=embedding_batch_size,
-        query_prefix=query_prefix,
-        passage_prefix=passage_prefix,
-    )
+    prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
+    encoder = Encoder(embedding_model, device=device, batch_size=embedding_batch_size, **prefixes)
     provenance = {
         "corpus": passages.fingerprint,
         "encoder": encoder.fingerprint(),
         "passage_prefix": encoder.passage_prefix,
         "factory": index_factory,
     }
+    index_path = Path(index_path)
     with _folder_lock(index_path):
         try:
             index = FaissIndex.load(index_path, provenance=provenance)
         except FileNotFoundError:
-            log.info("building the index of %d passages in %s", len(passages), index_path)
-            index = FaissIndex.build(encoder.encode_passages(passages), index_factory)
-            index.save(index_path, provenance=provenance)
+            log.info("%s: building the index of %d passages", index_path, len(passages))
+            vectors = encoder.encode_passages(passages)
+            with Progress("building the index"):
+                index = FaissIndex.build(vectors, index_factory)
+                index.save(index_path, provenance=provenance)
     return DenseRetriever(passages, encoder, index)
 
 
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which ends with the process: of two runs that need an index one builds it."""
+    """Hold the lock of a folder, which ends with the process: two runs never build the same index."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -102,7 +94,7 @@ def _folder_lock(folder: Path) -> Iterator[None]:
             log.info("%s: waiting for another process that builds the index", folder)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:  # some network file systems have no locks
-            log.warning("%s cannot be locked (%s): let no two runs build it at the same time", folder, error)
+            log.warning("%s: no lock (%s). Build the index with one process at a time.", folder, error)
         yield
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""A document.pkl is data: whatever stands in it, nothing of it runs."""
+"""document.pkl: documents are read, and no code in the file runs."""
 
 import os
 import pickle
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from rqa.data import localrqa
 from rqa.data.localrqa import UnsafePickleError, read_documents
-from rqa.data.records import localrqa as legacy
 
 MODULE = "local_rqa.schema.document"
 
@@ -49,13 +49,13 @@ def read(tmp_path):
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch) -> Path:
-    """A folder that the attacks make; they name it relative to the working directory."""
+    """A folder that the attacks create, relative to the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path / "marker"
 
 
 class Call:
-    """Pickles as a call of `function`, which makes the folder `marker`."""
+    """Pickles as a call of `function`, which creates the folder `marker`."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -83,7 +83,7 @@ PLAIN = [
     {"page_content": "b", "fmt_content": "", "metadata": {}},
 ]
 
-LIVE = {  # each of these makes the marker when it is unpickled in good faith
+LIVE = {  # each of these creates the marker when pickle.loads reads it
     **{f"call, protocol {protocol}": pickle.dumps(MAKE, protocol) for protocol in range(6)},
     **{f"eval, protocol {protocol}": pickle.dumps(EVAL, protocol) for protocol in range(6)},
     "after a document": pickle.dumps([{"page_content": "x"}, EVAL], 2),
@@ -124,7 +124,7 @@ NESTED = {
     "documents": b"\x80\x04" + ALLOWED + b"\x94" + b"h\x00)\x81}K\x01" * 100_000 + b"N" + b"sb" * 100_000 + b".",
     "tuple as a key": b"\x80\x04})" + b"\x85" * 1_000_000 + b"Ns.",
 }
-BOMBS = {  # 2**24 would take 256 MB: enough to be seen, little enough to survive where the check is missing
+BOMBS = {  # 2**24 would take 256 MB: enough to be measured, and survived without the check
     "LONG_BINPUT": b"\x80\x02]r" + struct.pack("<I", 2**24) + b".",
     "BINUNICODE": b"\x80\x04]X" + struct.pack("<I", 2**32 - 1) + b"a.",
     "BINUNICODE8": b"\x80\x04]\x8d" + struct.pack("<Q", 2**60) + b"a.",
@@ -133,7 +133,7 @@ BOMBS = {  # 2**24 would take 256 MB: enough to be seen, little enough to surviv
     "FRAME": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"].",
     "LONG4": b"\x80\x02]\x8b" + struct.pack("<i", 2**30) + b"a.",
 }
-NO_PICKLE = {
+NOT_A_PICKLE = {
     "empty": b"",
     "web page": b"<!DOCTYPE html><html>",
     "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
@@ -161,7 +161,7 @@ def test_reads_many_documents_that_share_texts(read):
     assert [document["page_content"] for document in read(pickle.dumps(documents, 4))][-1] == "text 2999"
 
 
-def test_absent_fields_have_the_defaults_of_the_class(read):
+def test_missing_fields_have_the_defaults_of_the_class(read):
     document = Document("a")
     del document.fmt_content, document.metadata
     assert read(pickle.dumps([document], 4)) == [{"page_content": "a", "fmt_content": "", "metadata": {}}]
@@ -182,7 +182,7 @@ def test_runs_nothing(read, marker, attack):
 
 @pytest.mark.parametrize("attack", LIVE)
 def test_the_scan_alone_is_enough(read, marker, monkeypatch, attack):
-    monkeypatch.delattr(legacy._Unpickler, "find_class")
+    monkeypatch.delattr(localrqa._Unpickler, "find_class")
     with pytest.raises(UnsafePickleError):
         read(LIVE[attack])
     assert not marker.exists()
@@ -190,15 +190,15 @@ def test_the_scan_alone_is_enough(read, marker, monkeypatch, attack):
 
 @pytest.mark.parametrize("attack", LIVE)
 def test_the_unpickler_alone_is_enough(read, marker, monkeypatch, attack):
-    monkeypatch.setattr(legacy, "_scan", len)
+    monkeypatch.setattr(localrqa, "_scan", len)
     with pytest.raises(UnsafePickleError):
         read(LIVE[attack])
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("data", [*FOREIGN.values(), *MISUSED.values(), *NO_PICKLE.values()])
-def test_refuses_what_is_no_list_of_documents(read, data):
-    with pytest.raises(UnsafePickleError, match=r"document\.pkl: not read: "):
+@pytest.mark.parametrize("data", [*FOREIGN.values(), *MISUSED.values(), *NOT_A_PICKLE.values()])
+def test_refuses_anything_but_a_list_of_documents(read, data):
+    with pytest.raises(UnsafePickleError, match=r"document\.pkl: expected the list of documents"):
         read(data)
 
 
@@ -209,7 +209,7 @@ def test_survives_deep_nesting(read, data):
 
 
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
-def test_allocates_by_the_size_of_the_file_only(read, data):
+def test_memory_is_bounded_by_the_size_of_the_file(read, data):
     tracemalloc.start()
     try:
         with pytest.raises(UnsafePickleError):
@@ -220,13 +220,13 @@ def test_allocates_by_the_size_of_the_file_only(read, data):
 
 
 def test_no_load_changes_the_next(read, monkeypatch):
-    monkeypatch.setattr(legacy, "_scan", len)  # which would refuse this already
+    monkeypatch.setattr(localrqa, "_scan", len)  # which would refuse this already
     with pytest.raises(UnsafePickleError):
         read(MISUSED["attributes of the class"])
     assert read(pickle.dumps(SOUND, 4)) == PLAIN
 
 
-def test_refuses_a_cut_at_any_byte_and_anything_after_the_end(read):
+def test_refuses_a_file_truncated_at_any_byte_and_data_after_the_end(read):
     data = pickle.dumps(SOUND, 4)
     for end in range(len(data)):
         with pytest.raises(UnsafePickleError):
@@ -239,18 +239,18 @@ def test_refuses_a_cut_at_any_byte_and_anything_after_the_end(read):
 @pytest.mark.parametrize(
     ("documents", "message"),
     [
-        ({"a": 1}, "it holds dict, not a list"),
-        ("a", "it holds str, not a list"),
-        ([Document("a"), {"page_content": "a"}], "document 2: expected Document, found dict"),
-        ([Document(3)], "document 1: page_content: expected str, found int"),
-        ([Document("a", None)], "document 1: fmt_content: expected str, found NoneType"),
-        ([Document("a", "", [])], "document 1: metadata: expected dict, found list"),
+        ({"a": 1}, "expected a list, got dict"),
+        ("a", "expected a list, got str"),
+        ([Document("a"), {"page_content": "a"}], "document 2: expected Document, got dict"),
+        ([Document(3)], "document 1: page_content: expected str, got int"),
+        ([Document("a", None)], "document 1: fmt_content: expected str, got NoneType"),
+        ([Document("a", "", [])], "document 1: metadata: expected dict, got list"),
         ([Document("a", "", {"k": [1]})], "document 1: metadata: expected text, number"),
         ([Document("a", "", {3: "v"})], "document 1: metadata: expected text, number"),
         ([Document(b"x")], "operation REDUCE|operation SHORT_BINBYTES"),
     ],
 )
-def test_says_what_is_wrong_with_a_document(read, documents, message):
+def test_a_problem_has_the_document_and_the_field(read, documents, message):
     with pytest.raises(UnsafePickleError, match=message):
         read(pickle.dumps(documents, 4))
 
@@ -260,26 +260,26 @@ def test_refuses_missing_and_unknown_fields(read):
     del less.page_content
     more.score = 1
     for document in (less, more):
-        with pytest.raises(UnsafePickleError, match="document 1: expected the fields page_content, fmt_content"):
+        with pytest.raises(UnsafePickleError, match="document 1: expected fields page_content, fmt_content"):
             read(pickle.dumps([document], 4))
 
 
-def test_a_mutated_file_gives_documents_or_a_refusal(read, marker):
+def test_a_mutated_file_is_read_or_refused(read, marker):
     rng = random.Random(0)
     live = [MAKE, *SOUND]
     sources = [pickle.dumps(value, protocol) for protocol in (2, 4, 5) for value in (SOUND, live)]
-    read_well = 0
+    num_read = 0
     for _ in range(4_000):
         try:
             documents = read(mutate(rng, rng.choice(sources)))
         except UnsafePickleError:
             continue
-        read_well += 1
+        num_read += 1
         for document in documents:
             assert [type(document[key]) for key in ("page_content", "fmt_content", "metadata")] == [str, str, dict]
             assert len(document) == 3
     assert not marker.exists()
-    assert 100 < read_well < 3_000  # the mutations are neither all harmless nor all fatal
+    assert 100 < num_read < 3_000  # the mutations are neither all harmless nor all fatal
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
