@@ -1,12 +1,12 @@
-"""Fusion-in-decoder three ways: passages padded to a fixed length, to the longest of the batch, and as rqa.models.fid.
+"""Time and memory of three implementations of fusion-in-decoder.
 
     python benchmarks/fid.py [--rounds 2]
 
-The first is the published code's way, the second that of most others: all passages in one call of the encoder, whose
-padding the decoder's cross-attention then reads as well. Each measurement is a process of its own, for its memory; the
-ways take turns, and of each the quickest step counts. The model is a T5 with random weights, in bfloat16 where this
-device is fast in it. Lengths: passages of 100 words (164 tokens with the question, padded to 250), and web documents
-(median 300, cut at 512).
+fixed: passages padded to a fixed length, as in the published code. longest: passages padded to the longest of the
+batch. In both, one encoder call reads all passages, and the cross-attention of the decoder reads padding too. rqa:
+rqa.models.fid. Each measurement has its own process, for its memory. The implementations take turns, and the fastest
+step of each counts. The model is a T5 with random weights, in bfloat16 if the device is fast in it. Lengths: passages
+of 100 words (164 tokens with the question, padded to 250), and web documents (median 300, truncated at 512).
 """
 
 import argparse
@@ -30,33 +30,33 @@ from transformers.modeling_outputs import BaseModelOutput
 from rqa.distributed.device import bf16_is_fast, default_device, peak_memory_gib
 from rqa.models.fid import FusionInDecoder
 
-FIXED = {"words": 250, "web": 512}
+FIXED = {"words": 250, "web": 512}  # tokens of a padded passage
 WAYS = ("fixed", "longest", "rqa")
-EXAMPLES, ANSWER, NEW_TOKENS = 2, 16, 32
-STEPS = 3  # of each measurement, after one to warm up; the quickest counts
-PASSAGES = (1, 5, 10, 20, 50, 100)
+NUM_EXAMPLES, ANSWER_LENGTH, MAX_NEW_TOKENS = 2, 16, 32
+STEPS = 3  # steps of each measurement after a warm-up; the fastest counts
+NUM_PASSAGES = (1, 5, 10, 20, 50, 100)
 
 
 def passages(kind: str, number: int) -> dict[str, Tensor]:
     """Return a batch (B, N, L), padded to its longest passage, and the labels (B, T)."""
     draw = torch.Generator().manual_seed(number)
-    normal = torch.randn(EXAMPLES, number, generator=draw)
+    normal = torch.randn(NUM_EXAMPLES, number, generator=draw)
     drawn = 164 + 16 * normal if kind == "words" else 300 * torch.exp(0.55 * normal)
     lengths = drawn.long().clamp(20, FIXED[kind])
     mask = torch.arange(int(lengths.max())) < lengths[..., None]
     ids = torch.randint(3, 32000, mask.shape, generator=draw) * mask
-    labels = torch.randint(3, 32000, (EXAMPLES, ANSWER), generator=draw)
+    labels = torch.randint(3, 32000, (NUM_EXAMPLES, ANSWER_LENGTH), generator=draw)
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
 
 
 class Published:
-    """All passages in one call, their padding kept in what the decoder reads."""
+    """Encodes all passages in one call; the decoder reads padding too."""
 
-    def __init__(self, plain: Any) -> None:
-        self.model = plain
+    def __init__(self, model: Any) -> None:
+        self.model = model
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
-        """Return what the decoder reads, (B, N·L, D), and its mask."""
+        """Return the encoder states, (B, N·L, D), and their mask."""
         hidden = self.model.encoder(input_ids.flatten(0, 1), attention_mask.flatten(0, 1)).last_hidden_state
         memory = hidden.view(len(input_ids), -1, hidden.shape[-1])
         return {
@@ -66,9 +66,9 @@ class Published:
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example."""
-        before = torch.nn.functional.pad(labels[:, :-1], (1, 0))  # an answer starts after token 0
-        read = self.encode(input_ids, attention_mask)
-        logits = self.model(**read, decoder_input_ids=before, use_cache=False).logits
+        before = torch.nn.functional.pad(labels[:, :-1], (1, 0))  # answers begin with token 0
+        encoded = self.encode(input_ids, attention_mask)
+        logits = self.model(**encoded, decoder_input_ids=before, use_cache=False).logits
         return cross_entropy(logits.float().mT, labels, reduction="none").sum(-1)
 
     @torch.no_grad()
@@ -78,8 +78,8 @@ class Published:
         return ids
 
 
-def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
-    """ResampledScore one way, in this process."""
+def measure_here(way: str, kind: str, number: int, task: str) -> dict[str, float]:
+    """Measure one implementation in this process."""
     torch.manual_seed(0)
     device = default_device()
     config = T5Config.from_dict(
@@ -88,9 +88,9 @@ def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
     )  # fmt: skip
     is_bf16 = bf16_is_fast(device)
     if is_bf16 and device.type == "cpu":
-        config._attn_implementation = "eager"  # as rqa.models.fid.attention_of chooses; for all ways alike
-    plain: Any = T5ForConditionalGeneration(config).to(device)  # type: ignore[arg-type]
-    model: Any = FusionInDecoder(plain) if way == "rqa" else Published(plain)
+        config._attn_implementation = "eager"  # the choice of rqa.models.fid.fid_attention, for all implementations
+    seq2seq: Any = T5ForConditionalGeneration(config).to(device)  # type: ignore[arg-type]
+    model: Any = FusionInDecoder(seq2seq) if way == "rqa" else Published(seq2seq)
     batch = {name: tensor.to(device) for name, tensor in passages(kind, number).items()}
     real = int(batch["attention_mask"].sum())
     if way == "fixed":
@@ -102,21 +102,22 @@ def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
     def count(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         computed.append((args[0] if args else kwargs["input_ids"]).numel())
 
-    plain.encoder.register_forward_pre_hook(count, with_kwargs=True)
+    seq2seq.encoder.register_forward_pre_hook(count, with_kwargs=True)
 
     def train() -> None:
         model(**batch).sum().backward()
-        plain.zero_grad()
+        seq2seq.zero_grad()
 
     def generate() -> None:
-        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        model.generate(**given, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, eos_token_id=1, pad_token_id=0)
+        prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        length = {"max_new_tokens": MAX_NEW_TOKENS, "min_new_tokens": MAX_NEW_TOKENS}
+        model.generate(**prompts, **length, eos_token_id=1, pad_token_id=0)
 
     step: Callable[[], None] = {"train": train, "generate": generate}[task]
-    plain.train(task == "train")
+    seq2seq.train(task == "train")
     before = torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
     with torch.autocast(device.type, torch.bfloat16) if is_bf16 else nullcontext():
-        step()  # a warm-up, whose memory counts
+        step()  # warm-up; its memory counts
         memory, positions = peak_memory_gib(device) - before / 2**30, sum(computed)
         seconds = []
         for _ in range(STEPS):
@@ -128,40 +129,40 @@ def one(way: str, kind: str, number: int, task: str) -> dict[str, float]:
 
 
 def measure(rounds: int, kind: str, number: int, task: str) -> dict[str, dict[str, float]]:
-    """ResampledScore all ways, in turns; of each return the least seconds."""
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    """Measure all implementations in turns; return the smallest values of each."""
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in WAYS:
             command = [sys.executable, __file__, "--one", way, kind, str(number), task]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    return {way: {name: min(run[name] for run in runs) for name in runs[0]} for way, runs in found.items()}
+            runs[way].append(json.loads(done.stdout.splitlines()[-1]))
+    return {way: {name: min(run[name] for run in each) for name in each[0]} for way, each in runs.items()}
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=1, help="measurements of each way")
-    parser.add_argument("--passages", type=int, nargs="+", default=PASSAGES, help="their numbers")
-    parser.add_argument("--tasks", nargs="+", default=("train", "generate"), help="of train and generate")
+    parser.add_argument("--rounds", type=int, default=1, help="measurements of each implementation")
+    parser.add_argument("--passages", type=int, nargs="+", default=NUM_PASSAGES, help="numbers of passages")
+    parser.add_argument("--tasks", nargs="+", default=("train", "generate"), help="train, generate or both")
     parser.add_argument("--one", nargs=4, metavar=("WAY", "KIND", "PASSAGES", "TASK"), help="measure once, print JSON")
     args = parser.parse_args()
     if args.one:
         way, kind, number, task = args.one
-        print(json.dumps(one(way, kind, int(number), task)))
+        print(json.dumps(measure_here(way, kind, int(number), task)))
         return
     for task in args.tasks:
         for kind in FIXED:
-            print(f"{task}, {kind}: {EXAMPLES} examples; seconds, GiB, positions computed for each real one")
+            print(f"{task}, {kind}: {NUM_EXAMPLES} examples; seconds, GiB, positions computed per token")
             print(
                 "passages " + "".join(f"{way:>24}" for way in WAYS) + "   time ×  memory ×  (fixed / rqa, rqa / fixed)"
             )
             for number in args.passages:
-                found = measure(args.rounds, kind, number, task)
-                cells = "".join("{seconds:10.2f}{memory:8.2f}{positions:6.2f}".format(**found[way]) for way in WAYS)
-                gain = found["fixed"]["seconds"] / found["rqa"]["seconds"]
-                less = found["rqa"]["memory"] / found["fixed"]["memory"]
-                print(f"{number:8} {cells}   {gain:6.2f}  {less:8.2f}", flush=True)
+                results = measure(args.rounds, kind, number, task)
+                cells = "".join("{seconds:10.2f}{memory:8.2f}{positions:6.2f}".format(**results[way]) for way in WAYS)
+                speed_up = results["fixed"]["seconds"] / results["rqa"]["seconds"]
+                memory_share = results["rqa"]["memory"] / results["fixed"]["memory"]
+                print(f"{number:8} {cells}   {speed_up:6.2f}  {memory_share:8.2f}", flush=True)
 
 
 if __name__ == "__main__":

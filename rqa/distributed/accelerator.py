@@ -1,8 +1,7 @@
-"""From a launch to an Accelerator: processes, precision and DeepSpeed, as the flags and the launcher agree upon."""
+"""The Accelerator: processes, precision and DeepSpeed, from the flags and the launcher."""
 
 import gc
 import os
-import socket
 from collections.abc import Mapping
 from datetime import timedelta
 from importlib import metadata
@@ -10,22 +9,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import (
-    DeepSpeedPlugin,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-    compare_versions,
-    is_deepspeed_available,
-    parse_flag_from_env,
-)
+from accelerate.utils import DeepSpeedPlugin, GradientAccumulationPlugin, InitProcessGroupKwargs, compare_versions
+from accelerate.utils.environment import parse_flag_from_env
+from accelerate.utils.imports import is_deepspeed_available
+from accelerate.utils.other import get_free_port
 
-from rqa.distributed.deepspeed_config import merged, precision_of, read_ds_config, reconciled
+from rqa.distributed.deepspeed_config import config_precision, merge_configs, read_ds_config, resolve_config
 from rqa.distributed.device import bf16_is_fast, default_device
 from rqa.errors import InputError
 
-# While one process builds an index the others wait: a large corpus takes longer than torch's ten minutes.
+# All ranks wait while one builds an index: for a large corpus torch's default of ten minutes is too short.
 INIT_TIMEOUT = timedelta(hours=12)
-DEEPSPEED = "0.19.8"  # the first whose norm of a gradient of NaN is not 1.414
+MIN_DEEPSPEED_VERSION = "0.19.8"  # older ones compute a norm of 1.414 for a gradient of NaN
 
 
 def make_accelerator(
@@ -36,40 +31,43 @@ def make_accelerator(
     deepspeed: str | None = "",
     flags: Mapping[str, Any] | None = None,
 ) -> Accelerator:
-    """Return an Accelerator in the precision, and with the DeepSpeed, that flags and `accelerate launch` agree upon.
+    """Return an Accelerator for the flags and the settings of `accelerate launch`.
 
-    Where nobody speaks of precision it is bfloat16 if the device computes that fast, else float32. `deepspeed` is a
-    JSON file of DeepSpeed, in which `flags` fill in what is open; see `deepspeed_config.reconciled`. None is for what
-    trains nothing: there DeepSpeed and FSDP have nothing to do, even if the launcher asks for them. Raises InputError
-    where two of them disagree, or where processes were launched that would not see each other.
+    Without a setting the precision is bfloat16 if the device is fast in it, else float32. `deepspeed` is a JSON file of
+    DeepSpeed; `flags` fill in its missing values, see `deepspeed_config.resolve_config`. With None, for recipes that do
+    not train, DeepSpeed and FSDP are off, also if the launcher sets them. Raises InputError if two settings contradict
+    each other, or if the launched processes would not communicate.
     """
     if bf16 and fp16:
-        raise InputError("--bf16 true and --fp16 true exclude each other")
-    asked = "fp16" if fp16 else {True: "bf16", False: "no", None: None}[bf16]
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher writes "no" where nobody spoke
-    if launched != "no" and asked not in (None, launched):
-        raise InputError(f"the flags ask for mixed precision {asked!r}, accelerate's configuration for {launched!r}")
+        raise InputError("--bf16, --fp16: expected at most one of them to be true, got both")
+    flag_precision = "fp16" if fp16 else {True: "bf16", False: "no", None: None}[bf16]
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher sets "no" by default
+    if launched != "no" and flag_precision not in (None, launched):
+        raise InputError(
+            f"mixed precision: expected the same from the flags and from accelerate's configuration, got "
+            f"{flag_precision!r} and {launched!r}. Change one of them"
+        )
     if deepspeed is None:
         for sharding in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
             os.environ.pop(sharding, None)
-    config, where = asked_deepspeed(deepspeed or "")
-    precision = asked or (launched if launched != "no" else None) or precision_of(config) or _default_precision()
-    backend = None
-    plugin = None
-    if where:
-        world = _join_world(where)
-        known = {"gradient_accumulation_steps": accumulation, **(flags or {})}
-        config = reconciled(config, where, known, processes=world, precision=precision)
-        if default_device().type == "cpu":
+    config, source = load_deepspeed_config(deepspeed or "")
+    device = torch.device("cpu") if parse_flag_from_env("ACCELERATE_USE_CPU") else default_device()
+    precision = flag_precision or (launched if launched != "no" else config_precision(config))
+    precision = precision or ("bf16" if bf16_is_fast(device) else "no")
+    backend = plugin = None
+    if source:
+        processes = _join_processes(source)
+        values = {"gradient_accumulation_steps": accumulation, **(flags or {})}
+        config = resolve_config(config, source, values, processes=processes, precision=precision)
+        if device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
             backend = "gloo"
         plugin = DeepSpeedPlugin(hf_ds_config=config)
+    # sync_with_dataloader: the loop itself counts micro-batches. adjust_scheduler: there is no scheduler.
+    micro_batches = GradientAccumulationPlugin(accumulation, sync_with_dataloader=False, adjust_scheduler=False)
     accelerator = Accelerator(
         mixed_precision=precision,
-        # sync_with_dataloader: the loop knows where an update ends. adjust_scheduler: there is no scheduler.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=accumulation, sync_with_dataloader=False, adjust_scheduler=False
-        ),
+        gradient_accumulation_plugin=micro_batches,
         deepspeed_plugin=plugin,
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=INIT_TIMEOUT)],
     )
@@ -77,108 +75,96 @@ def make_accelerator(
     launched_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if launched_processes != accelerator.num_processes:
         raise InputError(
-            f"{launched_processes} processes were launched that do not see each other. On a machine without GPUs "
+            f"{launched_processes} processes were launched that do not communicate. On a machine without GPUs "
             f"launch with `ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched_processes} RECIPE …`"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise InputError("mixed precision fp16 needs a GPU: on a CPU give --bf16 true, or neither")
-    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ
+        raise InputError("mixed precision fp16: expected a GPU, got a CPU. Set --bf16 true, or neither")
+    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ  # `accelerate launch` sets one thread per process on a CPU
     if accelerator.device.type == "cpu" and by_launcher and os.environ.get("OMP_NUM_THREADS") == "1":
-        # `accelerate launch` gives a process on a CPU one thread, however many cores there are.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     return accelerator
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Tell whether weights are spread over processes that gather them together: all must make the same calls."""
+    """Return True if weights are sharded (ZeRO-3, FSDP): every rank must then call the model equally often."""
     zero = accelerator.state.deepspeed_plugin
-    by_stage = bool(zero and zero.zero_stage == 3)
-    return accelerator.num_processes > 1 and (by_stage or accelerator.distributed_type == DistributedType.FSDP)
+    is_zero3 = bool(zero and zero.zero_stage == 3)
+    return accelerator.num_processes > 1 and (is_zero3 or accelerator.distributed_type == DistributedType.FSDP)
 
 
 def leave_group() -> None:
-    """End the group of processes, once nothing uses it. An interpreter that ends before the group's threads aborts."""
+    """Destroy the process group at the end: its threads would abort the interpreter at exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        gc.collect()  # a model may be part of a cycle, and its wrapper holds the group
+        gc.collect()  # a model in a reference cycle still refers to the group
 
 
-def _default_precision() -> str:
-    device = torch.device("cpu") if parse_flag_from_env("ACCELERATE_USE_CPU") else default_device()
-    return "bf16" if bf16_is_fast(device) else "no"
+def load_deepspeed_config(path: str) -> tuple[dict[str, Any], str]:
+    """Return the DeepSpeed configuration of a flag and of the launcher, and its source; "" without DeepSpeed.
 
-
-def asked_deepspeed(path: str) -> tuple[dict[str, Any], str]:
-    """Return the configuration that a flag and the launcher ask for together, and its source; ("" for none).
-
-    Raises InputError where they ask for different things, or for what cannot be.
+    Raises InputError if they contradict each other or cannot be used.
     """
-    config, where = (read_ds_config(path), f"--deepspeed {path}") if path else ({}, "")
+    config, source = (read_ds_config(path), f"--deepspeed {path}") if path else ({}, "")
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
         if file != "none":
             name = f"accelerate's deepspeed_config_file {file}"
-            config, where = merged(config, where, read_ds_config(file), name), where or name
-        name, launched = "accelerate's deepspeed_config", _launched()
-        if not where:
-            launched["zero_optimization"].setdefault("stage", 2)  # accelerate's own default
-        config, where = merged(config, where, launched, name), where or name
-    if where:
-        _check_version(where)
+            config, source = merge_configs(config, source, read_ds_config(file), name), source or name
+        name, launched = "accelerate's deepspeed_config", _launched_config()
+        if not source:
+            launched["zero_optimization"].setdefault("stage", 2)  # accelerate's default
+        config, source = merge_configs(config, source, launched, name), source or name
+    if source:
+        if not is_deepspeed_available():
+            raise InputError(f'{source}: DeepSpeed is not installed. Run `pip install ".[deepspeed]"`')
+        if compare_versions("deepspeed", "<", MIN_DEEPSPEED_VERSION):
+            raise InputError(
+                f"{source}: expected DeepSpeed {MIN_DEEPSPEED_VERSION} or newer, got {metadata.version('deepspeed')}: "
+                "it treats a gradient of NaN as finite and destroys the weights"
+            )
         if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-            raise InputError(f"{where}: accelerate's configuration asks for FSDP; leave one of them out")
-        # Accelerate refuses its own fields beside a configuration; they are in it.
+            raise InputError(f"{source}: expected DeepSpeed or FSDP, got FSDP in accelerate's configuration too")
+        # Accelerate rejects its own fields together with a configuration, which contains them.
         os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
-    return config, where
+    return config, source
 
 
-def _check_version(where: str) -> None:
-    if not is_deepspeed_available():
-        raise InputError(f'{where}: DeepSpeed is not installed: `pip install ".[deepspeed]"`')
-    if compare_versions("deepspeed", "<", DEEPSPEED):
-        raise InputError(
-            f"{where}: DeepSpeed {metadata.version('deepspeed')} is installed, expected at least {DEEPSPEED}: older "
-            "ones take a gradient that is not finite for a finite one, and the weights are lost"
-        )
+def _launched_config() -> dict[str, Any]:
+    """Return the DeepSpeed settings of `accelerate launch` beside a file, without the defaults of its questions."""
 
-
-def _launched() -> dict[str, Any]:
-    """Return what `accelerate launch` says of DeepSpeed beside a file, but what `accelerate config` adds unasked."""
-
-    def said(name: str, *defaults: str) -> str | None:
+    def setting(name: str, *defaults: str) -> str | None:
         value = os.environ.get(f"ACCELERATE_{name}", "auto")
         return None if value in ("auto", *defaults) else value
 
     zero: dict[str, Any] = {}
     config: dict[str, Any] = {"zero_optimization": zero}
-    if stage := said("DEEPSPEED_ZERO_STAGE"):
+    if stage := setting("DEEPSPEED_ZERO_STAGE"):
         zero["stage"] = int(stage)
-    for what in ("OPTIMIZER", "PARAM"):
-        if device := said(f"DEEPSPEED_OFFLOAD_{what}_DEVICE", "none"):
-            zero[f"offload_{what.lower()}"] = {"device": device}
-        if place := said(f"DEEPSPEED_OFFLOAD_{what}_NVME_PATH", "none"):
-            zero[f"offload_{what.lower()}"]["nvme_path"] = place
-    if said("DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false"):
+    for part in ("OPTIMIZER", "PARAM"):
+        if device := setting(f"DEEPSPEED_OFFLOAD_{part}_DEVICE", "none"):
+            zero[f"offload_{part.lower()}"] = {"device": device}
+        if path := setting(f"DEEPSPEED_OFFLOAD_{part}_NVME_PATH", "none"):
+            zero[f"offload_{part.lower()}"]["nvme_path"] = path
+    if setting("DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false"):
         zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if steps := said("GRADIENT_ACCUMULATION_STEPS", "1"):
+    if steps := setting("GRADIENT_ACCUMULATION_STEPS", "1"):
         config["gradient_accumulation_steps"] = int(steps)
-    if norm := said("GRADIENT_CLIPPING"):
+    if norm := setting("GRADIENT_CLIPPING"):
         config["gradient_clipping"] = float(norm)
     return config
 
 
-def _join_world(where: str) -> int:
-    """Return the number of processes; a single one that no launcher started gets what DeepSpeed wants to know."""
-    world = int(os.environ.setdefault("WORLD_SIZE", "1"))
+def _join_processes(source: str) -> int:
+    """Return the number of processes; without a launcher, set the environment that DeepSpeed requires."""
+    processes = int(os.environ.setdefault("WORLD_SIZE", "1"))
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         raise InputError(
-            f"{where}: ACCELERATE_USE_CPU=true turns DeepSpeed off. Without GPUs it runs with "
-            f"`torchrun --nproc_per_node {world} RECIPE …`"
+            f"{source}: ACCELERATE_USE_CPU=true disables DeepSpeed. Without GPUs launch with "
+            f"`torchrun --nproc_per_node {processes} RECIPE …`"
         )
-    if world == 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
-            os.environ.setdefault(name, str(value))
-    return world
+    if processes == 1:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
+        for name, value in alone.items():
+            os.environ.setdefault(name, value)
+    return processes

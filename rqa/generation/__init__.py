@@ -1,1 +1,5 @@
-"""Prompts to answers, in batches or in a conversation."""
+"""Prompts to answers, in batches or in a chat."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

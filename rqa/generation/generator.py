@@ -1,90 +1,72 @@
-"""Readings to answers: batched by length, spread over the processes, greedy and reproducible."""
+"""Generation of answers: in batches on all ranks, or one answer as a stream of text. Greedy and reproducible."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import LogitsProcessor
+from transformers.generation.streamers import BaseStreamer
 
 from rqa.data.passage_selection import GeneratorInput
 from rqa.distributed.accelerator import is_sharded
+from rqa.generation.batches import map_batches
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
-from rqa.prompts.collators import Collator, EncodedExample
-from rqa.timing import Stopwatch, gather_spans, record_spans
+from rqa.prompts.collators import Builder, Collator, EncodedExample
+from rqa.timing import Stopwatch
+
+Show = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated answer, and what it took."""
+    """A generated answer, with its numbers of tokens and passages."""
 
     text: str
-    num_tokens: int  # generated, with the one that ended it
+    num_tokens: int  # generated, including the end of the answer
     num_prompt_tokens: int
-    finished: bool  # ended by the model, not by max_new_tokens
-    num_cut: int = 0  # tokens of its passages that did not fit
-    num_read: int | None = None  # passages that fit, at least in part; None: all
+    finished: bool  # False if max_new_tokens ended it
+    truncated: int  # passage tokens that did not fit
+    num_passages: int  # passages that fitted, at least in part
 
 
+@dataclass
 class Generator:
-    """Answers readings with greedy decoding.
+    """Generates answers with greedy decoding. In float32 they are the same on any number of ranks."""
 
-    Batches are composed over all readings, by length, before they are dealt to the processes: in float32 the answers
-    are the same on any number of them.
-    """
+    accelerator: Accelerator
+    model: AnswerLM | FusionInDecoder
+    collator: Collator
+    batch_size: int
+    max_new_tokens: int
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: AnswerLM | FusionInDecoder,
-        collator: Collator,
-        batch_size: int,
-        max_new_tokens: int,
-    ) -> None:
-        self.accelerator = accelerator
-        self.model = model
-        self.collator = collator
-        self.batch_size = batch_size
-        self.max_new_tokens = max_new_tokens
-        if accelerator.distributed_type == DistributedType.FSDP:
-            register_fsdp_forward_method(accelerator.unwrap_model(model), "generate")  # it gathers weights as forward
-        self.is_sharded = is_sharded(accelerator)
+    def __post_init__(self) -> None:
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            # FSDP then gathers weights in generate() as it does in forward().
+            register_fsdp_forward_method(self.accelerator.unwrap_model(self.model), "generate")
 
-    def __call__(self, readings: Sequence[GeneratorInput]) -> list[Answer]:
-        """Return the answer to each reading, in order, on every process."""
-        rows = self.collator.encode(readings)
-        model = self.accelerator.unwrap_model(self.model)
-        model.eval()
-        # Too much memory shows at once.
-        longest_first = sorted(range(len(rows)), key=lambda i: -rows[i].num_prompt_tokens)
-        batches = [longest_first[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        here, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = batches[here::processes]
-        # Who has no batch left repeats one where all processes gather the weights together; and as a warm-up.
-        is_repeating = (self.is_sharded or len(batches) < processes) and here >= len(batches) % processes > 0
-        with gather_spans(gather_object):
-            numbered = [
-                pair
-                for batch in mine
-                for pair in zip(batch, self._generate(model, [rows[i] for i in batch]), strict=True)
-            ]
-            if is_repeating:
-                with record_spans():
-                    self._generate(model, [rows[i] for i in batches[-1]])
-        answers: dict[int, Answer] = dict(gather_object(numbered))
-        assert answers.keys() == set(range(len(rows))), "every reading is answered exactly once"
-        for i, row in enumerate(rows):
-            if row.cut:
-                answers[i] = replace(answers[i], num_read=self.collator.num_read(readings[i], row))
-        return [answers[i] for i in range(len(rows))]
+    def __call__(self, inputs: Sequence[GeneratorInput]) -> list[Answer]:
+        """Return the answer to each input, in order, on every rank; every rank must call this."""
+        return map_batches(
+            self.accelerator,
+            self.collator.encode(inputs),
+            self._answers,
+            batch_size=self.batch_size,
+            length=lambda row: row.num_prompt_tokens,
+            description="generating answers",
+        )
 
-    def _generate(self, model: AnswerLM | FusionInDecoder, rows: Sequence[EncodedExample]) -> list[Answer]:
+    def stream(self, row: EncodedExample, show: Show = lambda _text: None) -> Answer:
+        """Return the answer to one encoded example, and pass its text to `show` piece by piece meanwhile."""
+        [answer] = self._answers([row], AnswerStreamer(self.collator.builder, show))
+        return answer
+
+    def _answers(self, rows: Sequence[EncodedExample], streamer: BaseStreamer | None = None) -> list[Answer]:
         builder, watch = self.collator.builder, Stopwatch()
-        num_prompt_tokens = sum(row.num_prompt_tokens for row in rows)
+        model = self.accelerator.unwrap_model(self.model).eval()
         batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
         with torch.no_grad(), self.accelerator.autocast():
             generated = model.generate(
@@ -92,30 +74,67 @@ class Generator:
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=builder.stop_ids,
                 pad_token_id=self.collator.pad_id,
-                synced_gpus=self.is_sharded,
-                logits_processor=[_FirstToken(watch, len(rows), num_prompt_tokens)],
+                synced_gpus=is_sharded(self.accelerator),
+                logits_processor=[_FirstToken(watch, rows)],
+                streamer=streamer,
             ).tolist()
         answers = []
         for row, ids in zip(rows, generated, strict=True):
             end = next((i for i, id in enumerate(ids) if id in builder.stop_ids), None)
-            num_tokens = len(ids) if end is None else end + 1
-            answers.append(
-                Answer(builder.answer_text(ids), num_tokens, row.num_prompt_tokens, end is not None, row.cut)
-            )
+            num_tokens, finished = (len(ids), False) if end is None else (end + 1, True)
+            text = builder.answer_text(ids)
+            answers.append(Answer(text, num_tokens, row.num_prompt_tokens, finished, row.truncated, row.num_passages))
         watch.lap("decode", len(rows), sum(answer.num_tokens - 1 for answer in answers))
         return answers
 
 
 class _FirstToken(LogitsProcessor):
-    """Changes no score: when the first are there, the prefill is over."""
+    """Ends the stage "prefill" at the scores of the first token, and changes no score."""
 
-    def __init__(self, watch: Stopwatch, num_questions: int, num_tokens: int) -> None:
-        self.watch, self.num_questions, self.num_tokens = watch, num_questions, num_tokens
-        self.should_stop = False
+    def __init__(self, watch: Stopwatch, rows: Sequence[EncodedExample]) -> None:
+        self.watch, self.rows, self.is_seen = watch, rows, False
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        del input_ids
-        if not self.should_stop:
-            self.watch.lap("prefill", self.num_questions, self.num_tokens)
-            self.should_stop = True
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self.is_seen:
+            self.watch.lap("prefill", len(self.rows), sum(row.num_prompt_tokens for row in self.rows))
+            self.is_seen = True
         return scores
+
+
+class AnswerStreamer(BaseStreamer):
+    """Passes the text of one answer to `show`, as soon as no later token can change it.
+
+    The pieces together are `answer_text` of all ids. The TextStreamer of transformers shows the separator and white
+    space at the end of an answer, drops a space after a line feed, and shows languages without spaces only at the end.
+    """
+
+    def __init__(self, builder: Builder, show: Show) -> None:
+        self.builder = builder
+        self.show = show
+        self.num_shown = 0
+        self.ids: list[int] = []
+        # A separator of ordinary text is shown only if more text follows: an answer does not end with it.
+        self._delay = next(i for i, id in enumerate(builder.answer("")) if id in builder.stop_ids)
+        # SentencePiece decodes single bytes in runs, and one invalid byte makes the whole run invalid.
+        tokenizer = builder.tokenizer
+        self._open = {tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(256)}
+        self._open |= {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+    def put(self, value: Tensor) -> None:
+        """Take the next token, (1,); the first call passes the prompt, (1, L)."""
+        if value.ndim > 1:
+            return
+        self.ids += value.tolist()
+        settled = self.ids[: max(0, len(self.ids) - self._delay)]
+        while settled and settled[-1] in self._open:
+            settled.pop()
+        self._show(self.builder.answer_text(settled).rstrip("\ufffd").rstrip())  # \ufffd: an incomplete character
+
+    def end(self) -> None:
+        """Show the rest."""
+        self._show(self.builder.answer_text(self.ids))
+
+    def _show(self, text: str) -> None:
+        if new := text[self.num_shown :]:
+            self.show(new)
+            self.num_shown += len(new)

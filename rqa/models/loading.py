@@ -1,22 +1,22 @@
-"""Checkpoints to models: strictly, and in float32; and generation that the checkpoint has no say in."""
+"""Load checkpoints: every weight, in float32; generate without the checkpoint's generation_config."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from rqa.errors import InputError
+from rqa.terminal import Progress
 
 
 def load_config(name_or_path: str, kind: str) -> PreTrainedConfig:
-    """Return a checkpoint's configuration. Raises InputError where there is none; `kind` is what was hoped for."""
+    """Return a checkpoint's configuration. Raises InputError, with the expected `kind` of model, if there is none."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{name_or_path}: no {kind} can be loaded from it: {error}") from error
+        raise InputError(f"{name_or_path}: no {kind} can be loaded: {error}") from error
     return config
 
 
@@ -28,43 +28,42 @@ def load_model(
     attention: str | None = None,
     gradient_checkpointing: bool = False,
 ) -> PreTrainedModel:
-    """Load a checkpoint with float32 parameters: in bfloat16 the updates of a small learning rate round to nothing.
+    """Load a checkpoint with float32 parameters: in bfloat16, steps with a small learning rate round to zero.
 
-    Without `attention` it is sdpa, or eager where the model has no sdpa (Gemma 2, whose attention is soft-capped).
-    With `gradient_checkpointing` activations are computed again in the backward pass. Raises InputError where it is
-    no checkpoint of a `kind`, or lacks weights, which would otherwise be random.
+    Without `attention` the model uses sdpa, or eager attention if it has no sdpa (Gemma 2, with soft-capped scores).
+    With `gradient_checkpointing` activations are computed again in the backward pass. Raises InputError if the
+    checkpoint is not of this `kind` or lacks weights, which transformers would fill with random numbers.
     """
     model: PreTrainedModel
-    loading: dict[str, Any]
     try:
-        model, loading = auto_class.from_pretrained(
-            name_or_path,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in `loading`, and refused below
-        )
+        with Progress(f"loading {name_or_path}"):
+            model, loading = auto_class.from_pretrained(
+                name_or_path,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in `loading` and raise an error below
+            )
     except (OSError, ValueError) as error:
-        raise InputError(f"{name_or_path}: no {kind} can be loaded from it: {error}") from error
-    if lacking := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
+        raise InputError(f"{name_or_path}: no {kind} can be loaded: {error}") from error
+    if missing := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
         raise InputError(
-            f"{name_or_path}: expected every weight of {type(model).__name__}, the checkpoint lacks {len(lacking)}: "
-            + ", ".join(lacking[:3])
+            f"{name_or_path}: expected every weight of {type(model).__name__}, the checkpoint lacks {len(missing)}: "
+            + ", ".join(missing[:3])
         )
     if gradient_checkpointing:
-        # The re-entrant variant loses the gradient of inputs that need none, and its hooks do not suit DDP.
+        # The re-entrant variant loses gradients if the inputs require none, and its hooks do not work with DDP.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-@contextmanager
-def without_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the checkpoint's generation_config, from which transformers fills every gap in the options of a call."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
+def generate_ids(model: PreTrainedModel, **options: Any) -> Tensor:
+    """Return the result of generate() with these options, without defaults of the checkpoint's generation_config."""
+    original, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        yield
+        ids: Tensor = model.generate(**options)  # type: ignore[operator]
+        return ids
     finally:
-        model.generation_config = own
+        model.generation_config = original

@@ -1,7 +1,7 @@
-"""Readings to tensors.
+"""Generator inputs to token ids, and token ids to padded batches.
 
-B examples in a batch, L tokens in the longest of them; for fusion-in-decoder N passages in the longest list of them, L
-tokens in the longest passage, T in the longest answer.
+B examples in a batch, L tokens in the longest. Fusion-in-decoder: N passages in the longest list, L tokens in the
+longest passage, T tokens in the longest answer.
 """
 
 from abc import ABC, abstractmethod
@@ -15,23 +15,26 @@ from rqa.data.jsonl import DataError
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example
 from rqa.errors import InputError
-from rqa.prompts.decoder_prompt import PromptBuilder
+from rqa.prompts.decoder_prompt import Prompt, PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
+from rqa.terminal import Progress, track
 from rqa.timing import Stopwatch
 
-IGNORE_INDEX = -100  # the label of a position that is no target
-CACHE_TOKEN_BUDGET = 4_000_000  # tokens of encoded rows, some 150 MB
+IGNORE_INDEX = -100  # the label of a position without a target
+CACHE_TOKEN_BUDGET = 4_000_000  # tokens of cached examples, about 150 MB
 
 Batch = dict[str, Tensor]
+Builder = PromptBuilder | PassagePromptBuilder
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """The ids of one example: its prompt, or its prompts, and the answer; and how many tokens of passages were cut."""
+    """The token ids of one example, without padding. `len` is the number of tokens of prompts and answer."""
 
-    prompts: list[list[int]]  # for a decoder one, for fusion-in-decoder one for each passage
+    prompts: list[list[int]]  # one for a decoder, one per passage for fusion-in-decoder
     answer: list[int]
-    cut: int = 0
+    truncated: int = 0  # passage tokens that did not fit
+    num_passages: int = 0  # passages that fitted, at least in part
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -43,79 +46,56 @@ class EncodedExample:
 
 
 class Collator(ABC):
-    """Readings to batches, for training and for generation, by way of rows of ids without padding.
+    """Encodes generator inputs and pads them to batches, for training and for generation.
 
-    Supervision is by position: the answer's ids are the labels, whatever they are, and everything else is ignored, so
-    that a tokenizer whose padding token is its eos still learns to stop.
+    Supervision is by position: the answer's ids are the labels, all other labels are IGNORE_INDEX. A tokenizer whose
+    padding token is its eos still teaches the model to stop.
 
-    `positions` are those of the model, `rqa.models.decoder.max_positions`; None where there is no last one.
+    `max_positions` is that of the model, see `rqa.models.decoder.max_positions`; None if positions are unlimited.
     """
 
-    def __init__(
-        self,
-        builder: PromptBuilder | PassagePromptBuilder,
-        max_answer_length: int,
-        positions: int | None,
-        positions_of_prompt: int,
-    ) -> None:
+    def __init__(self, builder: Builder, max_answer_length: int = 512, max_positions: int | None = None) -> None:
         self.builder = builder
         self.max_answer_length = max_answer_length
-        self.positions = positions
-        self.positions_of_prompt = positions_of_prompt  # at most, before those of the answer
+        self.max_positions = max_positions
         pad_id = builder.tokenizer.pad_token_id
         self.pad_id: int = builder.stop_ids[0] if pad_id is None else pad_id
-        self._kept: dict[GeneratorInput, EncodedExample] = {}  # the most recent last
-        self._kept_tokens = 0
+        self._cache: dict[GeneratorInput, EncodedExample] = {}  # least recently used first
+        self._cached_tokens = 0
 
     @abstractmethod
     def collate(self, rows: Sequence[EncodedExample]) -> Batch:
-        """Pad encoded rows for training. No rows give one of a single padding position, with no target."""
+        """Pad encoded examples for training. Without rows: one example of one padding position, without a target."""
 
     @abstractmethod
     def collate_prompts(self, rows: Sequence[EncodedExample]) -> Batch:
-        """Pad encoded rows for generation, without their answers."""
+        """Pad encoded examples for generation, without their answers."""
 
-    @abstractmethod
-    def _prompts(self, reading: GeneratorInput) -> tuple[list[list[int]], int]:
-        """Return the prompts of a reading, and how many tokens of its passages were cut."""
-
-    def __call__(self, readings: Sequence[GeneratorInput]) -> Batch:
+    def __call__(self, inputs: Sequence[GeneratorInput]) -> Batch:
         """Return a batch for training."""
-        return self.collate(self.encode(readings))
+        return self.collate(self.encode(inputs))
 
-    def prompts(self, readings: Sequence[GeneratorInput]) -> Batch:
-        """Return a batch for generation."""
-        return self.collate_prompts(self.encode(readings))
+    def encode(self, inputs: Iterable[GeneratorInput]) -> list[EncodedExample]:
+        """Return the token ids of each input, without padding, from a cache: epochs often read the same inputs.
 
-    def encode(self, readings: Iterable[GeneratorInput]) -> list[EncodedExample]:
-        """Return the ids of each reading, unpadded.
-
-        Rows are kept: those of the next epoch, or of the next evaluation, are the same where the readings are.
+        If spans are recorded, every input is encoded again, so that the time is measured.
         """
-        rows, watch = [], Stopwatch()
-        for reading in readings:
-            row = self._kept.pop(reading, None)
-            if row is None or watch.is_recorded:  # what is timed is made, not found
-                self._kept_tokens -= 0 if row is None else len(row)
-                prompts, cut = self._prompts(reading)
-                row = EncodedExample(prompts, self.builder.answer(reading.answer), cut)
-                self._kept_tokens += len(row)
-            self._kept[reading] = row
-            rows.append(row)
-            watch.lap("prompt", 1, row.num_prompt_tokens)
-        while self._kept_tokens > CACHE_TOKEN_BUDGET:
-            self._kept_tokens -= len(self._kept.pop(next(iter(self._kept))))
+        rows = []
+        with Progress("encoding", unit="examples") as progress:
+            watch = Stopwatch()
+            for item in inputs:
+                row = self._cache.pop(item, None)
+                if row is None or watch.is_recorded:
+                    self._cached_tokens -= 0 if row is None else len(row)
+                    row = self._encode(item)
+                    self._cached_tokens += len(row)
+                self._cache[item] = row
+                rows.append(row)
+                watch.lap("prompt", 1, row.num_prompt_tokens)
+                progress.advance()
+        while self._cached_tokens > CACHE_TOKEN_BUDGET:
+            self._cached_tokens -= len(self._cache.pop(next(iter(self._cache))))
         return rows
-
-    def num_read(self, reading: GeneratorInput, row: EncodedExample) -> int:
-        """Return how many of a ranked reading's passages are in its `row`: if there is no room, the last are not."""
-        num_read = len(reading.passages)
-        while row.cut and num_read:
-            prompts, _ = self._prompts(GeneratorInput.from_ranked(reading.example, reading.passages[: num_read - 1]))
-            if prompts != row.prompts:
-                break
-            num_read -= 1
-        return num_read
 
     def check(
         self,
@@ -125,113 +105,97 @@ class Collator(ABC):
         gold_dropout: float = 0.0,
         refusal_answer: str = REFUSAL_ANSWER,
     ) -> None:
-        """Raise DataError unless every question fits its prompt, and every target the positions of the model.
+        """Raise DataError unless every question fits its prompt and every target fits the model's positions.
 
-        Targets are the first answers and, of unanswerable examples and with `gold_dropout`, the `refusal_answer`. With
-        `answers` they are trained on, and have at most `max_answer_length` tokens; else it is their loss that is asked.
+        Targets are the first answers. Unanswerable examples, and all with `gold_dropout`, have the `refusal_answer`.
+        With `answers` they are training targets of at most `max_answer_length` tokens.
         """
         error = DataError()
-        refused = self._excess(refusal_answer, is_trained_on=answers)
-        if gold_dropout > 0 and refused:
-            error.add("--refusal_answer", f"it {refused}")
-        for example in examples:
+        refusal_problem = self._length_problem(refusal_answer, is_target=answers)
+        if gold_dropout > 0 and refusal_problem:
+            error.add("--refusal_answer", f"it {refusal_problem}")
+        for example in track(examples, "checking lengths", unit="examples"):
             try:
-                self._prompts(GeneratorInput.from_ranked(example, ()))
+                self.builder.prompt(GeneratorInput.from_ranked(example, ()))
             except InputError as problem:
                 error.add(example.where, str(problem))
             if example.unanswerable:
-                who, excess = "it is unanswerable, and its refusal", refused
+                subject, problem_text = "it is unanswerable, and its refusal", refusal_problem
             else:
-                who = "the answer"
-                excess = self._excess(example.answers[0], is_trained_on=answers) if example.answers else ""
-            if excess:
-                error.add(example.where, f"{who} {excess}")
+                subject = "the answer"
+                problem_text = self._length_problem(example.answers[0], is_target=answers) if example.answers else ""
+            if problem_text:
+                error.add(example.where, f"{subject} {problem_text}")
         if error.count:
             raise error
 
-    def _excess(self, answer: str, *, is_trained_on: bool) -> str:
-        """Return in which way an answer is too long, after its name; nothing where it is not."""
-        length, prompt = len(self.builder.answer(answer)), self.positions_of_prompt
-        if is_trained_on and length > self.max_answer_length:
+    def _encode(self, item: GeneratorInput) -> EncodedExample:
+        prompt = self.builder.prompt(item)
+        prompts = [prompt.ids] if isinstance(prompt, Prompt) else prompt.ids
+        return EncodedExample(prompts, self.builder.answer(item.answer), prompt.truncated, prompt.num_passages)
+
+    def _length_problem(self, answer: str, *, is_target: bool) -> str:
+        """Return the predicate of a message about an answer that is too long; "" if it fits."""
+        length = len(self.builder.answer(answer))
+        prompt = self.builder.max_prompt_length if isinstance(self.builder, PromptBuilder) else 0
+        if is_target and length > self.max_answer_length:
             return f"takes {length} tokens, --max_answer_length is {self.max_answer_length}"
-        if self.positions is not None and prompt + length > self.positions:
+        if self.max_positions is not None and prompt + length > self.max_positions:
             beside = f"beside --max_prompt_length {prompt} " if prompt else ""
-            return f"takes {length} tokens, {beside}the model has positions for {self.positions - prompt}"
+            return f"takes {length} tokens, {beside}the model has positions for {self.max_positions - prompt}"
         return ""
 
 
 class ConcatenatedCollator(Collator):
-    """Readings for a decoder: the passages stand one after the other in one prompt.
+    """Batches for a decoder: all passages are in one prompt.
 
     For training `input_ids` and `labels`, both (B, L), padded on the right::
 
         input_ids  prompt prompt prompt answer answer eos   pad  pad
         labels      -100   -100   -100  answer answer eos  -100 -100
 
-    for generation `input_ids` and `attention_mask` (B, L), padded on the left.
+    For generation `input_ids` and `attention_mask`, both (B, L), padded on the left.
     """
 
-    builder: PromptBuilder
-
-    def __init__(self, builder: PromptBuilder, max_answer_length: int = 512, positions: int | None = None) -> None:
-        super().__init__(builder, max_answer_length, positions, builder.max_prompt_length)
-
     def collate(self, rows: Sequence[EncodedExample]) -> Batch:
-        """Return `input_ids` and `labels`, see the class."""
+        """Return `input_ids` and `labels`."""
         ids = [[*row.prompts[0], *row.answer] for row in rows] or [[self.pad_id]]
         labels = [[IGNORE_INDEX] * len(row.prompts[0]) + row.answer for row in rows] or [[IGNORE_INDEX]]
         return {"input_ids": _padded(ids, self.pad_id), "labels": _padded(labels, IGNORE_INDEX)}
 
     def collate_prompts(self, rows: Sequence[EncodedExample]) -> Batch:
-        """Return `input_ids` and `attention_mask`, see the class."""
+        """Return `input_ids` and `attention_mask`."""
         ids = [row.prompts[0] for row in rows]
         mask = [[1] * len(prompt) for prompt in ids]
         return {"input_ids": _padded(ids, self.pad_id, left=True), "attention_mask": _padded(mask, 0, left=True)}
 
-    def _prompts(self, reading: GeneratorInput) -> tuple[list[list[int]], int]:
-        ids, cut = self.builder.prompt(reading)
-        return [ids], cut
-
 
 class ParallelCollator(Collator):
-    """Readings for fusion-in-decoder: each passage is a text of its own.
+    """Batches for fusion-in-decoder: each passage has a prompt of its own.
 
     For training `input_ids` and `attention_mask`, both (B, N, L), and `labels` (B, T), padded on the right; for
-    generation the same without the labels. An example with fewer passages than another has masks of zeros in their
-    place, never copies. Two examples, the second with one passage and a longer answer::
+    generation the same without labels. Missing passages have an attention mask of zeros. Two examples, the second with
+    one passage and a longer answer::
 
         attention_mask  [[1 1 1] [1 1 0]]    labels  answer eos -100
                         [[1 1 0] [0 0 0]]            answer answer eos
     """
 
-    builder: PassagePromptBuilder
-
-    def __init__(
-        self, builder: PassagePromptBuilder, max_answer_length: int = 512, positions: int | None = None
-    ) -> None:
-        super().__init__(builder, max_answer_length, positions, 0)
-
     def collate(self, rows: Sequence[EncodedExample]) -> Batch:
-        """Return `input_ids`, `attention_mask` and `labels`, see the class."""
-        if not rows:
-            return self.collate([EncodedExample([[self.pad_id]], [IGNORE_INDEX])])
+        """Return `input_ids`, `attention_mask` and `labels`."""
+        rows = rows or [EncodedExample([[self.pad_id]], [IGNORE_INDEX])]
         return {**self.collate_prompts(rows), "labels": _padded([row.answer for row in rows], IGNORE_INDEX)}
 
     def collate_prompts(self, rows: Sequence[EncodedExample]) -> Batch:
-        """Return `input_ids` and `attention_mask`, see the class."""
+        """Return `input_ids` and `attention_mask`."""
         most = max(len(row.prompts) for row in rows)
         texts = [text for row in rows for text in row.prompts + [[]] * (most - len(row.prompts))]
         ids, mask = _padded(texts, self.pad_id), _padded([[1] * len(text) for text in texts], 0)
-        return {
-            name: tensor.view(len(rows), most, -1) for name, tensor in (("input_ids", ids), ("attention_mask", mask))
-        }
-
-    def _prompts(self, reading: GeneratorInput) -> tuple[list[list[int]], int]:
-        return self.builder.prompt(reading)
+        return {"input_ids": ids.view(len(rows), most, -1), "attention_mask": mask.view(len(rows), most, -1)}
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:
-    """Return (B, L): `rows`, filled up with `value` on the right or the left."""
+    """Return (B, L): `rows`, padded with `value` on the right or the left."""
     longest = max(map(len, rows))
     fill = [[value] * (longest - len(row)) for row in rows]
     return torch.tensor([[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, fill, strict=True)])

@@ -1,4 +1,4 @@
-"""device: what is chosen for a device, and what cannot be had is refused."""
+"""device: choices for each device, and errors for kernels that it does not have."""
 
 import importlib.util
 from pathlib import Path
@@ -18,7 +18,7 @@ def machine(monkeypatch, *, package=True, cuda=True):
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_unasked_the_model_chooses_its_kernel(monkeypatch, there):
+def test_the_model_chooses_its_kernel_by_default(monkeypatch, there):
     machine(monkeypatch, package=there, cuda=there)
     assert attention_kernel(False, "no") is None
 
@@ -28,10 +28,10 @@ def test_unasked_the_model_chooses_its_kernel(monkeypatch, there):
     [
         ({"package": False}, "flash-attn is not installed.*pip install flash-attn --no-build-isolation"),
         ({"package": False, "cuda": False}, "flash-attn is not installed"),
-        ({"cuda": False}, "needs a CUDA device, and torch sees none"),
+        ({"cuda": False}, "expected a CUDA device, got none"),
     ],
 )
-def test_flash_attention_needs_its_package_and_a_cuda_device(monkeypatch, there, message):
+def test_flash_attention_requires_its_package_and_a_cuda_device(monkeypatch, there, message):
     machine(monkeypatch)
     assert attention_kernel(True, "bf16") == attention_kernel(True, "fp16") == "flash_attention_2"
     machine(monkeypatch, **there)
@@ -39,14 +39,14 @@ def test_flash_attention_needs_its_package_and_a_cuda_device(monkeypatch, there,
         attention_kernel(True, "bf16")
 
 
-def test_flash_attention_computes_in_16_bits(monkeypatch):
+def test_flash_attention_requires_16_bits(monkeypatch):
     machine(monkeypatch)
-    with pytest.raises(InputError, match=r"--use_flash_attention true: .* in 16 bits: give --bf16 true"):
+    with pytest.raises(InputError, match=r"--use_flash_attention true: .* 16 bits, .* --bf16 true"):
         attention_kernel(True, "no")
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])
-def test_a_cpu_is_fast_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, avx512, amx):
+def test_a_cpu_is_fast_in_bfloat16_if_it_has_instructions_for_it(monkeypatch, avx512, amx):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert bf16_is_fast(torch.device("cpu")) == (avx512 or amx)
@@ -54,20 +54,20 @@ def test_a_cpu_is_fast_in_bfloat16_where_it_has_instructions_for_it(monkeypatch,
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_a_cuda_device_is_asked_whether_it_emulates_bfloat16(monkeypatch, supported):
+def test_a_cuda_device_that_emulates_bfloat16_is_not_fast(monkeypatch, supported):
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or supported
     )
     assert bf16_is_fast(torch.device("cuda")) == supported
 
 
-def test_the_device_is_what_torch_sees(monkeypatch):
+def test_the_default_device_is_that_of_torch(monkeypatch):
     for seen in (torch.device("cuda", 0), None):
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available, seen=seen: seen)
         assert default_device() == (seen or torch.device("cpu"))
 
 
-def test_peak_memory_is_that_of_the_process_in_gib():
+def test_peak_memory_on_a_cpu_is_that_of_the_process():
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     [kib] = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
     assert 0.99 * kib / 2**20 < peak_memory_gib(torch.device("cpu")) < 64

@@ -1,9 +1,10 @@
-"""decoder: the loss of a batch is plain cross-entropy, row by row, for every family of decoders."""
+"""decoder: the loss of a batch is plain cross-entropy, row by row, for every family of decoders; loading."""
 
 import json
 
 import pytest
 import torch
+from closeness import assert_same_gradients, gradients
 from safetensors.torch import load_file, save_file
 from tiny_models import DECODERS, EOS, PAD, decoder, llama, random_batch, save_decoder
 from torch.nn.functional import cross_entropy
@@ -20,7 +21,13 @@ from transformers import (
 from rqa.errors import InputError
 from rqa.models.decoder import AnswerLM, check_context_length, context_length, max_positions
 
-ROWS = [(9, 4), (3, 12), (14, 1), (6, 6), (1, 2)]  # tokens of prompt and answer, longer than the windows of attention
+ROWS = [
+    (9, 4),
+    (3, 12),
+    (14, 1),
+    (6, 6),
+    (1, 2),
+]  # tokens of prompt and answer, longer than sliding windows of attention
 
 
 @pytest.fixture(params=DECODERS)
@@ -29,26 +36,15 @@ def family(request):
 
 
 def row_of(batch, i, prompt, answer):
-    """One row by itself, without padding."""
+    """Return one row alone, without padding."""
     return {name: tensor[i : i + 1, : prompt + answer] for name, tensor in batch.items()}
 
 
 def plain_loss(lm, batch):
-    """Cross-entropy over whole sequences, in double precision: what a textbook does. (B,)"""
+    """Return cross-entropy over whole sequences, in double precision, (B,)."""
     logits = lm(batch["input_ids"]).logits.double()
     losses = cross_entropy(logits[:, :-1].mT, batch["labels"][:, 1:], reduction="none", ignore_index=-100)
     return losses.sum(-1)
-
-
-def gradients(lm):
-    return {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(found, expected):
-    assert found.keys() == expected.keys()
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=lambda m, n=name: n + m)
 
 
 def test_the_loss_is_plain_cross_entropy_of_each_row_alone(family):
@@ -62,7 +58,7 @@ def test_the_loss_is_plain_cross_entropy_of_each_row_alone(family):
 
 def test_the_gradients_are_those_of_plain_cross_entropy_of_each_row_alone(family):
     lm, batch = decoder(family), random_batch(ROWS)
-    weights = torch.tensor([1.0, 0.5, 2.0, -1.0, 3.0])  # every row's gradient by itself, not just their sum
+    weights = torch.tensor([1.0, 0.5, 2.0, -1.0, 3.0])  # each row's gradient, not only their sum
     sum(weights[i] * plain_loss(lm, row_of(batch, i, *row))[0] for i, row in enumerate(ROWS)).backward()
     expected = gradients(lm)
     lm.zero_grad()
@@ -70,7 +66,7 @@ def test_the_gradients_are_those_of_plain_cross_entropy_of_each_row_alone(family
     assert_same_gradients(gradients(lm), expected)
 
 
-def test_padding_mates_and_order_change_no_loss(family):
+def test_padding_and_order_of_the_rows_change_no_loss(family):
     model, batch = AnswerLM(decoder(family)), random_batch(ROWS)
     losses = model(**batch)
     torch.testing.assert_close(model(**random_batch(ROWS, length=40)), losses, rtol=1e-5, atol=1e-5)
@@ -90,7 +86,7 @@ def test_only_answer_positions_are_projected(family):
 
 
 @pytest.mark.parametrize(("family", "masked"), [("llama", False), ("gpt2", False), ("mixtral", True)])
-def test_a_model_with_experts_sees_which_positions_are_padding(family, masked):
+def test_only_a_model_with_experts_gets_a_mask(family, masked):
     lm, batch, masks = decoder(family), random_batch(ROWS), []
     lm.register_forward_pre_hook(lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
     AnswerLM(lm)(**batch)
@@ -99,17 +95,17 @@ def test_a_model_with_experts_sees_which_positions_are_padding(family, masked):
 
 
 @pytest.mark.parametrize("rows", [[(5, 0)], [(5, 0), (4, 3), (1, 0)]], ids=["alone", "among others"])
-def test_a_row_without_targets_adds_nothing(family, rows):
+def test_a_row_without_targets_has_no_loss_and_no_gradient(family, rows):
     lm = decoder(family)
     losses = AnswerLM(lm)(**random_batch(rows))
     assert [loss == 0 for loss in losses.tolist()] == [answer == 0 for _, answer in rows]
     losses[[i for i, (_, answer) in enumerate(rows) if not answer]].sum().backward()
-    found = gradients(lm)
-    assert found.keys() == {name for name, _ in lm.named_parameters()}  # DDP waits for each of them
-    assert not any(gradient.any() or gradient.isnan().any() for gradient in found.values())
+    grads = gradients(lm)
+    assert grads.keys() == {name for name, _ in lm.named_parameters()}  # DDP waits for each of them
+    assert not any(gradient.any() or gradient.isnan().any() for gradient in grads.values())
 
 
-def test_a_row_without_targets_does_not_disturb_the_others(family):
+def test_a_row_without_targets_does_not_change_other_rows(family):
     model = AnswerLM(decoder(family))
     batch = random_batch([(4, 3), (2, 5), (5, 0)])
     without = {name: tensor[:2] for name, tensor in batch.items()}
@@ -117,7 +113,7 @@ def test_a_row_without_targets_does_not_disturb_the_others(family):
 
 
 class LlamaOfOld(LlamaForCausalLM):
-    """A model whose forward cannot be told which positions to project."""
+    """A model without `logits_to_keep`."""
 
     def forward(self, input_ids, attention_mask=None, use_cache=None):
         return super().forward(input_ids, attention_mask=attention_mask, use_cache=use_cache)
@@ -130,22 +126,14 @@ def test_a_model_that_projects_every_position_gives_the_same_loss():
     torch.testing.assert_close(AnswerLM(old)(**batch), AnswerLM(lm)(**batch))
 
 
-def test_logits_are_those_of_every_position():
-    lm, batch = decoder(), random_batch(ROWS)
-    logits = AnswerLM(lm).logits(**batch).double()
-    losses = cross_entropy(logits[:, :-1].mT, batch["labels"][:, 1:], reduction="none").sum(-1)
-    torch.testing.assert_close(AnswerLM(lm)(**batch).double(), losses, rtol=1e-5, atol=1e-5)
-
-
 def test_gradient_checkpointing_gives_the_same_gradients(family, tmp_path):
-    batch, path = random_batch(ROWS), save_decoder(tmp_path, decoder(family))
-    found = []
+    batch, path, grads = random_batch(ROWS), save_decoder(tmp_path, decoder(family)), []
     for checkpointing in (False, True):
         model = AnswerLM.from_pretrained(path, gradient_checkpointing=checkpointing).train()
         assert model.model.is_gradient_checkpointing == checkpointing
         model(**batch).sum().backward()
-        found.append(gradients(model))
-    assert_same_gradients(*found)
+        grads.append(gradients(model))
+    assert_same_gradients(*grads)
 
 
 # Loading
@@ -155,7 +143,7 @@ def test_a_checkpoint_loads_as_it_was_saved_with_its_own_attention(family, tmp_p
     lm, batch = decoder(family), random_batch(ROWS)
     model = AnswerLM.from_pretrained(save_decoder(tmp_path, lm))
     assert type(model.model) is type(lm)
-    # of these only Gemma 2 has no sdpa: sdpa cannot cap the attention's logits
+    # only Gemma 2 has no sdpa: its attention scores are soft-capped
     assert model.model.config._attn_implementation == ("eager" if family == "gemma2" else "sdpa")
     torch.testing.assert_close(model(**batch), AnswerLM(lm)(**batch), rtol=1e-5, atol=1e-5)
 
@@ -169,7 +157,7 @@ def test_a_bfloat16_checkpoint_is_trained_in_float32(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight"])
-def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, missing):
+def test_a_missing_tensor_is_an_error(tmp_path, missing):
     path = save_decoder(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors[missing]
@@ -178,7 +166,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, missing):
         AnswerLM.from_pretrained(path)
 
 
-def test_a_checkpoint_with_a_tensor_of_another_shape_is_refused(tmp_path):
+def test_a_tensor_of_another_shape_is_an_error(tmp_path):
     path = save_decoder(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 56}))
@@ -187,14 +175,14 @@ def test_a_checkpoint_with_a_tensor_of_another_shape_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("make", [lambda: llama(tied=True), lambda: decoder("gpt2"), lambda: decoder("gemma2")])
-def test_tied_weights_are_not_missed(tmp_path, make):
+def test_tied_weights_are_not_missing(tmp_path, make):
     lm = make()
     model = AnswerLM.from_pretrained(save_decoder(tmp_path, lm))
     assert not {"lm_head.weight"} & load_file(tmp_path / "model.safetensors").keys()
     assert model.model.get_input_embeddings().weight is model.model.get_output_embeddings().weight
 
 
-def test_what_is_no_checkpoint_of_a_decoder_is_refused(tmp_path):
+def test_other_checkpoints_are_an_error(tmp_path):
     with pytest.raises(InputError, match="no-such-folder: no decoder"):
         AnswerLM.from_pretrained(str(tmp_path / "no-such-folder"))
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
@@ -209,16 +197,16 @@ def test_what_is_no_checkpoint_of_a_decoder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("make", [llama, lambda: decoder("gpt2")])
-def test_rows_longer_than_the_window_are_refused_before_loading(tmp_path, make):
+def test_rows_longer_than_the_context_length_are_an_error_before_loading(tmp_path, make):
     path = save_decoder(tmp_path, make())
     (tmp_path / "model.safetensors").unlink()
-    window = make().config.max_position_embeddings
-    check_context_length(path, window)
-    with pytest.raises(InputError, match=f"reads at most {window} tokens: prompt and answer may have {window + 1}; "):
-        check_context_length(path, window + 1)
+    limit = make().config.max_position_embeddings
+    check_context_length(path, limit)
+    with pytest.raises(InputError, match=f"at most {limit} tokens .*{limit + 1}.*--max_prompt_length"):
+        check_context_length(path, limit + 1)
 
 
-def test_a_model_without_positions_has_no_window(tmp_path):
+def test_a_model_without_positions_has_no_context_length(tmp_path):
     MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
     check_context_length(str(tmp_path), 10**9)
 
@@ -242,7 +230,7 @@ LEARNED = {
 
 
 @pytest.mark.parametrize("kind", [*FROM_PADDING, *LEARNED])
-def test_the_last_position_is_the_last_that_a_model_reads(kind):
+def test_the_context_length_is_the_longest_input_of_a_model(kind):
     config = AutoConfig.for_model(kind, **(FROM_PADDING | LEARNED)[kind])
     last, model = context_length(config), AutoModel.from_config(config).eval()
     assert last == max_positions(config) == (22 if kind in FROM_PADDING else 24)
@@ -251,13 +239,13 @@ def test_the_last_position_is_the_last_that_a_model_reads(kind):
         model(torch.full((1, last + 1), 5))
 
 
-def test_rotary_positions_have_no_end_and_learned_ones_are_told(family, tmp_path):
+def test_rotary_positions_are_unlimited_and_learned_ones_are_not(family, tmp_path):
     config = decoder(family).config
     assert max_positions(config) == (2048 if family == "gpt2" else None)
     assert check_context_length(save_decoder(tmp_path, decoder(family)), 2048) == max_positions(config)
 
 
-def test_a_decoder_of_rotary_positions_reads_beyond_its_window():
+def test_a_decoder_with_rotary_positions_reads_beyond_its_context_length():
     lm = decoder()
     assert AnswerLM(lm)(**random_batch([(context_length(lm.config) - 3, 9)])).isfinite().all()
 
@@ -297,7 +285,7 @@ def test_the_checkpoint_keeps_its_generation_config(tmp_path):
     assert json.loads(after)["repetition_penalty"] == 1.5
 
 
-def test_the_plain_model_inside_is_what_was_given(family):
+def test_the_wrapped_model_is_unchanged(family):
     lm = decoder(family)
     model = AnswerLM(lm)
     assert model.model is lm

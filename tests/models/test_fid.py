@@ -1,4 +1,4 @@
-"""fid: what fusion-in-decoder computes is the plain model over passages encoded one by one."""
+"""fid: losses, gradients and answers of the plain model over passages that are encoded one by one."""
 
 import json
 from functools import partial
@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from test_decoder import assert_same_gradients, gradients
+from closeness import assert_same_gradients, close, gradients
 from tiny_models import EOS, PAD, VOCABULARY, decoder, save_decoder
 from tiny_seq2seq import SEQ2SEQ, random_passages, save_seq2seq, seq2seq
 from torch.nn.functional import cross_entropy
@@ -17,9 +17,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import rqa.models.fid
 from rqa.errors import InputError
-from rqa.models.auto import collator_for
+from rqa.models.auto import load_collator
 from rqa.models.decoder import max_positions
-from rqa.models.fid import UNSUPPORTED_OPTIONS, FusionInDecoder, attention_of, check_model
+from rqa.models.fid import UNSUPPORTED_OPTIONS, FusionInDecoder, check_encoder_decoder, fid_attention
 
 LENGTHS = [[9, 4, 17, 6], [12], [3, 20, 3]]  # tokens of each passage
 ANSWERS = [5, 1, 7]
@@ -28,7 +28,7 @@ GENERATION = {"max_new_tokens": 8, "eos_token_id": EOS, "pad_token_id": PAD}
 
 @pytest.fixture(autouse=True)
 def _calls_of_several_passages(monkeypatch):
-    """Of eight passages three in a call, so that there is padding."""
+    """Make three calls for eight passages, so that there is padding."""
     monkeypatch.setattr(rqa.models.fid, "ENCODER_CALLS", 3)
 
 
@@ -37,13 +37,8 @@ def family(request):
     return request.param
 
 
-def close(found, expected):
-    """Within 1e-5 of the largest."""
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.detach().abs().max())))
-
-
 def exact(family):
-    """In float64, where gradients that cancel are still told from rounding."""
+    """Return a model in float64, where gradients that cancel are not lost in rounding."""
     return seq2seq(family).double().eval()
 
 
@@ -52,16 +47,16 @@ def passages_alone(batch):
 
 
 def before(model, labels):
-    """What the decoder is given: the answer, one to the right."""
-    given = torch.cat([torch.full((len(labels), 1), FusionInDecoder(model).start_id), labels[:, :-1]], 1)
-    return given.masked_fill(given == -100, PAD)
+    """Return the input of the decoder: the answer, shifted to the right."""
+    ids = torch.cat([torch.full((len(labels), 1), FusionInDecoder(model).start_id), labels[:, :-1]], 1)
+    return ids.masked_fill(ids == -100, PAD)
 
 
 def textbook(model, input_ids, attention_mask, labels):
-    """The published formulation: encode the passages as they are padded, put them side by side, decode. (B, T, V)"""
+    """Return the logits (B, T, V) of the published formulation: encode padded passages, concatenate, decode."""
     rows, passages, length = input_ids.shape
     visible = attention_mask.view(rows * passages, length).clone()
-    visible[:, 0] = 1  # a passage that is not there is encoded as padding, and masked from the decoder
+    visible[:, 0] = 1  # a missing passage is encoded as padding and masked in the decoder
     encoded = model.get_encoder()(input_ids=input_ids.view(rows * passages, length), attention_mask=visible)
     memory = encoded.last_hidden_state.view(rows, passages * length, -1)
     return model(
@@ -79,7 +74,7 @@ def textbook_loss(model, batch):
 # The plain model
 
 
-def test_with_one_passage_it_is_the_plain_model(family):
+def test_one_passage_gives_the_loss_of_the_plain_model(family):
     model, batch = seq2seq(family).eval(), random_passages([[9], [12], [20]], ANSWERS)
     plain = {name: tensor.squeeze(1) for name, tensor in passages_alone(batch).items()}
     logits = model(**plain, decoder_input_ids=before(model, batch["labels"])).logits
@@ -90,9 +85,9 @@ def test_with_one_passage_it_is_the_plain_model(family):
     close(fid(**batch), expected)
 
 
-def test_with_one_passage_gradients_are_those_of_the_plain_model(family):
+def test_one_passage_gives_the_gradients_of_the_plain_model(family):
     model, batch = exact(family), random_passages([[9], [12], [20]], ANSWERS)
-    weights = torch.tensor([1.0, -2.0, 0.5])  # every row's gradient by itself, not just their sum
+    weights = torch.tensor([1.0, -2.0, 0.5])  # each row's gradient, not only their sum
     plain = {name: tensor.squeeze(1) for name, tensor in passages_alone(batch).items()}
     logits = model(**plain, decoder_input_ids=before(model, batch["labels"])).logits
     losses = cross_entropy(logits.mT, batch["labels"], reduction="none", ignore_index=-100).sum(-1)
@@ -108,14 +103,14 @@ def test_with_one_passage_gradients_are_those_of_the_plain_model(family):
     [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 1.3}, {"num_beams": 2, "num_return_sequences": 2}],
     ids=["greedy", "beams", "sampling", "two of two beams"],
 )
-def test_with_one_passage_it_generates_what_the_plain_model_does(family, options):
+def test_one_passage_gives_the_answers_of_the_plain_model(family, options):
     model, batch = seq2seq(family).eval(), passages_alone(random_passages([[9], [12], [20]], ANSWERS))
     fid = FusionInDecoder(model)
     plain = {name: tensor.squeeze(1) for name, tensor in batch.items()}
     torch.manual_seed(0)
     expected = model.generate(**plain, decoder_start_token_id=fid.start_id, forced_eos_token_id=None,
                               **{"do_sample": False} | GENERATION | options)  # fmt: skip
-    assert len({tuple(row) for row in expected.tolist()}) > 1  # the answers tell what was read
+    assert len({tuple(row) for row in expected.tolist()}) > 1  # the answers depend on the passage
     torch.manual_seed(0)
     assert fid.generate(**batch, **GENERATION, **options).tolist() == expected[:, 1:].tolist()
 
@@ -123,7 +118,7 @@ def test_with_one_passage_it_generates_what_the_plain_model_does(family, options
 # The published formulation
 
 
-def test_it_is_the_published_formulation(family):
+def test_losses_are_those_of_the_published_formulation(family):
     model, batch = seq2seq(family).eval(), random_passages(LENGTHS, ANSWERS)
     fid = FusionInDecoder(model)
     is_target = batch["labels"] != -100
@@ -143,35 +138,35 @@ def test_gradients_are_those_of_the_published_formulation(family):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-def test_it_generates_as_the_published_formulation_would(family, options):
-    """Token by token, each the likeliest under the textbook; and by beams over its memory."""
+def test_answers_are_those_of_the_published_formulation(family, options):
+    """Greedy: the likeliest token of the textbook, one by one. Beams: over its encoder states."""
     model, batch = seq2seq(family).eval(), random_passages(LENGTHS, ANSWERS)
-    found = FusionInDecoder(model).generate(**passages_alone(batch), **GENERATION, **options)
-    given = passages_alone(batch)
+    passages = passages_alone(batch)
+    answers = FusionInDecoder(model).generate(**passages, **GENERATION, **options)
     if options:
-        encoded = model.get_encoder()(**{name: tensor.flatten(0, 1) for name, tensor in given.items()})
+        encoded = model.get_encoder()(**{name: tensor.flatten(0, 1) for name, tensor in passages.items()})
         memory = encoded.last_hidden_state.view(len(LENGTHS), -1, encoded.last_hidden_state.shape[-1])
         start = FusionInDecoder(model).start_id
         expected = model.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=memory),
-            attention_mask=given["attention_mask"].flatten(1),
+            attention_mask=passages["attention_mask"].flatten(1),
             decoder_start_token_id=start, forced_eos_token_id=None, **GENERATION, **options,
         )[:, 1:]  # fmt: skip
     else:
         expected = torch.empty(len(LENGTHS), 0, dtype=torch.long)
-        for _ in range(found.shape[1]):
+        for _ in range(answers.shape[1]):
             padded = torch.cat([expected, torch.full((len(LENGTHS), 1), PAD)], 1)
-            expected = torch.cat([expected, textbook(model, **given, labels=padded)[:, -1:].argmax(-1)], 1)
+            expected = torch.cat([expected, textbook(model, **passages, labels=padded)[:, -1:].argmax(-1)], 1)
         over = (expected == EOS).cumsum(1) - (expected == EOS).long() > 0
         expected = expected.masked_fill(over, PAD)
     assert len({tuple(row) for row in expected.tolist()}) > 1
-    assert found.tolist() == expected.tolist()
+    assert answers.tolist() == expected.tolist()
 
 
-# What must not matter
+# Invariances
 
 
-def test_what_a_masked_passage_says_does_not_matter(family):
+def test_masked_passages_do_not_matter(family):
     fid, batch = FusionInDecoder(seq2seq(family).eval()), random_passages(LENGTHS, ANSWERS)
     garbage = batch["input_ids"].where(batch["attention_mask"].bool(), torch.tensor(77))
     close(fid(**batch | {"input_ids": garbage}), fid(**batch))
@@ -181,10 +176,10 @@ def test_what_a_masked_passage_says_does_not_matter(family):
     kept = [0, 1, 3]
     without = {name: tensor[:1, kept] if tensor.ndim == 3 else tensor[:1] for name, tensor in without.items()}
     close(fid(**masked)[:1], fid(**without))
-    assert abs(fid(**masked)[0] - fid(**batch)[0]) > 1e-3  # and what an unmasked one says does
+    assert abs(fid(**masked)[0] - fid(**batch)[0]) > 1e-3  # unmasked passages matter
 
 
-def test_padding_mates_and_order_do_not_matter(family):
+def test_padding_other_rows_and_passage_order_do_not_matter(family):
     fid, batch = FusionInDecoder(seq2seq(family).eval()), random_passages(LENGTHS, ANSWERS)
     losses = fid(**batch)
     close(fid(**random_passages(LENGTHS, ANSWERS, length=40)), losses)
@@ -213,7 +208,7 @@ def test_the_number_of_encoder_calls_does_not_matter(family, calls, monkeypatch)
 
 
 def calls_of(model):
-    """The (passages, length) of each call of the encoder, from now on."""
+    """Return a list that collects (passages, length) of each encoder call, and its hook."""
     sizes = []
     hook = model.get_encoder().register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -221,7 +216,7 @@ def calls_of(model):
     return sizes, hook
 
 
-def test_passages_of_like_length_share_a_call(monkeypatch):
+def test_passages_of_similar_length_share_a_call(monkeypatch):
     monkeypatch.setattr(rqa.models.fid, "ENCODER_CALLS", 4)
     model, batch = seq2seq().eval(), random_passages(LENGTHS, ANSWERS)
     sizes, _ = calls_of(model)
@@ -231,8 +226,8 @@ def test_passages_of_like_length_share_a_call(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 3, 100])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_small_encoder_batch_changes_nothing_with_dropout_neither(family, size, dropout, monkeypatch):
-    """Activations are computed again in the backward pass, and the same random numbers drawn for them."""
+def test_a_small_encoder_batch_changes_nothing_even_with_dropout(family, size, dropout, monkeypatch):
+    """Activations are computed again in the backward pass, with the same random numbers."""
     model, batch, found = seq2seq(family, dropout=dropout).train(), random_passages(LENGTHS, ANSWERS), []
     monkeypatch.setattr(
         rqa.models.fid, "ENCODER_CALLS", -(-8 // size)
@@ -251,7 +246,7 @@ def test_a_small_encoder_batch_changes_nothing_with_dropout_neither(family, size
     assert_same_gradients(found[1][1], found[0][1])
 
 
-def test_calls_made_to_keep_in_step_change_nothing(family):
+def test_encoder_calls_without_passages_change_nothing(family):
     model, batch, found = exact(family), random_passages([[9]], [3]), []
     for sync_encoder_calls in (False, True):
         sizes, hook = calls_of(model)
@@ -274,7 +269,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, tmp_path):
     assert_same_gradients(*found)
 
 
-def test_an_example_without_passages_disturbs_none(family):
+def test_an_example_without_passages_does_not_change_other_rows(family):
     fid = FusionInDecoder(seq2seq(family).eval())
     batch, mates = random_passages([[9, 4], [0, 0]], [3, 2]), random_passages([[9, 4]], [3])
     losses = fid(**batch)
@@ -286,7 +281,7 @@ def test_an_example_without_passages_disturbs_none(family):
     assert fid(**random_passages([[0, 0], [0, 0]], [3, 2], length=4)).isfinite().all()
 
 
-def test_a_row_without_targets_adds_nothing(family):
+def test_a_row_without_targets_has_no_loss_and_no_gradient(family):
     model = seq2seq(family).eval()
     losses = FusionInDecoder(model)(**random_passages([[5], [7]], [0, 3]))
     assert [loss == 0 for loss in losses.tolist()] == [True, False]
@@ -299,7 +294,7 @@ def test_a_row_without_targets_adds_nothing(family):
 # Checkpoints
 
 
-def test_a_checkpoint_is_the_plain_class_s_both_ways(family, tmp_path):
+def test_checkpoints_are_loaded_and_saved_as_the_plain_class(family, tmp_path):
     model, batch = seq2seq(family).eval(), random_passages(LENGTHS, ANSWERS)
     loaded = FusionInDecoder.from_pretrained(save_seq2seq(tmp_path / "before", model)).eval()
     assert loaded.state_dict().keys() == {f"model.{name}" for name in model.state_dict()}
@@ -313,7 +308,7 @@ def test_a_checkpoint_is_the_plain_class_s_both_ways(family, tmp_path):
     close(textbook_loss(again.eval(), batch), textbook_loss(model, batch))
 
 
-def test_the_checkpoint_s_own_generation_config_has_no_say(family):
+def test_the_generation_config_is_ignored(family):
     model, batch = seq2seq(family).eval(), passages_alone(random_passages(LENGTHS, ANSWERS))
     fid = FusionInDecoder(model)
     expected = fid.generate(**batch, **GENERATION).tolist()
@@ -323,58 +318,58 @@ def test_the_checkpoint_s_own_generation_config_has_no_say(family):
     assert model.generation_config.no_repeat_ngram_size == 1
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED_OPTIONS)
-def test_an_option_that_cannot_work_is_refused(name):
+def test_an_unsupported_option_is_an_error(name):
     with pytest.raises(ValueError, match=f"^{name}: "):
         FusionInDecoder(seq2seq()).generate(**passages_alone(random_passages([[3]], [1])), **{name: 1})
 
 
-def test_what_is_no_encoder_decoder_is_refused(tmp_path):
+def test_other_checkpoints_are_an_error(tmp_path):
     path = save_decoder(tmp_path / "llama")
-    with pytest.raises(InputError, match=r"needs an encoder-decoder .T5, BART., found a llama"):
-        check_model(path, 100, 100)
+    with pytest.raises(InputError, match=r"expected an encoder-decoder .* got llama"):
+        check_encoder_decoder(path, 100, 100)
     with pytest.raises(InputError, match="no-such-folder: no encoder-decoder"):
-        check_model(str(tmp_path / "no-such-folder"), 100, 100)
+        check_encoder_decoder(str(tmp_path / "no-such-folder"), 100, 100)
     with pytest.raises(InputError, match="llama: no encoder-decoder"):
         FusionInDecoder.from_pretrained(path)
 
 
 @pytest.mark.parametrize("family", ["bart", "two_berts"])
-def test_passages_and_answers_longer_than_the_window_are_refused(tmp_path, family):
+def test_passages_and_answers_longer_than_the_context_length_are_an_error(tmp_path, family):
     path = save_seq2seq(tmp_path, seq2seq(family))
-    check_model(path, 512, 512)
-    with pytest.raises(InputError, match="encoder reads at most 512 tokens, not 513: lower --max_passage_length"):
-        check_model(path, 513, 512)
-    with pytest.raises(InputError, match="decoder reads at most 512 tokens, not 513: lower --max_answer_length or"):
-        check_model(path, 512, 513)
+    check_encoder_decoder(path, 512, 512)
+    with pytest.raises(InputError, match=r"at most 512 tokens in the encoder, got 513.*--max_passage_length"):
+        check_encoder_decoder(path, 513, 512)
+    with pytest.raises(InputError, match=r"at most 512 tokens in the decoder, got 513.*--max_answer_length or"):
+        check_encoder_decoder(path, 512, 513)
 
 
-def test_t5_has_no_window(tmp_path):
-    check_model(save_seq2seq(tmp_path), 10**6, 10**6)
+def test_t5_has_no_context_length(tmp_path):
+    check_encoder_decoder(save_seq2seq(tmp_path), 10**6, 10**6)
 
 
 def led():
-    """Of 20 positions to read and 12 to write."""
+    """Return a model with 20 encoder positions and 12 decoder positions."""
     sizes = {f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
     ids = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS}
     windows = {"max_encoder_position_embeddings": 20, "max_decoder_position_embeddings": 12, "attention_window": 4}
     return LEDForConditionalGeneration(LEDConfig(**ids, **sizes, **windows, d_model=8))
 
 
-def test_the_two_windows_of_led_are_its_own(tmp_path):
+def test_led_has_two_context_lengths(tmp_path):
     path = save_seq2seq(tmp_path, led())
-    assert max_positions(check_model(path, 20, 12)) == 12
-    with pytest.raises(InputError, match="encoder reads at most 20 tokens, not 21: lower --max_passage_length"):
-        check_model(path, 21, 12)
-    with pytest.raises(InputError, match="decoder reads at most 12 tokens, not 13: lower --max_answer_length or"):
-        check_model(path, 20, 13)
+    assert max_positions(check_encoder_decoder(path, 20, 12)) == 12
+    with pytest.raises(InputError, match=r"at most 20 tokens in the encoder, got 21.*--max_passage_length"):
+        check_encoder_decoder(path, 21, 12)
+    with pytest.raises(InputError, match=r"at most 12 tokens in the decoder, got 13.*--max_answer_length or"):
+        check_encoder_decoder(path, 20, 13)
 
 
 @pytest.mark.parametrize("make", [*(partial(seq2seq, name) for name in SEQ2SEQ), led], ids=[*SEQ2SEQ, "led"])
-def test_an_answer_ends_at_the_last_position_where_there_is_one(make):
+def test_an_answer_may_use_all_positions_of_the_decoder(make):
     fid = FusionInDecoder(make().eval())
     positions = max_positions(fid.config)
     assert positions == {"bart": 512, "encoder-decoder": 512, "led": 12}.get(fid.config.model_type)
@@ -384,18 +379,18 @@ def test_an_answer_ends_at_the_last_position_where_there_is_one(make):
             fid(**random_passages([[9]], [positions + 1]))
 
 
-def test_the_collator_of_a_checkpoint_knows_its_positions(tmp_path):
+def test_a_loaded_collator_has_the_positions_of_the_checkpoint(tmp_path):
     lm = save_decoder(tmp_path / "gpt2", decoder("gpt2"))
-    assert collator_for(lm, max_prompt_length=1000).positions == 2048
-    found = {name: collator_for(save_seq2seq(tmp_path / name, seq2seq(name)), is_fid=True) for name in ("t5", "bart")}
-    assert {name: collator.positions for name, collator in found.items()} == {"t5": None, "bart": 512}
+    assert load_collator(lm, max_prompt_length=1000).max_positions == 2048
+    for name, positions in {"t5": None, "bart": 512}.items():
+        assert load_collator(save_seq2seq(tmp_path / name, seq2seq(name)), is_fid=True).max_positions == positions
 
 
 @pytest.mark.parametrize(
     ("source", "is_alone"),
     [("generation_config.json", False), *product(("config.json", "bos", "nothing"), (False, True))],
 )
-def test_how_answers_begin_is_asked_of_the_files_as_it_is_of_the_model(tmp_path, source, is_alone):
+def test_the_start_token_of_the_files_is_that_of_the_model(tmp_path, source, is_alone):
     path = save_seq2seq(tmp_path, seq2seq("bart"))
     for name in ("generation_config.json", "config.json"):
         values = json.loads((tmp_path / name).read_text())
@@ -405,37 +400,37 @@ def test_how_answers_begin_is_asked_of_the_files_as_it_is_of_the_model(tmp_path,
     if is_alone:
         (tmp_path / "generation_config.json").unlink()
     if source == "nothing":
-        with pytest.raises(InputError, match="expected a decoder_start_token_id in its config"):
-            check_model(path, 100, 100)
-        with pytest.raises(InputError, match="expected a decoder_start_token_id in its config"):
+        with pytest.raises(InputError, match=r"expected a decoder_start_token_id in config.json"):
+            check_encoder_decoder(path, 100, 100)
+        with pytest.raises(InputError, match=r"expected a decoder_start_token_id in config.json"):
             FusionInDecoder.from_pretrained(path)
     else:
-        check_model(path, 100, 100)
+        check_encoder_decoder(path, 100, 100)
         assert FusionInDecoder.from_pretrained(path).start_id == 7
 
 
-def test_t5_in_float16_or_with_flash_attention_is_refused(family):
+def test_t5_in_float16_or_with_flash_attention_is_an_error(family):
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, config = Accelerator(cpu=True), seq2seq(family).config
     accelerator.state._mixed_precision = "fp16"
     if family in ("t5", "mt5", "umt5"):
         with pytest.raises(InputError, match=r"mixed precision fp16: .* 65504"):
-            attention_of(config, accelerator)
+            fid_attention(config, accelerator)
         accelerator.state._mixed_precision = "bf16"
         with pytest.raises(InputError, match=r"--use_flash_attention true: .* bias"):
-            attention_of(config, accelerator, use_flash_attention=True)
-        assert attention_of(config, accelerator) == "eager"
+            fid_attention(config, accelerator, use_flash_attention=True)
+        assert fid_attention(config, accelerator) == "eager"
     else:
-        assert attention_of(config, accelerator) is None
+        assert fid_attention(config, accelerator) is None
     accelerator.state._mixed_precision = "no"
-    assert attention_of(config, accelerator) is None
+    assert fid_attention(config, accelerator) is None
 
 
 # Precision
 
 
 def test_bfloat16_is_near_float32(family):
-    """And finite: its exponents are those of float32."""
+    """Losses are finite too: bfloat16 has the exponents of float32."""
     fid, batch = FusionInDecoder(seq2seq(family).eval()), random_passages(LENGTHS, ANSWERS)
     with torch.autocast("cpu", torch.bfloat16):
         losses = fid(**batch)
@@ -443,6 +438,6 @@ def test_bfloat16_is_near_float32(family):
     torch.testing.assert_close(losses, fid(**batch), rtol=0.2, atol=0.5)
 
 
-def test_the_start_is_the_model_s_own():
+def test_the_start_token_is_that_of_the_model():
     starts = {family: FusionInDecoder(seq2seq(family)).start_id for family in SEQ2SEQ}
     assert starts == {"t5": PAD, "mt5": PAD, "umt5": PAD, "bart": EOS, "two_berts": 1, "t5gemma": 1}

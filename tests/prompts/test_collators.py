@@ -1,7 +1,4 @@
-"""collators: labels by position, in every chat format; padding, batch mates and order change no row.
-
-At the end, the collator of fusion-in-decoder.
-"""
+"""collators: labels by position, in every chat format; rows do not depend on padding, other rows and order."""
 
 import re
 from dataclasses import replace
@@ -9,13 +6,13 @@ from itertools import permutations
 
 import pytest
 import torch
-from test_fid_prompts import TOKENIZERS
+from seq2seq_tokenizers import TOKENIZERS
 from tiny_tokenizers import FORMATS, TEMPLATES, builder
 
 from rqa.data.jsonl import DataError
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn
-from rqa.prompts.collators import IGNORE_INDEX, ConcatenatedCollator, EncodedExample, ParallelCollator
+from rqa.prompts.collators import IGNORE_INDEX, ConcatenatedCollator, ParallelCollator
 from rqa.prompts.decoder_prompt import PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
 
@@ -25,12 +22,12 @@ ANSWERS = ("The cat.", "a <|im_end|> or </s>, and <|end_of_turn|>", "no", "A\n\n
 
 
 def example(i, answer=None):
-    """Different lengths, every other one with a history."""
+    """Examples of different lengths, every second one with a history."""
     answer = ANSWERS[i] if answer is None else answer
     return Example(f"{i}", "Who?" * (i + 1), (answer,), chat_history=HISTORY * (i % 2), where=f"train.jsonl:{i + 1}")
 
 
-READINGS = [GeneratorInput.from_ranked(example(i), PASSAGES[:passages]) for i, passages in enumerate((1, 0, 3, 2))]
+INPUTS = [GeneratorInput.from_ranked(example(i), PASSAGES[:passages]) for i, passages in enumerate((1, 0, 3, 2))]
 
 
 @pytest.fixture(params=FORMATS)
@@ -38,15 +35,15 @@ def collator(request):
     return ConcatenatedCollator(builder(request.param))
 
 
-def cutting(collator, budget):
-    """The same collator with a smaller budget, which cuts passages."""
+def truncating(collator, budget):
+    """Return the same collator with a smaller `max_prompt_length`."""
     old = collator.builder
     return ConcatenatedCollator(PromptBuilder(old.tokenizer, old.chat, max_prompt_length=budget))
 
 
-def test_the_targets_are_the_answer_and_what_ends_a_turn_and_one_eos(collator):
-    tokenizer, batch = collator.builder.tokenizer, collator(READINGS)
-    ends = {"", "<|end_of_turn|>", "<|end|>", "#\n"}  # before eos: a turn's end that is not eos itself
+def test_targets_are_the_answer_the_end_of_the_turn_and_one_eos(collator):
+    tokenizer, batch = collator.builder.tokenizer, collator(INPUTS)
+    ends = {"", "<|end_of_turn|>", "<|end|>", "#\n"}  # ends of a turn before eos
     for labels, ids, answer in zip(batch["labels"], batch["input_ids"], ANSWERS, strict=True):
         targets = labels[labels != IGNORE_INDEX]
         assert targets.equal(ids[labels != IGNORE_INDEX])
@@ -56,63 +53,61 @@ def test_the_targets_are_the_answer_and_what_ends_a_turn_and_one_eos(collator):
 
 
 def test_rows_are_prompt_then_answer_then_padding(collator):
-    batch = collator(READINGS)
-    for row, reading in enumerate(READINGS):
-        prompt, answer = collator.builder.prompt(reading).ids, collator.builder.answer(reading.answer)
+    batch = collator(INPUTS)
+    for row, item in enumerate(INPUTS):
+        prompt, answer = collator.builder.prompt(item).ids, collator.builder.answer(item.answer)
         padding = batch["input_ids"].shape[1] - len(prompt) - len(answer)
         assert batch["input_ids"][row].tolist() == [*prompt, *answer, *[collator.pad_id] * padding]
         assert batch["labels"][row].tolist() == [*[IGNORE_INDEX] * len(prompt), *answer, *[IGNORE_INDEX] * padding]
-    assert min(row.tolist()[::-1].index(answer[-1]) for row in batch["input_ids"]) == 0  # no more than it takes
+    assert min(row.tolist()[::-1].index(answer[-1]) for row in batch["input_ids"]) == 0  # no needless padding
 
 
 def test_prompts_are_left_padded_prefixes_of_the_training_rows(collator):
-    rows, batch = collator(READINGS)["input_ids"], collator.prompts(READINGS)
+    rows, batch = collator(INPUTS)["input_ids"], collator.collate_prompts(collator.encode(INPUTS))
     lengths = batch["attention_mask"].sum(1)
-    assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(READINGS), max(lengths))
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(INPUTS), max(lengths))
     for row, ids, mask, length in zip(rows, batch["input_ids"], batch["attention_mask"], lengths, strict=True):
         assert mask.equal((torch.arange(len(mask)) >= len(mask) - length).long())
         assert ids[mask.bool()].equal(row[:length])
         assert (ids[~mask.bool()] == collator.pad_id).all()
 
 
-def test_also_where_passages_are_cut_the_prompt_does_not_depend_on_the_answer(collator):
-    lengths = [len(collator.builder.prompt(reading).ids) for reading in READINGS]
-    smaller = cutting(collator, lengths[1] + 9)
-    others = [
-        GeneratorInput.from_ranked(reading.example, reading.passages, "Another, longer answer.") for reading in READINGS
-    ]
-    rows, prompts = smaller.encode(READINGS), smaller.prompts(others)
-    assert [row.cut > 0 for row in rows] == [length > lengths[1] + 9 for length in lengths]
+def test_a_truncated_prompt_does_not_depend_on_the_answer(collator):
+    lengths = [len(collator.builder.prompt(item).ids) for item in INPUTS]
+    smaller = truncating(collator, lengths[1] + 9)
+    others = [GeneratorInput.from_ranked(item.example, item.passages, "Another, longer answer.") for item in INPUTS]
+    rows, prompts = smaller.encode(INPUTS), smaller.collate_prompts(smaller.encode(others))
+    assert [row.truncated > 0 for row in rows] == [length > lengths[1] + 9 for length in lengths]
     for row, ids, mask in zip(rows, prompts["input_ids"], prompts["attention_mask"], strict=True):
         assert ids[mask.bool()].tolist() == row.prompts[0]
 
 
-def test_a_row_is_the_same_whatever_is_beside_it(collator):
-    alone = [{name: rows[0].tolist() for name, rows in collator([reading]).items()} for reading in READINGS]
+def test_a_row_does_not_depend_on_the_rows_beside_it(collator):
+    alone = [{name: rows[0].tolist() for name, rows in collator([item]).items()} for item in INPUTS]
     for order in [(0, 1, 2, 3), (2, 0), *permutations((1, 3, 0))]:
-        batch = collator([READINGS[i] for i in order])
+        batch = collator([INPUTS[i] for i in order])
         for name, rows in batch.items():
             for i, row in zip(order, rows.tolist(), strict=True):
                 assert row[: len(alone[i][name])] == alone[i][name]
                 assert set(row[len(alone[i][name]) :]) <= {collator.pad_id if name == "input_ids" else IGNORE_INDEX}
 
 
-def test_encoding_first_and_collating_later_is_the_same(collator):
-    rows = collator.encode(iter(READINGS))
+def test_encode_and_collate_equal_a_call(collator):
+    rows = collator.encode(iter(INPUTS))
     batches = [
-        (collator(READINGS), collator.collate(rows)),
-        (collator.prompts(READINGS), collator.collate_prompts(rows)),
+        (collator(INPUTS), collator.collate(rows)),
+        (collator.collate_prompts(collator.encode(INPUTS)), collator.collate_prompts(rows)),
     ]
     for called, collated in batches:
         assert called.keys() == collated.keys()
         assert all(called[name].equal(collated[name]) for name in called)
-    lengths = (collator(READINGS)["labels"] != IGNORE_INDEX).sum(1) + collator.prompts(READINGS)["attention_mask"].sum(
-        1
-    )
+    lengths = (collator(INPUTS)["labels"] != IGNORE_INDEX).sum(1) + collator.collate_prompts(collator.encode(INPUTS))[
+        "attention_mask"
+    ].sum(1)
     assert list(map(len, rows)) == lengths.tolist()
 
 
-def test_no_rows_are_one_position_without_a_target():
+def test_an_empty_batch_is_one_position_without_a_target():
     collator = ConcatenatedCollator(builder("chatml's template"))
     empty = collator([])
     assert {name: tensor.tolist() for name, tensor in empty.items()} == {
@@ -123,22 +118,22 @@ def test_no_rows_are_one_position_without_a_target():
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_padding_is_the_tokenizers_own_or_eos(name):
+def test_padding_is_that_of_the_tokenizer_or_eos(name):
     tokenizer = builder(f"{name}'s template").tokenizer
     expected = tokenizer.eos_token_id if tokenizer.pad_token is None else tokenizer.pad_token_id
     assert ConcatenatedCollator(builder(f"{name}'s template")).pad_id == expected
 
 
-def test_a_row_knows_its_length_and_what_was_cut():
+def test_a_row_has_its_length_and_the_number_of_truncated_tokens_and_passages():
     collator = ConcatenatedCollator(builder("chatml's template"))
-    (whole,) = collator.encode(READINGS[:1])
-    (row,) = cutting(collator, len(whole.prompts[0]) - 5).encode(READINGS[:1])
-    assert (len(whole), whole.cut) == (len(whole.prompts[0]) + len(whole.answer), 0)
-    assert (len(row), row.cut) == (len(whole) - 5, 5)
-    assert EncodedExample([[1, 2]], [3]) == EncodedExample([[1, 2]], [3], cut=0)
+    (whole,) = collator.encode(INPUTS[:1])
+    (row,) = truncating(collator, len(whole.prompts[0]) - 5).encode(INPUTS[:1])
+    assert (len(whole), whole.truncated) == (len(whole.prompts[0]) + len(whole.answer), 0)
+    assert (len(row), row.truncated) == (len(whole) - 5, 5)
+    assert whole.num_passages == row.num_passages == 1
 
 
-# What cannot be trained on
+# Lengths that do not fit
 
 
 def problems(collator, examples):
@@ -147,7 +142,7 @@ def problems(collator, examples):
     return str(caught.value).splitlines()
 
 
-def test_answers_and_questions_that_do_not_fit_are_told_by_file_and_line():
+def test_answers_and_questions_that_do_not_fit_are_errors_with_file_and_line():
     built = builder("chatml's template")
     examples = [replace(example(i % 4, "the " * i), where=f"train.jsonl:{i + 1}") for i in range(30)]
     asked = [len(built.prompt(GeneratorInput.from_ranked(example, ())).ids) for example in examples]
@@ -157,7 +152,7 @@ def test_answers_and_questions_that_do_not_fit_are_told_by_file_and_line():
     for i, (question, answer) in enumerate(zip(asked, answered, strict=True), 1):
         if question > asked[2]:
             expected.append(
-                f"train.jsonl:{i}: instruction, history and question alone take {question} tokens, "
+                f"train.jsonl:{i}: instruction, history and question take {question} tokens, "
                 f"--max_prompt_length is {asked[2]}"
             )
         if answer > answered[15]:
@@ -167,7 +162,7 @@ def test_answers_and_questions_that_do_not_fit_are_told_by_file_and_line():
     assert problems(collator, examples[:18]) == [line for line in expected if int(re.findall("[0-9]+", line)[0]) <= 18]
 
 
-def test_what_fits_is_not_refused_whatever_its_passages_and_an_unanswerable_question_needs_no_answer():
+def test_passages_and_answers_of_unanswerable_questions_are_not_checked():
     built = builder("chatml's template")
     length = max(len(built.prompt(GeneratorInput.from_ranked(example(i), ())).ids) for i in range(4))
     collator = ConcatenatedCollator(PromptBuilder(built.tokenizer, max_prompt_length=length), 40)
@@ -178,8 +173,8 @@ def test_what_fits_is_not_refused_whatever_its_passages_and_an_unanswerable_ques
 
 
 def refusal_and_limit():
-    """A collator whose answers are one token shorter than the refusal."""
-    built, refusal = builder("chatml's template"), "It is not told. " * 3
+    """Return a collator, a refusal that is one token too long for it, and its length."""
+    built, refusal = builder("chatml's template"), "It is not stated. " * 3
     length = len(built.answer(refusal))
     return ConcatenatedCollator(built, length - 1), refusal, length
 
@@ -189,11 +184,11 @@ def refusal_and_limit():
     [
         (True, 0.0, True, True),
         (False, 0.1, True, True),
-        (False, 0.0, True, False),  # nobody is taught it
+        (False, 0.0, True, False),  # not a target
         (True, 0.0, False, False),  # evaluation
     ],
 )
-def test_a_refusal_that_is_trained_on_has_a_length_too(unanswerable, gold_dropout, answers, is_refused):
+def test_a_refusal_is_checked_if_it_is_a_target(unanswerable, gold_dropout, answers, is_refused):
     collator, refusal, length = refusal_and_limit()
     examples = [example(0), replace(example(2), unanswerable=unanswerable, where="train.jsonl:7")]
     options = {"answers": answers, "gold_dropout": gold_dropout, "refusal_answer": refusal}
@@ -215,7 +210,7 @@ BUILDERS = {
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_a_reference_longer_than_the_positions_of_the_model_is_told_by_file_and_line(kind):
+def test_a_reference_longer_than_the_models_positions_is_an_error_with_file_and_line(kind):
     make = {"decoder": ConcatenatedCollator, "fid": ParallelCollator}[kind]
     long = replace(example(0), answers=("a lamp " * 40, "a lamp " * 500), where="test.jsonl:4")
     length = len(BUILDERS[kind].answer(long.answers[0]))
@@ -230,39 +225,37 @@ def test_a_reference_longer_than_the_positions_of_the_model_is_told_by_file_and_
     with pytest.raises(DataError) as error:
         short.check([replace(example(0), unanswerable=True)], refusal_answer=long.answers[0])
     assert str(error.value) == f"train.jsonl:1: it is unanswerable, and its refusal takes {length} tokens, {has}"
-    short.check([replace(long, unanswerable=True), replace(long, answers=())])  # whose reference is another, or none
+    short.check([replace(long, unanswerable=True), replace(long, answers=())])  # another reference, or none
 
 
-# Rows that are kept
+# Cache
 
 
 @pytest.fixture
 def prompted(monkeypatch):
-    """The questions of the prompts that were built."""
+    """Return the list of questions whose prompts are built."""
     questions, plain = [], PromptBuilder.prompt
     monkeypatch.setattr(
         PromptBuilder,
         "prompt",
-        lambda self, reading: questions.append(reading.example.question) or plain(self, reading),
+        lambda self, item: questions.append(item.example.question) or plain(self, item),
     )
     return questions
 
 
-def test_no_reading_is_encoded_twice_and_each_by_all_that_it_says(prompted):
+def test_an_equal_input_is_encoded_once(prompted):
     collator = ConcatenatedCollator(builder("chatml's template"))
-    others = [replace(READINGS[2], answer="no."), replace(READINGS[2], passages=PASSAGES[::-1])]
-    rows = collator.encode([*READINGS, *others])
-    assert len(prompted) == len(READINGS) + len(others)
-    again = [replace(reading, example=replace(reading.example)) for reading in [*others, *READINGS]]
+    others = [replace(INPUTS[2], answer="no."), replace(INPUTS[2], passages=PASSAGES[::-1])]
+    rows = collator.encode([*INPUTS, *others])
+    assert len(prompted) == len(INPUTS) + len(others)
+    again = [replace(item, example=replace(item.example)) for item in [*others, *INPUTS]]
     assert collator.encode(again) == [*rows[4:], *rows[:4]]
-    assert len(prompted) == len(READINGS) + len(others)
-    assert rows == [
-        ConcatenatedCollator(builder("chatml's template")).encode([reading])[0] for reading in [*READINGS, *others]
-    ]
+    assert len(prompted) == len(INPUTS) + len(others)
+    assert rows == [ConcatenatedCollator(builder("chatml's template")).encode([item])[0] for item in [*INPUTS, *others]]
 
 
-def test_the_least_recent_rows_make_room(monkeypatch, prompted):
-    first, second, third, _ = READINGS
+def test_the_least_recently_used_rows_are_evicted(monkeypatch, prompted):
+    first, second, third, _ = INPUTS
     collator = ConcatenatedCollator(builder("chatml's template"))
     sizes = [len(row) for row in ConcatenatedCollator(builder("chatml's template")).encode([first, second, third])]
     monkeypatch.setattr("rqa.prompts.collators.CACHE_TOKEN_BUDGET", sum(sizes) - 1)
@@ -271,7 +264,7 @@ def test_the_least_recent_rows_make_room(monkeypatch, prompted):
     collator.encode([first])
     collator.encode([third])
     collator.encode([third, first])
-    assert prompted == [third.example.question]  # the second went
+    assert prompted == [third.example.question]  # the second was evicted
     collator.encode([second])
     assert prompted == [third.example.question, second.example.question]
 
@@ -286,57 +279,57 @@ def parallel(request):
     return ParallelCollator(PassagePromptBuilder(TOKENIZERS[request.param]()))
 
 
-def test_each_passage_is_a_row_of_its_own_and_a_missing_one_is_masked(parallel):
-    batch = parallel(READINGS)  # of 1, 0, 3 and 2 passages
+def test_each_passage_has_its_own_prompt_and_a_missing_one_is_masked(parallel):
+    batch = parallel(INPUTS)  # of 1, 0, 3 and 2 passages
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     assert batch["input_ids"].shape[:2] == (4, 3)
-    assert batch["attention_mask"].any((0, 1)).all()  # no more than it takes
-    for row, reading in enumerate(READINGS):
-        texts = parallel.builder.prompt(reading).ids
-        found = [ids[mask.bool()].tolist() for ids, mask in zip(*(batch[n][row] for n in MASKED), strict=True)]
-        assert found == texts + [[]] * (3 - len(texts))
-        assert len(texts) == max(1, len(reading.passages))  # without passages the question stands alone
+    assert batch["attention_mask"].any((0, 1)).all()  # no needless padding
+    for row, item in enumerate(INPUTS):
+        texts = parallel.builder.prompt(item).ids
+        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(*(batch[n][row] for n in MASKED), strict=True)]
+        assert prompts == texts + [[]] * (3 - len(texts))
+        assert len(texts) == max(1, len(item.passages))  # without passages only the question
     for ids, mask in zip(*(batch[name].flatten(0, 1) for name in MASKED), strict=True):
         assert mask.tolist() == sorted(mask.tolist(), reverse=True)  # padded on the right
         assert set(ids[~mask.bool()].tolist()) <= {parallel.pad_id}
 
 
-def test_the_targets_of_fusion_in_decoder_are_the_answer_and_one_eos(parallel):
-    batch = parallel(READINGS)
-    for labels, reading in zip(batch["labels"], READINGS, strict=True):
+def test_targets_of_fusion_in_decoder_are_the_answer_and_one_eos(parallel):
+    batch = parallel(INPUTS)
+    for labels, item in zip(batch["labels"], INPUTS, strict=True):
         targets = labels[labels != IGNORE_INDEX].tolist()
-        assert targets == parallel.builder.answer(reading.answer)
+        assert targets == parallel.builder.answer(item.answer)
         assert targets.count(parallel.builder.eos_id) == 1
         assert labels.tolist() == targets + [IGNORE_INDEX] * (len(labels) - len(targets))
-    assert batch["labels"].shape[1] == max(len(parallel.builder.answer(reading.answer)) for reading in READINGS)
+    assert batch["labels"].shape[1] == max(len(parallel.builder.answer(item.answer)) for item in INPUTS)
 
 
-def test_fusion_in_decoder_generates_from_the_rows_that_it_was_trained_on(parallel):
-    batch, prompts = parallel(READINGS), parallel.prompts(READINGS)
+def test_prompts_of_fusion_in_decoder_are_equal_in_training_and_generation(parallel):
+    batch, prompts = parallel(INPUTS), parallel.collate_prompts(parallel.encode(INPUTS))
     assert prompts.keys() == set(MASKED)
     assert all(batch[name].equal(tensor) for name, tensor in prompts.items())
 
 
-def test_the_length_of_a_row_is_that_of_all_its_texts(parallel):
-    for row, reading in zip(parallel.encode(READINGS), READINGS, strict=True):
-        texts = parallel.builder.prompt(reading).ids
+def test_the_length_of_a_row_is_that_of_all_its_prompts(parallel):
+    for row, item in zip(parallel.encode(INPUTS), INPUTS, strict=True):
+        texts = parallel.builder.prompt(item).ids
         assert row.num_prompt_tokens == sum(map(len, texts))
-        assert len(row) == row.num_prompt_tokens + len(parallel.builder.answer(reading.answer))
+        assert len(row) == row.num_prompt_tokens + len(parallel.builder.answer(item.answer))
 
 
-def test_no_rows_of_passages_are_one_position_without_a_target(parallel):
+def test_an_empty_batch_of_fusion_in_decoder_is_one_position_without_a_target(parallel):
     batch = parallel.collate([])
     assert batch["input_ids"].tolist() == [[[parallel.pad_id]]]
     assert batch["attention_mask"].tolist() == [[[1]]]
     assert batch["labels"].tolist() == [[IGNORE_INDEX]]
 
 
-def test_what_does_not_fit_fusion_in_decoder_is_told_by_line():
+def test_too_long_questions_and_answers_of_fusion_in_decoder_are_errors_with_line():
     built = PassagePromptBuilder(TOKENIZERS["t5"](), 24)
     collator = ParallelCollator(built, 12)
     with pytest.raises(DataError) as error:
         collator.check([example(0), example(1, "no"), example(2, "x" * 12)], answers=True)
     lines = str(error.value).splitlines()
     assert [line.split(": ")[0] for line in lines] == ["train.jsonl:2", "train.jsonl:3"]
-    assert "history and question alone take" in lines[0]
+    assert "history and question take" in lines[0]
     assert "the answer takes 14 tokens, --max_answer_length is 12" in lines[1]

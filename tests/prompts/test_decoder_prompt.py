@@ -1,4 +1,4 @@
-"""decoder_prompt: golden prompts; ids as the chat template gives them; data is text; nothing but passages is cut."""
+"""decoder_prompt: golden prompts; ids of the chat template; control tokens in data are text; truncation."""
 
 from string import ascii_lowercase
 
@@ -49,7 +49,7 @@ GOLDEN = {
         f"<|im_start|> user Ċ {IN_BYTES} Who ? <|im_end|> Ċ <|im_start|> assistant Ċ",
     ),
 }
-ANSWERS = {  # to "The cat.": " {answer}{sep_sys}" with the flags, and eos where sep_sys is not it
+ANSWERS = {  # of "The cat.": " {answer}{sep_sys}" with the flags, and eos unless sep_sys is eos
     "starling's flags": "▁ T h e ▁cat . <|end_of_turn|> </s>",
     "mistral's flags": "▁ T h e ▁cat . </s>",
     "mistral's flags, older": "▁ T h e ▁cat . </s>",
@@ -66,42 +66,42 @@ ANSWERS = {  # to "The cat.": " {answer}{sep_sys}" with the flags, and eos where
 CONTROL = sorted({token for make in TEMPLATES.values() for token in make().all_special_tokens})
 TEXTS = st.lists(st.sampled_from([*CONTROL, "the ", "Cats", "水é", ".", " ", "\n\n", "[2] "])).map("".join)
 BYTES = tiny_models.tokenizer()
-MAX_MARKED_POINTS = settings(max_examples=15, deadline=None)
+FEW_EXAMPLES = settings(max_examples=15, deadline=None)
 
 
-def reading(passages=PASSAGES, question="Who?", history=(), answer="The cat.", ranks=None):
+def item(passages=PASSAGES, question="Who?", history=(), answer="The cat.", ranks=None):
     example = Example("1", question, (answer,), chat_history=tuple(history))
     return GeneratorInput(example, tuple(passages), answer, tuple(range(len(passages)) if ranks is None else ranks))
 
 
 def ids_of(name, tokens):
-    """The ids of tokens with spaces between them."""
+    """Return the ids of tokens that are separated by spaces."""
     return builder(name).tokenizer.convert_tokens_to_ids(tokens.split(" "))
 
 
 @pytest.mark.parametrize(("name", "turns"), GOLDEN)
-def test_a_prompt_is_the_golden_one(name, turns):
+def test_golden_prompts(name, turns):
     text, tokens = GOLDEN[name, turns]
     tokenizer = builder(name).tokenizer
-    prompt = builder(name).prompt(reading(history=HISTORY[:turns]))
-    assert prompt == (ids_of(name, tokens), 0)
-    bos = tokenizer.bos_token or ""  # the tokenizer's own is the only one
+    prompt = builder(name).prompt(item(history=HISTORY[:turns]))
+    assert prompt == (ids_of(name, tokens), 0, 2)
+    bos = tokenizer.bos_token or ""  # it occurs once, at the beginning
     words = (bos + text.replace(bos, "")).split()
-    assert "".join(tokenizer.decode(prompt.ids).split()) == "".join(words)  # SentencePiece has spaces of its own
+    assert "".join(tokenizer.decode(prompt.ids).split()) == "".join(words)  # SentencePiece adds spaces
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_ends_as_a_turn_does_and_in_one_eos(name):
+def test_an_answer_ends_with_the_separator_of_its_turn_and_one_eos(name):
     assert builder(name).answer("The cat.") == ids_of(name, ANSWERS[name])
 
 
 @pytest.mark.parametrize("history", [(), HISTORY, HISTORY * 2], ids=len)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_prompt_and_answer_are_what_the_chat_template_gives_for_the_conversation(name, history):
+def test_prompt_and_answer_equal_the_rendered_chat_template(name, history):
     built, tokenizer = builder(f"{name}'s template"), builder(f"{name}'s template").tokenizer
     context = f"{INSTRUCTION}\n\n[1] Water\nBoil the water.\n\n[2] Cats and dogs.\n\nWho?"
     messages = [*({"role": t.role, "content": t.text} for t in history), {"role": "user", "content": context}]
-    prompt = built.prompt(reading(history=history)).ids
+    prompt = built.prompt(item(history=history)).ids
     assert prompt == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "Yes."}], return_dict=False)
     row = prompt + built.answer("Yes.")
@@ -110,7 +110,7 @@ def test_prompt_and_answer_are_what_the_chat_template_gives_for_the_conversation
     assert row == whole[: len(row)]
 
 
-def test_what_a_template_writes_before_an_answer_is_not_answered():
+def test_text_of_the_template_before_an_answer_is_not_part_of_it():
     tokenizer = chatml()
     tokenizer.chat_template = CHATML.replace(
         "{{ message.content", "{{ '<think>' * (message.role != 'user') + message.content"
@@ -118,32 +118,32 @@ def test_what_a_template_writes_before_an_answer_is_not_answered():
     assert PromptBuilder(tokenizer).answer("Yes.") == builder("chatml's template").answer("Yes.")
 
 
-def test_of_two_control_tokens_the_longer_is_meant():
+def test_the_longer_of_two_control_tokens_matches():
     tokenizer = chatml()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>assistant"]}, False)
     messages = [{"role": "user", "content": f"{INSTRUCTION}\n\nWho?"}]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert PromptBuilder(tokenizer).prompt(reading(())).ids == expected
+    assert PromptBuilder(tokenizer).prompt(item(())).ids == expected
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_bos_is_there_once_where_the_tokenizer_puts_one(name):
+def test_bos_occurs_once_if_the_tokenizer_adds_one(name):
     for history in ((), HISTORY):
-        ids = builder(name).prompt(reading(history=history)).ids
+        ids = builder(name).prompt(item(history=history)).ids
         bos = builder(name).tokenizer.bos_token_id
         assert [i for i, id in enumerate(ids) if id == bos] == ([] if bos is None else [0])
 
 
-def test_bos_is_what_the_template_writes_where_the_tokenizer_puts_none():
-    ids = PromptBuilder(BYTES).prompt(reading(history=HISTORY)).ids
+def test_bos_of_the_template_is_kept_if_the_tokenizer_adds_none():
+    ids = PromptBuilder(BYTES).prompt(item(history=HISTORY)).ids
     assert [i for i, id in enumerate(ids) if id == tiny_models.BOS] == [0]
 
 
-def test_a_bos_that_is_eos_too_still_ends_turns():
+def test_a_bos_that_is_also_eos_ends_turns():
     tokenizer = headers()
     tokenizer.eos_token = tokenizer.bos_token
     built = PromptBuilder(tokenizer, ChatFormat("user", "bot", "\n", tokenizer.eos_token))
-    assert built.prompt(reading(history=HISTORY)).ids.count(tokenizer.eos_token_id) == 2
+    assert built.prompt(item(history=HISTORY)).ids.count(tokenizer.eos_token_id) == 2
     assert built.answer("Yes.").count(tokenizer.eos_token_id) == 1
 
 
@@ -154,7 +154,7 @@ def test_generation_stops_at_eos_and_at_a_separator_that_starts_with_a_control_t
 
 
 @pytest.mark.parametrize("separator", ["###\n", "\n\n", "\n", "bot<|header|>"])
-def test_a_separator_that_text_can_hold_ends_answers_but_stops_nothing(separator):
+def test_a_separator_of_ordinary_text_does_not_stop_generation(separator):
     tokenizer = headers()
     built = PromptBuilder(tokenizer, ChatFormat("User", "Bot", "\n", separator))
     assert tokenizer.decode(built.answer("Yes.")) == f" Yes.{separator}<|eot|>"
@@ -162,19 +162,19 @@ def test_a_separator_that_text_can_hold_ends_answers_but_stops_nothing(separator
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@MAX_MARKED_POINTS
+@FEW_EXAMPLES
 @given(text=TEXTS)
-def test_an_answer_is_read_back_as_it_was(name, text):
+def test_the_text_of_an_answers_ids_is_the_answer(name, text):
     built = builder(name)
     ids = built.answer(text)
-    assert {built.answer_text(found) for found in (ids, [*ids, *ids], ids[:-1])} == {text.strip()}
+    assert {built.answer_text(each) for each in (ids, [*ids, *ids], ids[:-1])} == {text.strip()}
 
 
 # Data is text
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@MAX_MARKED_POINTS
+@FEW_EXAMPLES
 @given(texts=st.tuples(*[TEXTS] * 6))
 def test_control_tokens_in_data_are_text(name, texts):
     built, tokenizer = builder(name), builder(name).tokenizer
@@ -182,16 +182,16 @@ def test_control_tokens_in_data_are_text(name, texts):
 
     def row(title, text, question, user, assistant, answer):
         history = (Turn("user", user), Turn("assistant", assistant))
-        return built.prompt(reading([Passage(text, title)], question, history)).ids, built.answer(answer)
+        return built.prompt(item([Passage(text, title)], question, history)).ids, built.answer(answer)
 
     for ids, plain in zip(row(*texts), row(*"abcdef"), strict=True):
         assert [id for id in ids if id in control] == [id for id in plain if id in control]
     prompt, target = map(tokenizer.decode, row(*texts))
     assert all(data in prompt for data in texts[:-1])
-    assert texts[-1].lstrip(" ") in target  # SentencePiece takes one that is there for its own
+    assert texts[-1].lstrip(" ") in target  # SentencePiece merges a first space with its own
 
 
-# Nothing but passages is cut
+# Truncation
 
 
 @given(
@@ -202,47 +202,51 @@ def test_control_tokens_in_data_are_text(name, texts):
     random=st.randoms(use_true_random=False),
 )
 @settings(max_examples=150, deadline=None)
-def test_passages_are_cut_the_last_ranked_first_from_their_ends(lengths, question, turns, budget, random):
-    """One token a character, so that a prompt is cut as a text is."""
+def test_passages_are_truncated_from_the_last_ranked_on_at_their_ends(lengths, question, turns, budget, random):
+    """Each token is one character, so that the expected prompt is a truncated text."""
     texts = ["ABCDE"[i] + ascii_lowercase[:length] for i, length in enumerate(lengths)]
     ranks = random.sample(range(len(texts)), len(texts))
     history = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(turns)]
-    found = reading([Passage(text) for text in texts], question, history, ranks=ranks)
+    chosen = item([Passage(text) for text in texts], question, history, ranks=ranks)
 
     def rendered(texts):
         chat = "".join(f"{turn.role}: {turn.text}\n" for turn in history) + f"user: {question}\nassistant:"
         return "Read.\n\n" + "".join(f"[{i}] {text}\n\n" for i, text in enumerate(texts, 1)) + chat
 
     built = PromptBuilder(BYTES, ChatFormat("user", "assistant", "\n", "\n"), "Read.", budget)
-    kept, cut = dict(zip(ranks, texts, strict=True)), 0  # in the order of reading
+    kept, truncated = dict(zip(ranks, texts, strict=True)), 0  # in the order of the prompt
     while kept and (excess := len(rendered(kept.values())) - budget) > 0:
         last = max(kept)
-        cut += min(excess, len(kept[last]))
+        truncated += min(excess, len(kept[last]))
         kept[last] = kept[last][:-excess]
         if not kept[last]:
             del kept[last]
     expected = rendered(kept.values())
     if len(expected) > budget:
         with pytest.raises(InputError, match=f"take {len(expected)} tokens, --max_prompt_length is {budget}$"):
-            built.prompt(found)
+            built.prompt(chosen)
     else:
-        ids, found_cut = built.prompt(found)
-        assert (BYTES.decode(ids), found_cut) == (expected, cut)
+        ids, *counts = built.prompt(chosen)
+        assert (BYTES.decode(ids), *counts) == (expected, truncated, len(kept))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@MAX_MARKED_POINTS
+@FEW_EXAMPLES
 @given(share=st.floats(0, 1), text=TEXTS, first=st.booleans())
-def test_what_is_cut_is_one_stretch_of_one_passage_after_whole_ones(name, share, text, first):
-    """Also where tokens lie over the edges of passages."""
+def test_truncation_removes_one_stretch_of_one_passage_after_whole_passages(name, share, text, first):
+    """Also if tokens cross the edges of passages."""
     ranked = list(zip((2, 0, 1) if first else (0, 1, 2), ("Boil it.", f"zz{text}zz", "Cats"), strict=True))
     kept = [[(rank, Passage(text)) for rank, text in ranked if rank < n] for n in range(4)]
-    chosen = [reading([passage for _, passage in k], history=HISTORY, ranks=[rank for rank, _ in k]) for k in kept]
-    whole = [builder(name).prompt(reading) for reading in chosen]
+    chosen = [item([passage for _, passage in k], history=HISTORY, ranks=[rank for rank, _ in k]) for k in kept]
+    whole = [builder(name).prompt(each) for each in chosen]
     budget = len(whole[0].ids) + round(share * (len(whole[3].ids) - len(whole[0].ids)))
-    ids, cut = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget).prompt(chosen[3])
+    ids, truncated, num_passages = PromptBuilder(
+        builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget
+    ).prompt(chosen[3])
     assert len(ids) <= budget
-    assert (cut == 0) == (budget == len(whole[3].ids))
+    assert (truncated == 0) == (budget == len(whole[3].ids))
+    marks = [prompt.ids for prompt in whole]
+    assert num_passages == (marks.index(ids) if ids in marks else next(n for n in range(4) if len(marks[n]) > budget))
     if not any(ids == prompt.ids for prompt in whole):
         assert len(ids) == budget
         excesses = [(prompt.ids, len(prompt.ids) - budget) for prompt in whole]
@@ -250,17 +254,18 @@ def test_what_is_cut_is_one_stretch_of_one_passage_after_whole_ones(name, share,
 
 
 @pytest.mark.parametrize(("name", "dot"), [("chatml's template", ".ĊĊ"), ("mistral's flags", ".\n\n")])
-def test_a_token_over_the_edge_of_a_passage_is_never_cut(name, dot):
-    """As in "[1]| C|a|t|s| and| dogs|.\\n\\n|": five tokens lie inside of the passage."""
-    chosen = reading(PASSAGES[1:])
-    whole, without = builder(name).prompt(chosen).ids, builder(name).prompt(reading(())).ids
+def test_a_token_across_the_edge_of_a_passage_is_never_truncated(name, dot):
+    """The passage in "[1]| C|a|t|s| and| dogs|.\\n\\n|" has five tokens of its own."""
+    chosen = item(PASSAGES[1:])
+    whole, without = builder(name).prompt(chosen).ids, builder(name).prompt(item(())).ids
     edge = len(whole) - 1 - whole[::-1].index(*ids_of(name, dot))
-    for cut in range(6):
-        built = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=len(whole) - cut)
-        assert built.prompt(chosen) == ((whole[: edge - cut] + whole[edge:]) if cut < 5 else without, cut)
+    for truncated in range(6):
+        built = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=len(whole) - truncated)
+        expected = whole[: edge - truncated] + whole[edge:] if truncated < 5 else without
+        assert built.prompt(chosen) == (expected, truncated, int(truncated < 5))
 
 
-# Refusals
+# Errors
 
 ONCE = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
 REFUSED = {
@@ -272,40 +277,40 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("template", REFUSED.values(), ids=REFUSED)
-def test_a_template_that_does_not_write_each_message_once_and_in_order_is_refused(template):
+def test_a_template_that_does_not_write_each_message_once_and_in_order_is_an_error(template):
     tokenizer = chatml()
     tokenizer.chat_template = template
-    with pytest.raises(InputError, match="each message once and in order: give --user_prefix"):
-        PromptBuilder(tokenizer).prompt(reading(history=HISTORY))
+    with pytest.raises(InputError, match=r"each message once and in order\. Set --user_prefix"):
+        PromptBuilder(tokenizer).prompt(item(history=HISTORY))
 
 
-def test_a_template_that_refuses_the_roles_is_reported():
-    with pytest.raises(InputError, match="refuses messages of user, user: roles must alternate"):
-        builder("mistral's template").prompt(reading(history=HISTORY[:1]))
+def test_a_template_that_rejects_the_roles_is_an_error():
+    with pytest.raises(InputError, match="messages of user, user: roles must alternate"):
+        builder("mistral's template").prompt(item(history=HISTORY[:1]))
     tokenizer = chatml()
     tokenizer.chat_template = ONCE + "{{ raise_exception('never') }}"
-    with pytest.raises(InputError, match="refuses messages of user: never"):
+    with pytest.raises(InputError, match="messages of user: never"):
         PromptBuilder(tokenizer)
 
 
 @pytest.mark.parametrize(
     ("lacks", "chat", "message"),
     [
-        ("chat_template", None, "no chat template: give --user_prefix and --assistant_prefix"),
+        ("chat_template", None, "no chat template. Set --user_prefix and --assistant_prefix"),
         ("eos_token", STARLING, "no end-of-sequence token"),
     ],
 )
-def test_a_tokenizer_that_lacks_what_it_takes_is_refused(lacks, chat, message):
+def test_a_tokenizer_without_chat_template_or_eos_is_an_error(lacks, chat, message):
     tokenizer = mistral()
     setattr(tokenizer, lacks, None)
     with pytest.raises(InputError, match=message):
         PromptBuilder(tokenizer, chat)
 
 
-def test_a_tokenizer_loads_as_it_was_saved_and_another_path_is_refused(tmp_path):
+def test_a_saved_tokenizer_is_loaded_and_another_path_is_an_error(tmp_path):
     chatml().save_pretrained(tmp_path / "tokenizer")
-    loaded = PromptBuilder(load_tokenizer(str(tmp_path / "tokenizer"))).prompt(reading())
-    assert loaded == builder("chatml's template").prompt(reading())
+    loaded = PromptBuilder(load_tokenizer(str(tmp_path / "tokenizer"))).prompt(item())
+    assert loaded == builder("chatml's template").prompt(item())
     for path in (str(tmp_path / "nowhere"), "no such/path/at all", str(tmp_path)):
-        with pytest.raises(InputError, match="neither a checkpoint folder nor a model of the hub"):
+        with pytest.raises(InputError, match="expected a checkpoint folder or a hub name"):
             load_tokenizer(path)

@@ -1,4 +1,4 @@
-"""recipes/ask.py: its answers are those of an evaluation; in a terminal they come piece by piece and can be stopped."""
+"""recipes/ask.py: answers are those of an evaluation; in a terminal they are streamed and can be stopped."""
 
 import fcntl
 import io
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from types import SimpleNamespace
 
 import pytest
 from tiny_seq2seq import save_seq2seq
@@ -19,9 +20,10 @@ from world import ROOT, World, write_jsonl
 
 from rqa.data.records import Example, Passage
 from rqa.errors import InputError
-from rqa.generation.chat import Asked
+from rqa.generation.chat import Chat, ChatQuestion
 from rqa.generation.generator import Answer
 from rqa.models.decoder import AnswerLM
+from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieved
 from rqa.terminal import printable
 
@@ -36,13 +38,13 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flags(world):
-    """What an evaluation and a conversation are both told."""
+    """Return flags for evaluation and chat."""
     return {
-        "--qa_model_name_or_path": world.model,
-        "--embedding_model_name_or_path": world.encoder,
+        "--model_name_or_path": world.model,
+        "--embedding_model": world.encoder,
         "--embedding_max_num_to_retrieve": "2",
-        "--document_path": world.corpus,
-        "--index_path": str(world.folder / "index"),
+        "--full_dataset_file_path": world.corpus,
+        "--full_dataset_index_path": str(world.folder / "index"),
         "--bf16": "false",
         "--max_new_tokens": "12",
     }
@@ -50,7 +52,7 @@ def flags(world):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run a recipe in this process: its status, and what it wrote on the standard output and the standard error."""
+    """Run a recipe in this process; return its status, standard output and standard error."""
 
     def by(flags, recipe="ask.py", stdin=b""):
         monkeypatch.setattr(sys, "argv", [recipe, *(word for flag in flags.items() for word in flag)])
@@ -63,21 +65,21 @@ def run(monkeypatch, capsys):
 
 
 def evaluation(run, flags, out, rows):
-    """The predictions of recipes/evaluate.py."""
+    """Return the predictions of recipes/evaluate.py."""
     data = write_jsonl(out.with_suffix(".jsonl"), [{"gold_answer": "?", "gold_docs": [], **row} for row in rows])
-    more = {"--eval_data_path": data, "--batch_size": "1", "--output_dir": str(out)}
+    more = {"--test_file": data, "--per_device_eval_batch_size": "1", "--output_dir": str(out)}
     status, _, err = run(flags | more, "evaluate.py")
     assert not status, err
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("kind", ["decoder", "fid"])
-def test_an_answer_and_its_passages_are_those_of_an_evaluation(run, world, flags, tmp_path, kind):
+def test_answer_and_passages_are_those_of_an_evaluation(run, world, flags, tmp_path, kind):
     if kind == "fid":
-        flags = flags | {"--qa_model_name_or_path": save_seq2seq(tmp_path / "seq2seq"), "--qa_is_fid": "true"}
+        flags = flags | {"--model_name_or_path": save_seq2seq(tmp_path / "seq2seq"), "--qa_is_fid": "true"}
     expected = evaluation(run, flags, tmp_path / "out", [{"question": question} for question in QUESTIONS])
     for question, row in zip(QUESTIONS, expected, strict=True):
-        # What else it takes is in the evaluation's folder.
+        # The other flags are those of the evaluation.
         status, out, err = run({"--evaluation": str(tmp_path / "out"), "--question": question})
         assert not status, err
         assert not re.search("[\0-\x09\x0b-\x1f\x7f-\x9f]", out)
@@ -95,21 +97,41 @@ def test_an_answer_and_its_passages_are_those_of_an_evaluation(run, world, flags
         assert min(answer["seconds"].values()) > 0
 
 
-def test_the_lines_of_a_pipe_are_a_conversation_as_an_evaluation_reads_it(run, flags, tmp_path, caplog):
+def test_the_test_of_a_training_run_has_the_flags_of_the_run_and_its_exported_model(run, world, flags, tmp_path):
+    expected = json.loads(run(flags | {"--question": QUESTIONS[0]})[1])
+    for name in ("test", "eval-000004"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "score.json").write_text('{"format": 2}')
+    (tmp_path / "model").symlink_to(world.model)
+    config = {name.removeprefix("--"): value for name, value in flags.items()} | {"model_name_or_path": "hub/base"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"learning_rate": 5e-6, "output_dir": str(tmp_path)}))
+    status, out, err = run({"--evaluation": str(tmp_path / "test"), "--question": QUESTIONS[0]})
+    assert not status, err
+    names = ("question", "answer", "finished", "passages")
+    assert {name: json.loads(out)[name] for name in names} == {name: expected[name] for name in names}
+    status, _, err = run({"--evaluation": str(tmp_path / "eval-000004"), "--question": QUESTIONS[0]})
+    assert status == 2
+    assert "--model_name_or_path is required" in err
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_passage_length": 100}))  # of recipes/fid_flan_t5.py
+    _, _, err = run({"--evaluation": str(tmp_path / "test"), "--question": QUESTIONS[0]})
+    assert "expected an encoder-decoder" in err
+
+
+def test_the_lines_of_a_pipe_are_one_conversation(run, flags, tmp_path, caplog):
     first, second = QUESTIONS
     [alone] = evaluation(run, flags, tmp_path / "first", [{"question": first}])
-    told = [{"speaker": "user", "message": first}, {"speaker": "assistant", "message": alone["answer"]}]
-    [after] = evaluation(run, flags, tmp_path / "second", [{"question": second, "chat_history": told}])
+    history = [{"speaker": "user", "message": first}, {"speaker": "assistant", "message": alone["answer"]}]
+    [after] = evaluation(run, flags, tmp_path / "second", [{"question": second, "chat_history": history}])
     caplog.set_level("INFO")
     lines = f"{first}\n\n  {second} \n/new\n{first}\n/nonsense\n/quit\n{first}\n"
     status, out, err = run(flags, stdin=lines.encode())
     assert not status, err
     assert out == "".join(f"{printable(row['answer'])}\n" for row in (alone, after, alone))
-    assert "/nonsense is no command" in caplog.text
+    assert "/nonsense is not a command" in caplog.text
 
 
-def test_what_a_library_prints_when_it_is_first_used_is_no_answer(run, flags, monkeypatch):
-    """As DeepSpeed does, which transformers loads where it is installed, in the first answer."""
+def test_the_output_of_libraries_is_not_on_the_standard_output(run, flags, monkeypatch):
+    """Transformers imports DeepSpeed at the first answer, which then prints."""
     plain, loaded = AnswerLM.generate, []
 
     def generate(*args, **options):
@@ -126,12 +148,12 @@ def test_what_a_library_prints_when_it_is_first_used_is_no_answer(run, flags, mo
 # In a terminal
 
 
-# The recipe, whose third answer (after a warm-up and a first) takes long enough to be stopped on any machine.
+# The third answer, after the warm-up and a first one, is slow enough to be stopped on any machine.
 SLOW = """
 import runpy, sys, time
-from rqa.generation import chat as conversation
+from rqa.generation import generator
 
-class Slow(conversation.AnswerStreamer):
+class Slow(generator.AnswerStreamer):
     made = 0
 
     def __init__(self, *args):
@@ -143,14 +165,14 @@ class Slow(conversation.AnswerStreamer):
         time.sleep(self.seconds)
         super().put(value)
 
-conversation.AnswerStreamer = Slow
+generator.AnswerStreamer = Slow
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 class Terminal:
-    """The recipe in a pseudo-terminal of its own, in whose keyboard `Ctrl-C` is what it is to a user."""
+    """The recipe in its own pseudo-terminal, where `\x03` is Ctrl-C."""
 
     def __init__(self, flags):
         self.master, slave = pty.openpty()
@@ -177,7 +199,7 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def read(self, until="\n> "):
-        """What is written up to a text, or to the end: read by read."""
+        """Return the parts of the output up to a text, or to the end."""
         reads, end = [], time.monotonic() + 90
         while until not in "".join(reads):
             ready, _, _ = select.select([self.master], [], [], end - time.monotonic())
@@ -190,7 +212,7 @@ class Terminal:
 
 
 def test_a_user_in_a_terminal(run, flags, tmp_path):
-    """Streams, tells the sources, forgets, stops one answer and then answers as if it had not been asked."""
+    """Streaming, sources, a stopped answer, a new conversation, end."""
     question = QUESTIONS[0]
     flags = flags | {"--max_new_tokens": "200"}
     _, out, _ = run(flags, stdin=f"{question}\n".encode())
@@ -204,9 +226,9 @@ def test_a_user_in_a_terminal(run, flags, tmp_path):
         terminal.press(f"{question}\n")
         reads = terminal.read()
         assert len(reads) > 5
-        told = "".join(reads)
-        assert told.startswith(f"{question}\n{first}\n\n[1] ")
-        assert re.search(r"\n\[1\] Lamp \d+ - \w+\.html - \d\.\d{3}\n\[2\] Lamp .*\n(\(cut after 200.*\n)?\n> $", told)
+        output = "".join(reads)
+        assert output.startswith(f"{question}\n{first}\n\n[1] ")
+        assert re.search(r"\n\[1\] Lamp \d+ - \w+\.html - \d\.\d{3}\n\[2\] Lamp .*\n(\(.*200.*\n)?\n> $", output)
 
         terminal.press("\n\n")
         assert "".join(terminal.read("\n> \n\n> ")) == "\n\n> \n\n> "
@@ -215,7 +237,7 @@ def test_a_user_in_a_terminal(run, flags, tmp_path):
         begun = "".join(terminal.read(f"{question}\n{second[:3]}"))
         terminal.press("\x03")
         begun += "".join(terminal.read())
-        assert begun.endswith("\n(stopped: no part of the conversation)\n\n> ")
+        assert begun.endswith("\n(stopped: not part of the conversation)\n\n> ")
         assert second not in begun
 
         terminal.press(f"{question}\n")
@@ -234,83 +256,82 @@ def test_a_user_in_a_terminal(run, flags, tmp_path):
 
 @pytest.fixture
 def scripted(monkeypatch, capsys):
-    """Talk in a terminal whose keyboard is a list, with answers from a list: what is asked, and what is written."""
-    recipe = runpy.run_path(RECIPE)
+    """Run a chat on a terminal with scripted lines and answers; return (question, history) pairs and the output."""
     terminal = io.TextIOWrapper(io.BytesIO())
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", terminal)
     hit = Retrieved(Passage("The \x1b[31mlamp\x1b[0m."), 0.5)
 
-    def by(keys, answers):
-        keys, answers, asked = iter(keys), iter(answers), []
+    def next_of(script):
+        value = next(script)
+        if isinstance(value, str):
+            return value
+        raise value
 
-        def answered(value):
-            if isinstance(value, str):
-                return value
-            raise value
+    def by(lines, answers):
+        lines, answers, questions = iter(lines), iter(answers), []
 
-        def ask(question, history):
-            asked.append((question, [turn.text for turn in history]))
-            return Asked(Example("", question, (), chat_history=history), (hit,), None, 0)
+        class Scripted(Chat):
+            def encode(self, question, history=()):
+                questions.append((question, [turn.text for turn in history]))
+                row = EncodedExample([[1]], [2], num_passages=1)
+                return ChatQuestion(Example("", question, (), chat_history=history), (hit,), row, 0)
 
-        def say(_, show):
+        def stream(row, show):
             show("\x1b]0;title\x07")
-            return Answer(answered(next(answers)), 1, 1, finished=True)
+            return Answer(next_of(answers), 1, 1, finished=True, truncated=0, num_passages=1)
 
-        monkeypatch.setattr("builtins.input", lambda prompt: answered(next(keys)))
-        recipe["talk"](ask, say)
+        monkeypatch.setattr("builtins.input", lambda prompt: next_of(lines))
+        Scripted(None, SimpleNamespace(stream=stream), k=1).run()
         out = capsys.readouterr().out
         assert "\x1b" not in out
-        return asked, out
+        return questions, out
 
     return by
 
 
 @pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt, "/quit"])
-def test_ctrl_d_ctrl_c_and_quit_end_it_at_the_prompt(scripted, end):
-    asked, out = scripted(["a", end, "b"], ["A"])
-    assert asked == [("a", [])]
+def test_ctrl_d_ctrl_c_and_quit_end_the_chat(scripted, end):
+    questions, out = scripted(["a", end, "b"], ["A"])
+    assert questions == [("a", [])]
     assert out.endswith("\n")
 
 
-def test_what_is_stopped_or_does_not_fit_is_told_and_no_part_of_the_conversation(scripted):
-    asked, out = scripted(
+def test_stopped_answers_and_errors_are_printed_and_not_part_of_the_conversation(scripted):
+    questions, out = scripted(
         ["a", "b", "/sources", "c", "d", EOFError], ["A", KeyboardInterrupt, InputError("take 9 tokens"), "D"]
     )
-    assert asked == [("a", []), ("b", ["a", "A"]), ("c", ["a", "A"]), ("d", ["a", "A"])]
+    assert questions == [("a", []), ("b", ["a", "A"]), ("c", ["a", "A"]), ("d", ["a", "A"])]
     assert "(stopped: " in out
     assert "(take 9 tokens)" in out
     assert "[1] The ␛[31mlamp␛[0m. - 0.500\nThe ␛[31mlamp␛[0m.\n" in out
 
 
-def test_what_looks_like_a_command_is_told_and_what_begins_like_a_path_is_asked(scripted, caplog):
+def test_an_unknown_command_is_not_a_question_but_a_path_is(scripted, caplog):
     caplog.set_level("INFO")
-    asked, _ = scripted(["/new ", "/sources", "/hlep", "/etc/hosts?", EOFError], ["A"])
-    assert asked == [("/etc/hosts?", [])]
-    assert "/hlep is no command: /new forgets" in caplog.text
+    questions, _ = scripted(["/new ", "/sources", "/hlep", "/etc/hosts?", EOFError], ["A"])
+    assert questions == [("/etc/hosts?", [])]
+    assert "/hlep is not a command: /new " in caplog.text
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--embedding_model_name_or_path": ""}, "--embedding_model_name_or_path is required: .* encoder; answers are"),
-        ({"--qa_model_name_or_path": ""}, "--qa_model_name_or_path is required"),
-        ({"--index_path": ""}, "--index_path is required"),
-        ({"--question": " \n"}, "--question: expected text, found none"),
-        ({"--question": "why " * 3000}, "error: --question: instruction, history and question alone take"),
-        (
-            {"--evaluation": "no/such"},
-            "--evaluation no/such: expected the folder of an evaluation, found no score.json in it",
-        ),
-        ({"--batch_size": "3"}, "unrecognized arguments: --batch_size 3"),
+        ({"--embedding_model": ""}, "--embedding_model is required: .* encoder"),
+        ({"--model_name_or_path": ""}, "--model_name_or_path is required"),
+        ({"--full_dataset_index_path": ""}, "--full_dataset_index_path is required"),
+        ({"--question": " \n"}, "--question: expected text, got none"),
+        ({"--question": "why " * 3000}, "error: --question: instruction, history and question take"),
+        ({"--evaluation": "no/such"}, "--evaluation no/such: .* score.json"),
+        ({"--per_device_eval_batch_size": "3"}, "unrecognized arguments: --per_device_eval_batch_size 3"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_loaded(run, flags, changes, message):
-    """The encoder of this command does not exist: nothing gets as far as that."""
-    status, out, err = run({**flags, "--embedding_model_name_or_path": "no/such/encoder", **changes})
+def test_errors_are_printed_before_anything_is_loaded(run, flags, changes, message):
+    """The encoder does not exist, and loading it would be another error."""
+    status, out, err = run({**flags, "--embedding_model": "no/such/encoder", **changes})
     assert (status, out) == (2, "")
     assert re.search(message, err)
 
@@ -318,18 +339,18 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(run, flags, changes, me
 def test_a_question_that_does_not_fit_ends_a_pipe(run, flags):
     status, out, err = run(flags, stdin=("why " * 3000).encode())
     assert (status, out) == (2, "")
-    assert "error: instruction, history and question alone take" in err
+    assert "error: instruction, history and question take" in err
 
 
-def test_more_processes_are_refused_with_the_command_of_one(run, flags, monkeypatch):
+def test_more_processes_are_an_error_with_the_command_of_one(run, flags, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, _, err = run(flags)
     assert status == 2
-    assert f"2 processes were launched, a conversation is held by one: launch it with `python {RECIPE} …`" in err
+    assert f"got 2. Launch with `python {RECIPE} …`" in err
 
 
-def test_a_folder_that_is_no_evaluation_is_refused(run, tmp_path):
-    (tmp_path / "score.json").write_text("{}")
+def test_another_folder_is_an_error(run, tmp_path):
+    (tmp_path / "score.json").write_text('{"format": 2}')
     for content in ("[1]", "{", "3"):
         (tmp_path / "config.json").write_text(content)
         status, _, err = run({"--evaluation": str(tmp_path)})
@@ -337,4 +358,4 @@ def test_a_folder_that_is_no_evaluation_is_refused(run, tmp_path):
         assert f"error: --evaluation {tmp_path}: config.json: " in err
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     _, _, err = run({"--evaluation": str(tmp_path)})
-    assert "--embedding_model_name_or_path is required" in err
+    assert "--embedding_model is required" in err
