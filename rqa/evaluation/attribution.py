@@ -1,4 +1,4 @@
-"""Which of its passages an answer rests on, by two measures; for either kind of generator, or one.
+"""Attribution of an answer to its passages: leave-one-out for any generator, cross-attention for fusion-in-decoder.
 
 B examples, N passages, L tokens in the longest passage, M tokens in all passages of an example, H heads.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.functional import softmax
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -21,66 +20,72 @@ from transformers.modeling_outputs import BaseModelOutput
 from rqa.data.passage_selection import GeneratorInput
 from rqa.distributed.accelerator import is_sharded
 from rqa.errors import InputError
+from rqa.generation.batches import map_batches
 from rqa.models.fid import FusionInDecoder
-from rqa.prompts.collators import Collator
+from rqa.prompts.collators import Collator, EncodedExample
 
-# A number for each passage of each reading, whose answer is the one to explain.
+# One number for each passage of each input; the input contains the answer to attribute.
 Attribution = Callable[[Sequence[GeneratorInput]], list[list[float]]]
 Losses = Callable[[Sequence[GeneratorInput]], list[tuple[float, int]]]
 
 
-def leave_one_out(losses: Losses, readings: Sequence[GeneratorInput]) -> list[list[float]]:
-    """Return for each passage of each reading by how many nats its answer is less likely without that passage.
+def leave_one_out(losses: Losses, inputs: Sequence[GeneratorInput]) -> list[list[float]]:
+    """Return for each passage the increase in the answer's negative log-likelihood, in nats, if it is left out.
 
-    `losses`, such as `AnswerLoss`, returns of each answer the negative log-likelihood, and its tokens. It
-    is asked once, for every reading as it is, and without each of its passages.
+    `losses`, such as `AnswerLoss`, returns the negative log-likelihood of each answer, and its number of tokens. One
+    call scores every input, and its variants without each of its passages.
     """
-    variants = [[reading, *(_without(reading, i) for i in range(len(reading.passages)))] for reading in readings]
-    each = iter(losses([variant for of_reading in variants for variant in of_reading]))
-    found = []
-    for of_reading in variants:
-        whole, *without = (nll for nll, _ in islice(each, len(of_reading)))
-        found.append([nll - whole for nll in without])
-    return found
+    variants = [[item, *(_without(item, i) for i in range(len(item.passages)))] for item in inputs]
+    scored = iter(losses([variant for of_item in variants for variant in of_item]))
+    increases = []
+    for of_item in variants:
+        complete, *reduced = (nll for nll, _ in islice(scored, len(of_item)))
+        increases.append([nll - complete for nll in reduced])
+    return increases
 
 
-def _without(reading: GeneratorInput, place: int) -> GeneratorInput:
+def _without(item: GeneratorInput, position: int) -> GeneratorInput:
     def drop(values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return values[:place] + values[place + 1 :]
+        return values[:position] + values[position + 1 :]
 
-    return replace(reading, passages=drop(reading.passages), ranks=drop(reading.ranks))
+    return replace(item, passages=drop(item.passages), ranks=drop(item.ranks))
 
 
 class CrossAttention:
-    """The share of a fusion-in-decoder's cross-attention that falls to each passage; see `cross_attention`."""
+    """Returns the share of each passage in the cross-attention of a fusion-in-decoder; see `cross_attention`."""
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, collator: Collator, batch_size: int) -> None:
         if is_sharded(accelerator):
-            raise InputError("cross-attention is read from whole weights: launch without FSDP or ZeRO-3")
+            raise InputError(
+                "--attribution cross_attention: expected unsharded weights, got FSDP or ZeRO-3. Launch without them"
+            )
         self.accelerator = accelerator
         self.model: FusionInDecoder = accelerator.unwrap_model(model)
         self.collator = collator
         self.batch_size = batch_size
 
-    @torch.no_grad()
-    def __call__(self, readings: Sequence[GeneratorInput]) -> list[list[float]]:
-        """Return a share for each passage of each reading; every process must call this."""
+    def __call__(self, inputs: Sequence[GeneratorInput]) -> list[list[float]]:
+        """Return a share for each passage of each input; every rank must call this."""
         self.model.eval()
-        rows = self.collator.encode(readings)
-        longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        batches = [longest_first[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        numbered: list[tuple[int, list[float]]] = []
-        for mine in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-            batch = self.collator.collate_prompts([rows[i] for i in mine])
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            with self.accelerator.autocast():
-                numbered += zip(mine, cross_attention(self.model, **batch).tolist(), strict=True)
-        shares = dict(gather_object(numbered))
-        return [shares[i][: len(reading.passages)] for i, reading in enumerate(readings)]
+        shares = map_batches(
+            self.accelerator,
+            self.collator.encode(inputs),
+            self._shares,
+            batch_size=self.batch_size,
+            description="computing cross-attention",
+        )
+        return [row[: len(item.passages)] for row, item in zip(shares, inputs, strict=True)]
+
+    @torch.no_grad()
+    def _shares(self, rows: Sequence[EncodedExample]) -> list[list[float]]:
+        batch = self.collator.collate_prompts(rows)
+        with self.accelerator.autocast():
+            shares = cross_attention(self.model, **{k: v.to(self.accelerator.device) for k, v in batch.items()})
+        return shares.tolist()
 
 
 def cross_attention(model: FusionInDecoder, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return (B, N): the share of each passage, all together 1; `input_ids` and `attention_mask` are (B, N, L).
+    """Return the shares of the passages (B, N), with sum 1; `input_ids` and `attention_mask` are (B, N, L).
 
     Before the softmax, the attention scores of the first token of the answer are averaged over layers, heads and the
     tokens of a passage; the shares are the softmax of these averages over the passages. Izacard and Grave, 2021,
@@ -98,13 +103,13 @@ def cross_attention(model: FusionInDecoder, input_ids: Tensor, attention_mask: T
             decoder_input_ids=start,
             use_cache=False,
         )
-        # There is one query, so that self-attention has one key; the memory has more, a text and its end.
+        # There is one query, so that self-attention has one key; the memory has at least two.
         crossing = [score[:, :, 0].float().mean(1) for score in scores if score.shape[-1] > 1]
     by_token = torch.stack(crossing).mean(0)  # (B, M)
     ends = lengths.cumsum(1)
     positions = torch.arange(by_token.shape[1], device=ends.device).expand(len(ends), -1)
-    owners = torch.searchsorted(ends, positions.contiguous(), right=True)  # (B, M): the passage of each
-    sums = by_token.new_zeros(len(ends), ends.shape[1] + 1)  # the last for padding
+    owners = torch.searchsorted(ends, positions.contiguous(), right=True)  # (B, M): the passage of each token
+    sums = by_token.new_zeros(len(ends), ends.shape[1] + 1)  # the last is for padding
     sums = sums.scatter_add(1, owners, by_token.masked_fill(mask == 0, 0))[:, :-1]
     means = (sums / lengths.clamp(min=1)).masked_fill(lengths == 0, -torch.inf)
     return softmax(means, 1)
@@ -125,7 +130,7 @@ def _recording_attention(
     softcap: float | None = None,
     **_options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attend as the formula says, and keep the scores (B, H, queries, keys) as they are before mask and softmax."""
+    """Compute attention, and keep the scores (B, H, queries, keys) before mask and softmax."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -146,7 +151,7 @@ AttentionMaskInterface.register(_RECORDING, eager_mask)
 
 @contextmanager
 def _recording(decoder: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collect the scores of every attention of `decoder`, in the order in which they are made."""
+    """Collect the scores of every attention of `decoder`, in order of computation."""
     own = decoder.config._attn_implementation
     decoder.set_attn_implementation(_RECORDING)
     try:
@@ -157,10 +162,10 @@ def _recording(decoder: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 def share_on_gold(values: Sequence[float], is_gold: Sequence[bool]) -> float:
-    """Return the share, from 0 to 1, of what speaks for an answer that stands in gold passages.
+    """Return the share of gold passages, from 0 to 1, in the positive values: the evidence for the answer.
 
-    What speaks against it, a passage without which the answer is likelier, counts as nothing; where nothing speaks for
-    the answer, nothing of it is gold.
+    A negative value, of a passage without which the answer is more likely, counts as 0. Without positive values the
+    share is 0.
     """
     positive = [max(0.0, value) for value in values]
     total = sum(positive)

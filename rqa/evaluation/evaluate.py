@@ -1,13 +1,13 @@
-"""The automatic evaluation: retrieve, answer, score, time, write.
+"""The automatic evaluation: retrieve, answer, score, measure the time, write.
 
-All scores are in per cent but the loss, in nats per token; all times are in seconds.
+Scores are in per cent but the loss, in nats per token; times are in seconds.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -15,224 +15,227 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
 from rqa import __version__
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example, Passage
-from rqa.evaluation import metrics
-from rqa.evaluation.attribution import Attribution, Losses, share_on_gold
+from rqa.evaluation.attribution import Attribution, CrossAttention, Losses, leave_one_out, share_on_gold
+from rqa.evaluation.metrics import (
+    METRICS,
+    ROUGE_SIGNATURE,
+    Metric,
+    answer_length,
+    answer_scores,
+    corpus_bleu,
+    mean_scores,
+    retrieval_scores,
+)
+from rqa.evaluation.results import PassageRecord, PredictionRecord, ScoreRecord, write_predictions, write_record
 from rqa.evaluation.significance import LEVEL, RESAMPLES, score_intervals
-from rqa.generation.generator import Answer
-from rqa.prompts.collators import Collator
-from rqa.retrieval.retrieve import KS, Retrieval, Stages
-from rqa.timing import record_spans, summarize_spans
+from rqa.generation.batches import map_batches
+from rqa.generation.generator import Answer, Generator
+from rqa.models.decoder import AnswerLM
+from rqa.models.fid import FusionInDecoder
+from rqa.prompts.collators import Collator, EncodedExample
+from rqa.retrieval.retrieve import KS, Retrieval
+from rqa.terminal import track
+from rqa.timing import environment, record_spans, summarize_spans
 
 Generate = Callable[[Sequence[GeneratorInput]], list[Answer]]
+Row = dict[str, Any]  # the fields of a PredictionRecord, or of the ScoreRecord, that are computed so far
+
+ATTRIBUTIONS = ("cross_attention", "leave_one_out")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """An evaluation: `metrics` by name, a row for each example, and what was measured with what."""
+    """An evaluation: the content of score.json, and a prediction for each example."""
 
-    metrics: dict[str, float]
-    predictions: list[dict[str, Any]]
-    about: dict[str, Any] = field(default_factory=dict)
+    score: ScoreRecord
+    predictions: list[PredictionRecord]
 
-    def write(self, directory: Path) -> None:
-        """Write score.json and predictions.jsonl."""
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / "predictions.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self.predictions)
-        score = {"metrics": {name: _finite(value) for name, value in self.metrics.items()}, **self.about}
-        (directory / "score.json").write_text(json.dumps(score, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics by name."""
+        return self.score.metrics
 
-
-@dataclass(frozen=True)
-class _Part:
-    """What one part of an evaluation adds: scores, a row for each example, what was measured, and its stages."""
-
-    metrics: dict[str, float]
-    predictions: list[dict[str, Any]]
-    about: dict[str, Any] = field(default_factory=dict)
-    stages: Stages = field(default_factory=dict)
+    def write(self, folder: Path) -> None:
+        """Write predictions.jsonl and score.json. Raises OSError."""
+        write_predictions(folder / "predictions.jsonl", self.predictions)
+        write_record(folder / "score.json", self.score)
 
 
-def evaluate(
-    examples: Sequence[Example],
-    *,
-    retrieval: Retrieval | None = None,
-    generate: Generate | None = None,
-    loss: Losses | None = None,
-    attributions: Mapping[str, Attribution] | None = None,
-    k: int,
-    ks: Sequence[int] = KS,
-    refusal_answer: str = REFUSAL_ANSWER,
-    environment: Mapping[str, Any] | None = None,
-) -> Scores:
-    """Score the retrieval of `examples` at each of `ks`, and the answers of a generator that reads the first `k`.
+class Evaluator:
+    """Scores retrieval and answers of any examples: `evaluator(examples, retrieval)`. Every rank must call it.
 
-    Without a retrieval the generator reads the gold passages; without a generator the retriever alone is scored. With
-    a `loss` the first reference is scored under the model as well; each of `attributions` tells, by its name, what the
-    answers that were generated rest on. Times are those of retrieving and answering, on this process; what they were
-    measured under, the `environment`, stands beside them. No time of a metric is in them.
+    `model` is a prepared generator; without one only the retrieval is scored, at each cut-off in `ks`. `attributions`
+    are names in ATTRIBUTIONS; cross-attention requires a fusion-in-decoder. To add a metric of your own:
+    `metrics=(*METRICS, Metric("name", score=function))`. `generate` answers without evaluation.
     """
-    parts: list[_Part] = []
-    if retrieval is not None:
-        found = [hits[: max(*ks, k)] for hits in retrieval.found]
-        parts.append(_score_retrieval(examples, replace(retrieval, found=found), ks))
-    if generate is not None:
-        if retrieval is not None:
-            readings = retrieval.readings(examples, k)
-        else:
-            readings = [GeneratorInput.from_ranked(example, example.gold_passages) for example in examples]
-            parts.append(_Part({}, [{"passages": _passages(example, example.gold_passages)} for example in examples]))
-        parts.append(_score_answers(readings, generate, refusal_answer))
-        if attributions:
-            given = [
-                replace(read, answer=row["answer"]) for read, row in zip(readings, parts[-1].predictions, strict=True)
-            ]
-            parts.append(_score_attributions(given, attributions))
-        if loss is not None:
-            answered = [
-                replace(reading, answer=_references(reading.example, refusal_answer)[0]) for reading in readings
-            ]
-            parts.append(_score_losses(loss(answered)))
-    predictions = [
-        {"id": example.id, "question": example.question, **_history(example)}
-        | {k: v for row in rows for k, v in row.items()}
-        for example, *rows in zip(examples, *(part.predictions for part in parts), strict=True)
-    ]
-    stages = {name: value for part in parts for name, value in part.stages.items()}
-    return Scores(
-        metrics={name: value for part in parts for name, value in part.metrics.items()},
-        predictions=predictions,
-        about={
-            "intervals": {name: list(ends) for name, ends in score_intervals(predictions).items()},
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: AnswerLM | FusionInDecoder | None,
+        collator: Collator | None,
+        *,
+        k: int,
+        batch_size: int,
+        max_new_tokens: int,
+        ks: Sequence[int] = KS,
+        refusal_answer: str = REFUSAL_ANSWER,
+        attributions: Sequence[str] = (),
+        metrics: Sequence[Metric] = METRICS,
+    ) -> None:
+        if unknown := {*attributions} - {*ATTRIBUTIONS}:
+            raise ValueError(f"attributions: expected some of {', '.join(ATTRIBUTIONS)}, got {', '.join(unknown)}")
+        if (model is None) != (collator is None):
+            raise ValueError("model and collator: expected both or neither, got one")
+        self.k, self.ks, self.refusal_answer, self.metrics = k, ks, refusal_answer, metrics
+        self.environment = environment(accelerator, batch_size)
+        self.attributions: dict[str, Attribution] = {}
+        self.has_generator = model is not None
+        if model is not None and collator is not None:
+            self.generate: Generate = Generator(accelerator, model, collator, batch_size, max_new_tokens)
+            self.loss: Losses = AnswerLoss(accelerator, model, collator, batch_size)
+            if "cross_attention" in attributions:
+                self.attributions["cross_attention"] = CrossAttention(accelerator, model, collator, batch_size)
+            if "leave_one_out" in attributions:
+                self.attributions["leave_one_out"] = partial(leave_one_out, self.loss)
+
+    def __call__(self, examples: Sequence[Example], retrieval: Retrieval | None) -> Scores:
+        """Return the scores of all examples; the prompts contain the first k passages, or gold without a retrieval.
+
+        The loss is that of the first references. Times include no metric.
+        """
+        rows: list[Row] = [
+            {"id": one.id, "question": one.question, "chat_history": one.chat_history} for one in examples
+        ]
+        packages = ("torch", "transformers", "sacrebleu", "rouge-score")
+        own = [metric for metric in self.metrics if metric.name not in {built_in.name for built_in in METRICS}]
+        score: Row = {
+            "metrics": {},
             "level": LEVEL,
             "resamples": RESAMPLES,
             "examples": len(examples),
-            "passages_read": f"the first {k} {retrieval.origin}" if retrieval else "gold",
-            **{name: value for part in parts for name, value in part.about.items()},
-            "runtime": {**(environment or {}), "warm_up": "one question, not timed", "stages": stages},
-            "versions": {"rqa": __version__}
-            | {name: version(name) for name in ("torch", "transformers", "sacrebleu", "rouge-score")},
-        },
-    )
-
-
-def _score_retrieval(examples: Sequence[Example], retrieval: Retrieval, ks: Sequence[int]) -> _Part:
-    """Score the examples that have gold passages; the others are counted."""
-    scored, predictions = [], []
-    for example, hits in zip(examples, retrieval.found, strict=True):
-        gold = {passage.id for passage in example.gold_passages}
-        row: dict[str, Any] = {
-            "passages": _passages(example, [hit.passage for hit in hits], [hit.score for hit in hits])
+            "passages_read": f"the first {self.k} {retrieval.origin}" if retrieval else "gold",
+            "runtime": {**self.environment, "warm_up": "one question, not timed", "stages": {}},
+            "versions": {"rqa": __version__} | {name: version(name) for name in packages},
+            "labels": {metric.name: metric.label or metric.name for metric in own} or None,
         }
-        if gold:
-            row["retrieval_scores"] = metrics.retrieval_scores(gold, [hit.passage.id for hit in hits], ks)
-            scored.append(row["retrieval_scores"])
-        predictions.append(row)
-    measured: dict[str, Any] = {"fingerprint": retrieval.fingerprint}
-    if retrieval.seconds is not None:
-        measured["seconds_per_question"] = retrieval.seconds / max(1, len(examples))
-    about = {"examples_without_gold": len(examples) - len(scored), "retrieval": measured}
-    return _Part(metrics.mean_scores(scored), predictions, about, retrieval.stages)
+        if retrieval is not None:
+            retrieval = replace(retrieval, retrieved=[hits[: max(*self.ks, self.k)] for hits in retrieval.retrieved])
+            inputs = retrieval.inputs(examples, self.k)
+            _score_retrieval(score, rows, examples, retrieval, self.ks)
+        else:
+            inputs = [GeneratorInput.from_ranked(example, example.gold_passages) for example in examples]
+            for row, example in zip(rows, examples, strict=True):
+                row["passages"] = _passages(example, example.gold_passages)
+        if self.has_generator:
+            self._score_answers(score, rows, inputs)
+            if self.attributions:
+                answered = [replace(item, answer=row["answer"]) for item, row in zip(inputs, rows, strict=True)]
+                _score_attributions(score, rows, answered, self.attributions)
+            references = [replace(item, answer=row["references"][0]) for item, row in zip(inputs, rows, strict=True)]
+            _score_losses(score, rows, self.loss(references))
+        predictions = [PredictionRecord(**row) for row in rows]
+        return Scores(ScoreRecord(intervals=score_intervals(predictions), **score), predictions)
 
-
-def _passages(example: Example, passages: Sequence[Passage], scores: Sequence[float] = ()) -> list[dict[str, Any]]:
-    gold = {passage.id for passage in example.gold_passages}
-    return [
-        {
-            "id": passage.id,
-            "title": passage.title,
-            "text": passage.text,
-            "sources": passage.sources,
-            "score": _finite(score),
-            "gold": passage.id in gold,
+    def _score_answers(self, score: Row, rows: Sequence[Row], inputs: Sequence[GeneratorInput]) -> None:
+        """Answer with time measurement, then score. The first question is answered twice: an untimed warm-up."""
+        self.generate(inputs[:1])
+        start = time.perf_counter()
+        with record_spans() as spans:
+            answers = self.generate(inputs)
+        seconds = time.perf_counter() - start
+        pairs = track(zip(rows, inputs, answers, strict=True), "metrics of answers", len(rows), unit="answers")
+        for row, item, answer in pairs:
+            references = _references(item.example, self.refusal_answer)
+            row |= {
+                "num_passages_read": answer.num_passages,
+                "answer": answer.text,
+                "references": references,
+                "finished": answer.finished,
+                "answer_scores": answer_scores(answer.text, references, self.metrics),
+            }
+        texts = [answer.text for answer in answers]
+        bleu = corpus_bleu(texts, [row["references"] for row in rows])
+        score["metrics"] |= {
+            "bleu": bleu.score,
+            **mean_scores([row["answer_scores"] for row in rows]),
+            "answer_words": math.fsum(map(answer_length, texts)) / len(texts),
         }
-        for passage, score in zip(passages, scores or [math.nan] * len(passages), strict=True)
-    ]
-
-
-def _history(example: Example) -> dict[str, Any]:
-    turns = [{"role": turn.role, "text": turn.text} for turn in example.chat_history]
-    return {"chat_history": turns} if turns else {}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # NaN is no JSON
-
-
-def _score_answers(readings: Sequence[GeneratorInput], generate: Generate, refusal_answer: str) -> _Part:
-    """Answer, timed, then score. The first question is answered twice: a warm-up, not timed."""
-    generate(readings[:1])
-    start = time.perf_counter()
-    with record_spans() as spans:
-        answers = generate(readings)
-    seconds = time.perf_counter() - start
-
-    references = [_references(reading.example, refusal_answer) for reading in readings]
-    scored = [metrics.answer_scores(answer.text, refs) for answer, refs in zip(answers, references, strict=True)]
-    bleu = metrics.corpus_bleu([answer.text for answer in answers], references)
-    lengths = [float(metrics.answer_length(answer.text)) for answer in answers]
-    predictions = [
-        {"read": _num_read(reading, answer), "answer": answer.text, "references": refs, "finished": answer.finished}
-        | {"answer_scores": row}
-        for reading, answer, refs, row in zip(readings, answers, references, scored, strict=True)
-    ]
-    about = {
-        "signatures": {"bleu": bleu.signature, "rouge": metrics.ROUGE_SIGNATURE},
-        "generation": {
+        score["runtime"]["stages"] |= summarize_spans(spans)
+        score["signatures"] = {"bleu": bleu.signature, "rouge": ROUGE_SIGNATURE}
+        score["generation"] = {
             "seconds_per_answer": seconds / len(answers),
             "prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
-            "passage_tokens_cut": sum(answer.num_cut for answer in answers),
+            "truncated_passage_tokens": sum(answer.truncated for answer in answers),
             "answer_tokens": sum(answer.num_tokens for answer in answers),
             "unfinished": sum(not answer.finished for answer in answers),
-        },
-    }
-    scores = {"bleu": bleu.score, **metrics.mean_scores(scored), "answer_words": math.fsum(lengths) / len(lengths)}
-    return _Part(scores, predictions, about, summarize_spans(spans))
+        }
 
 
-def _num_read(reading: GeneratorInput, answer: Answer) -> int:
-    return len(reading.passages) if answer.num_read is None else answer.num_read
+def _score_retrieval(
+    score: Row, rows: Sequence[Row], examples: Sequence[Example], retrieval: Retrieval, ks: Sequence[int]
+) -> None:
+    """Score the examples that have gold passages; count the others."""
+    for row, example, hits in zip(rows, examples, retrieval.retrieved, strict=True):
+        row["passages"] = _passages(example, [hit.passage for hit in hits], [hit.score for hit in hits])
+        if gold := {passage.id for passage in example.gold_passages}:
+            row["retrieval_scores"] = retrieval_scores(gold, [hit.passage.id for hit in hits], ks)
+    scored = [row["retrieval_scores"] for row in rows if "retrieval_scores" in row]
+    score["metrics"] |= mean_scores(scored)
+    score["runtime"]["stages"] |= retrieval.stages
+    score["examples_without_gold"] = len(examples) - len(scored)
+    score["retrieval"] = {"fingerprint": retrieval.fingerprint}
+    if retrieval.seconds is not None:
+        score["retrieval"]["seconds_per_question"] = retrieval.seconds / max(1, len(examples))
 
 
-def _score_losses(losses: Sequence[tuple[float, int]]) -> _Part:
-    nll, tokens = math.fsum(nll for nll, _ in losses), sum(tokens for _, tokens in losses)
-    rows = [{"reference_nll": _finite(nll), "reference_tokens": tokens} for nll, tokens in losses]
-    return _Part({"loss": nll / tokens}, rows)
-
-
-def _score_attributions(readings: Sequence[GeneratorInput], attributions: Mapping[str, Attribution]) -> _Part:
-    """Attribute, and score the examples that read a gold passage: how much of their evidence it is."""
-    found = {name: attribute(readings) for name, attribute in attributions.items()}
-    scored: list[dict[str, float]] = []
-    predictions: list[dict[str, Any]] = []
-    for i, reading in enumerate(readings):
-        gold = {passage.id for passage in reading.example.gold_passages}
-        is_gold = [passage.id in gold for passage in reading.passages]
-        values = {name: of_all[i] for name, of_all in found.items()}
-        rows: list[dict[str, Any]] = [
-            {"id": passage.id, "gold": is_gold[place]}
-            | {name: _finite(of_one[place]) for name, of_one in values.items()}
-            for place, passage in enumerate(reading.passages)
-        ]
-        predictions.append({"attribution": rows})
-        if any(is_gold) and all(map(math.isfinite, chain(*values.values()))):
-            scored.append({f"{name}_on_gold": 100 * share_on_gold(value, is_gold) for name, value in values.items()})
-            predictions[-1]["attribution_scores"] = scored[-1]
-    return _Part(metrics.mean_scores(scored), predictions, {"examples_that_read_gold": len(scored)})
+def _passages(example: Example, passages: Sequence[Passage], scores: Sequence[float] = ()) -> tuple[PassageRecord, ...]:
+    gold = {passage.id for passage in example.gold_passages}
+    return tuple(
+        PassageRecord(passage.id, passage.title, passage.text, passage.sources, score, passage.id in gold)
+        for passage, score in zip(passages, scores or [math.nan] * len(passages), strict=True)
+    )
 
 
 def _references(example: Example, refusal_answer: str) -> tuple[str, ...]:
     return (refusal_answer,) if example.unanswerable or not example.answers else example.answers
 
 
+def _score_losses(score: Row, rows: Sequence[Row], losses: Sequence[tuple[float, int]]) -> None:
+    for row, (nll, tokens) in zip(rows, losses, strict=True):
+        row |= {"reference_nll": nll, "reference_tokens": tokens}
+    score["metrics"]["loss"] = math.fsum(nll for nll, _ in losses) / sum(tokens for _, tokens in losses)
+
+
+def _score_attributions(
+    score: Row, rows: Sequence[Row], inputs: Sequence[GeneratorInput], attributions: Mapping[str, Attribution]
+) -> None:
+    """Attribute each answer to its passages, and score the share on gold of the inputs that contain a gold passage."""
+    by_name = {name: attribute(inputs) for name, attribute in attributions.items()}
+    for i, (row, item) in enumerate(zip(rows, inputs, strict=True)):
+        gold = {passage.id for passage in item.example.gold_passages}
+        is_gold = [passage.id in gold for passage in item.passages]
+        values = {name: of_items[i] for name, of_items in by_name.items()}
+        row["attribution"] = tuple(
+            {"id": passage.id, "is_gold": is_gold[j], **{name: of_item[j] for name, of_item in values.items()}}
+            for j, passage in enumerate(item.passages)
+        )
+        if any(is_gold) and all(map(math.isfinite, chain(*values.values()))):
+            row["attribution_scores"] = {
+                f"{name}_on_gold": 100 * share_on_gold(value, is_gold) for name, value in values.items()
+            }
+    scored = [row["attribution_scores"] for row in rows if "attribution_scores" in row]
+    score["metrics"] |= mean_scores(scored)
+    score["examples_that_read_gold"] = len(scored)
+
+
 class AnswerLoss:
-    """The negative log-likelihood of references, in nats per target token, under a prepared model."""
+    """The negative log-likelihood of references under a prepared model, in nats."""
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, collator: Collator, batch_size: int) -> None:
         self.accelerator = accelerator
@@ -240,21 +243,17 @@ class AnswerLoss:
         self.collator = collator
         self.batch_size = batch_size
 
-    @torch.no_grad()
-    def __call__(self, readings: Sequence[GeneratorInput]) -> list[tuple[float, int]]:
-        """Return for each answer its negative log-likelihood, in nats, and its tokens.
-
-        Every process must call this, and makes as many forward passes.
-        """
+    def __call__(self, inputs: Sequence[GeneratorInput]) -> list[tuple[float, int]]:
+        """Return the negative log-likelihood of each answer, and its number of tokens; every rank must call this."""
         self.model.eval()
-        rows = self.collator.encode(readings)
-        longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        numbered: list[tuple[int, float]] = []
-        for start in range(0, len(rows), self.batch_size * self.accelerator.num_processes):
-            first = start + self.accelerator.process_index * self.batch_size
-            mine = longest_first[first : first + self.batch_size]
-            batch = self.collator.collate([rows[i] for i in mine])  # of no rows: one without targets
-            batch = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-            numbered += zip(mine, self.model(**batch).tolist(), strict=False)
-        losses = dict(gather_object(numbered))
-        return [(losses[i], len(row.answer)) for i, row in enumerate(rows)]
+        rows = self.collator.encode(inputs)
+        losses = map_batches(
+            self.accelerator, rows, self._losses, batch_size=self.batch_size, description="computing losses"
+        )
+        return [(loss, len(row.answer)) for loss, row in zip(losses, rows, strict=True)]
+
+    @torch.no_grad()
+    def _losses(self, rows: Sequence[EncodedExample]) -> list[float]:
+        batch = {name: tensor.to(self.accelerator.device) for name, tensor in self.collator.collate(rows).items()}
+        losses: list[float] = self.model(**batch).tolist()
+        return losses

@@ -1,279 +1,318 @@
-"""What a folder of results holds, an evaluation's or a training run's: read strictly, checked to belong together."""
+"""The records in the files of an evaluation or a training run, one strict reader, and one writer."""
 
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Never, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from rqa.atomic_files import atomic_file, write_json
 from rqa.data.jsonl import parse_object, type_name
+from rqa.data.records import Turn
 from rqa.errors import InputError
-from rqa.evaluation.significance import PairedResult, compare, measures, score_intervals
 
-Row = dict[str, Any]
+R = TypeVar("R")
 
-TITLES = {  # of the scores that come first, in this order
-    "recall@1": "Recall@1, %",
-    "recall@3": "Recall@3, %",
-    "recall@10": "Recall@10, %",
-    "bleu": "BLEU",
-    "rougeL": "ROUGE-L, %",
-    "em": "EM, %",
-    "f1": "F1, %",
-    "judge_accuracy": "judged correct, %",
-    "judge_accuracy_low": "  at least, %",
-    "judge_accuracy_high": "  at most, %",
-    "answer_words": "words in an answer",
-    "loss": "loss, nats per token",
-    "seconds": "seconds per answer",
-}
+FORMAT = 2  # of score.json, predictions.jsonl and contexts.json; raised when a field is renamed or changes its meaning
+
+EVALUATE_AGAIN = "Evaluate again."
+RESUME = "Resume the run: --resume_from_checkpoint latest."  # it restores the logs
+
+Interval = tuple[float, float]
+FloatOrNaN = Annotated[float, "null in JSON if it is not finite"]
 
 
-@dataclass(frozen=True)
-class Maybe:
-    """A shape, or null, or a field that is absent."""
+class Has:
+    """A JSON object that stays a dictionary: the types of fields that it must have, and of all others."""
 
-    shape: Any
+    def __init__(self, others: Any = Any, optional: Collection[str] = (), **kinds: Any) -> None:
+        self.kinds, self.others = kinds, others
+        self.required = [name for name in kinds if name not in optional]
 
 
-# Shapes of JSON: one of some types; a list of a shape; an object by its fields, where `str` stands for all others.
-TEXT, WHOLE, FLAG, NUMBER = (str,), (int,), (bool,), (int, float)
-FINITE = Maybe(NUMBER)  # null is a number that was not finite
-PASSAGE = {
-    "id": TEXT,
-    "title": Maybe(TEXT),
-    "text": Maybe(TEXT),
-    "sources": Maybe([TEXT]),
-    "score": FINITE,
-    "gold": FLAG,
-}
-PREDICTION = {
-    "id": TEXT,
-    "question": TEXT,
-    "chat_history": Maybe([{"role": TEXT, "text": TEXT}]),
-    "passages": Maybe([PASSAGE]),
-    "read": Maybe(WHOLE),
-    "answer": Maybe(TEXT),
-    "references": Maybe([TEXT]),
-    "finished": Maybe(FLAG),
-    "attribution": Maybe([{"id": TEXT, "gold": FLAG, str: FINITE}]),
-    "judge": Maybe({"status": TEXT, "correct": Maybe(FLAG), "explanation": Maybe(TEXT)}),
-    "reference_nll": Maybe(NUMBER),
-    "reference_tokens": Maybe(WHOLE),
-    **{f"{kind}_scores": Maybe({str: NUMBER}) for kind in ("retrieval", "answer", "attribution", "judge")},
-}
-SCORE = {
-    "metrics": {str: FINITE},
-    "intervals": Maybe({str: [NUMBER]}),
-    "generation": Maybe({"seconds_per_answer": NUMBER}),
-    "level": Maybe(NUMBER),
-    "retrieval": Maybe({"seconds_per_question": Maybe(NUMBER)}),
-    "runtime": Maybe({"stages": Maybe({str: {"seconds_per_question": NUMBER, str: NUMBER}})}),
-}
-UPDATE = {
-    "number": WHOLE,
-    "loss": FINITE,
-    "gradient_norm": FINITE,
-    "learning_rate": NUMBER,
-    "target_tokens": WHOLE,
-    "examples": WHOLE,
-    "skipped": FLAG,
-}
-EVALUATED = {"evaluation": TEXT, str: FINITE}
-CONTEXTS = {  # see `rqa.evaluation.context_report.context_report`
-    "k": WHOLE,
-    "questions": WHOLE,
-    "conditions": {str: {"scores": {"f1": NUMBER, str: NUMBER}, "intervals": {"f1": [NUMBER], str: [NUMBER]}}},
-    "differences": {str: {"f1": {"difference": NUMBER, "low": NUMBER, "high": NUMBER, "p_value": NUMBER}}},
-    "positions": {"best": WHOLE, "worst": WHOLE, "spread": NUMBER, "p_value": NUMBER},
-    "refusals": {"precision": FINITE, "recall": FINITE},
-}
-TIMING = {"number": WHOLE, "seconds": NUMBER, "memory_gib": NUMBER}
+STAGE = Has(seconds_per_question=float, p50=float, p95=float, others=float)
+CONDITION = Has(scores=Has(f1=float, others=float), intervals=Has(f1=Interval, others=Interval))
 
-RESUME = "go on with the run: --resume_from_checkpoint latest"  # which puts its logs back
+
+# A field that equals its default is left out of the JSON object. The order of the fields is that of the file.
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """An evaluation: its scores that are finite, with the seconds per answer, and their intervals; predictions by id.
+class PassageRecord:
+    """A retrieved passage with its retrieval score, NaN if it has none."""
 
-    `about` is all else that score.json has.
+    id: str
+    title: str
+    text: str
+    sources: tuple[str, ...]
+    score: FloatOrNaN
+    is_gold: bool
+
+
+@dataclass(frozen=True)
+class VerdictRecord:
+    """The judge's verdict; `correct` is None unless `status` is "judged"."""
+
+    status: str
+    correct: bool | None
+    explanation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRecord:
+    """One line of predictions.jsonl: a question, its passages, the answer and its scores.
+
+    `passages` are best first; the prompt contains the first `num_passages_read`, of which the last may be truncated.
     """
 
-    folder: Path
-    scores: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    predictions: dict[str, Row]
-    about: Row
+    id: str
+    question: str
+    chat_history: tuple[Turn, ...] = ()
+    passages: tuple[PassageRecord, ...]
+    retrieval_scores: dict[str, float] | None = None
+    num_passages_read: int | None = None
+    answer: str | None = None
+    references: tuple[str, ...] = ()
+    finished: bool | None = None
+    answer_scores: dict[str, float] | None = None
+    attribution: tuple[Annotated[dict[str, Any], Has(id=str, is_gold=bool, others=FloatOrNaN)], ...] | None = None
+    attribution_scores: dict[str, float] | None = None
+    reference_nll: FloatOrNaN | None = None
+    reference_tokens: int | None = None
+    verdict: VerdictRecord | None = None
+    judge_scores: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRecord:
+    """The content of score.json: metrics with their intervals, and the conditions under which they were measured."""
+
+    metrics: dict[str, FloatOrNaN]
+    intervals: dict[str, Interval]
+    level: float
+    resamples: int
+    examples: int
+    passages_read: str
+    examples_without_gold: int | None = None
+    retrieval: Annotated[dict[str, Any], Has(fingerprint=str, others=float | None)] | None = None
+    signatures: dict[str, str] | None = None
+    generation: Annotated[dict[str, float], Has(seconds_per_answer=float, others=float)] | None = None
+    examples_that_read_gold: int | None = None
+    runtime: Annotated[dict[str, Any], Has(stages=Has(others=STAGE))]
+    versions: dict[str, str]
+    labels: dict[str, str] | None = None  # of metrics that are not in METRICS
+    judge: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One line of metrics.jsonl: an optimizer step."""
+
+    step: int
+    loss: FloatOrNaN
+    gradient_norm: FloatOrNaN
+    learning_rate: float
+    target_tokens: int
+    positions: int
+    examples: int
+    skipped: bool
+    non_finite_examples: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run: what metrics.jsonl and timings.jsonl say of each update, and the scores of its evaluations."""
+class EvaluationRecord:
+    """The other kind of line in metrics.jsonl: the metrics of one evaluation, named after its folder."""
 
-    updates: list[Row]
-    timings: list[Row]
-    evaluations: list[Row]
+    evaluation: str
+    metrics: dict[str, FloatOrNaN]
 
 
 @dataclass(frozen=True)
-class Results:
-    """What a folder holds: a run and its evaluation, or one of both; a report on contexts; the flags it came of."""
+class TimingRecord:
+    """One line of timings.jsonl."""
 
-    folder: Path
-    run: Run | None
-    evaluation: Evaluation | None
-    contexts: Row | None
-    config: Row
-
-
-def read_results(folder: Path) -> Results:
-    """Read a folder of either kind. Of a run the evaluation is its test, or else the last on the way.
-
-    Raises InputError where the folder is of neither kind, or a file in it is not what it should be.
-    """
-    run = read_run(folder) if (folder / "metrics.jsonl").is_file() else None
-    on_the_way = sorted(folder.glob("eval-*"), key=lambda path: (len(path.name), path.name), reverse=True)
-    evaluated = [path for path in (folder, folder / "test", *on_the_way) if (path / "score.json").is_file()]
-    reported = [path for path in (folder, *evaluated[:1]) if (path / "contexts.json").is_file()]
-    if not (run or evaluated or reported):
-        raise InputError(
-            f"{folder}: expected the folder of an evaluation, with its score.json, or of a training run, with its "
-            "metrics.jsonl; found neither in it"
-        )
-    is_in_run = not run and (folder.parent / "metrics.jsonl").is_file()
-    config = (folder.parent if is_in_run else folder) / "config.json"
-    return Results(
-        folder,
-        run,
-        read_evaluation(evaluated[0]) if evaluated else None,
-        read_object(reported[0] / "contexts.json", CONTEXTS) if reported else None,
-        read_object(config, {}) if config.is_file() else {},
-    )
+    step: int
+    seconds: float
+    batch_seconds: float
+    memory_gib: float
 
 
-def read_evaluation(folder: Path) -> Evaluation:
-    """Read score.json and predictions.jsonl. Raises InputError unless both are there, and of one evaluation."""
-    for name in ("score.json", "predictions.jsonl"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: expected the folder of an evaluation, found no {name} in it")
-    about = read_object(folder / "score.json", SCORE)
-    scores = {name: score for name, score in about.pop("metrics").items() if score is not None}
-    predictions = read_predictions(folder / "predictions.jsonl")
-    rows = list(predictions.values())
-    for name, measure in measures(rows).items():
-        if name in scores and not math.isclose(scores[name], measure.value, rel_tol=1e-6, abs_tol=1e-6):
-            raise InputError(
-                f"{folder}: expected score.json and predictions.jsonl of one evaluation, found {name} "
-                f"{scores[name]:.4f} in the one and {measure.value:.4f} by the other; evaluate again"
-            )
-    intervals = {name: tuple(ends) for name, ends in (about.pop("intervals", None) or score_intervals(rows)).items()}
-    for name, ends in intervals.items():
-        if len(ends) != 2:
-            raise InputError(f'{folder}/score.json: field "intervals.{name}": expected 2 ends, found {len(ends)}')
-    if about.get("generation"):
-        scores["seconds"] = about["generation"]["seconds_per_answer"]
-    return Evaluation(
-        folder, scores, {name: (low, high) for name, (low, high) in intervals.items()}, predictions, about
-    )
+@dataclass(frozen=True)
+class RunRecords:
+    """The logs of a training run: metrics.jsonl and timings.jsonl."""
+
+    steps: list[StepRecord]
+    evaluations: list[EvaluationRecord]
+    timings: list[TimingRecord]
 
 
-def read_predictions(path: Path) -> dict[str, Row]:
-    """Return the rows of a predictions.jsonl by id, in its order."""
-    rows: dict[str, Row] = {}
-    for place, row in _lines(path, "evaluate again"):
-        _check(row, PREDICTION, place)
-        if row.get("answer") is not None and row.get("references") is None:
-            raise InputError(f'{place}: field "references": expected list beside an answer, found nothing')
-        if row["id"] in rows:
-            raise InputError(f"{place}: expected an id that no line before has, found {row['id']!r}")
-        rows[row["id"]] = row
-    return rows
+@dataclass(frozen=True)
+class PairedResult:
+    """The second system's score minus the first's, its interval, and the two-sided p-value of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    questions: int
 
 
-def read_run(folder: Path) -> Run:
-    """Read metrics.jsonl, and timings.jsonl where there is one."""
-    updates: list[Row] = []
-    evaluations: list[Row] = []
-    timings: list[Row] = []
-    for place, row in _lines(folder / "metrics.jsonl", RESUME):
-        is_evaluation = "evaluation" in row
-        _check(row, EVALUATED if is_evaluation else UPDATE, place)
-        (evaluations if is_evaluation else updates).append(row)
-    if (folder / "timings.jsonl").is_file():
-        for place, row in _lines(folder / "timings.jsonl", RESUME):
-            _check(row, TIMING, place)
-            timings.append(row)
-    return Run(updates, timings, evaluations)
+@dataclass(frozen=True, kw_only=True)
+class ContextsRecord:
+    """The content of contexts.json; see `rqa.evaluation.context_report.compare_contexts`."""
+
+    k: int
+    questions: int
+    unanswerable: int
+    left_out: dict[str, int]
+    inputs: int
+    refusal_answer: str
+    level: float
+    resamples: int
+    conditions: dict[str, Annotated[dict[str, Any], CONDITION]]
+    differences: dict[str, Annotated[dict[str, PairedResult], Has(f1=PairedResult, others=PairedResult)]]
+    positions: Annotated[dict[str, Any], Has(best=int, worst=int, spread=float, p_value=float)]
+    refusals: Annotated[dict[str, Any], Has(precision=float | None, recall=float | None, correct=int)]
+    answers: tuple[dict[str, Any], ...]
 
 
-def read_object(path: Path, shape: Row) -> Row:
-    """Read a JSON file that holds one object of the `shape`."""
-    try:
-        row = parse_object(path.read_bytes())
-    except ValueError as problem:
-        raise InputError(f"{path}: {problem}; evaluate again") from problem
-    _check(row, shape, str(path))
-    return row
+def to_json(value: Any) -> Any:
+    """Return a record, or a value in it, as JSON values; a number that is not finite becomes None."""
+    if is_dataclass(value):
+        parts = ((field, getattr(value, field.name)) for field in fields(value))
+        return {field.name: to_json(part) for field, part in parts if part != field.default}
+    if isinstance(value, Mapping):
+        return {name: to_json(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _lines(path: Path, remedy: str) -> Iterator[tuple[str, Row]]:
-    """Yield file:line, and the object of each line."""
+def to_line(record: Any) -> str:
+    """Return a record, or a dictionary, as one line of strict JSON."""
+    return json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a record as a JSON file with a format number, atomically. Raises OSError."""
+    write_json(path, {"format": FORMAT, **to_json(record)})
+
+
+def write_predictions(path: Path, predictions: Iterable[PredictionRecord]) -> None:
+    """Write predictions.jsonl atomically. Raises OSError."""
+    with atomic_file(path) as file:
+        file.writelines(to_line({"format": FORMAT, **to_json(row)}).encode() for row in predictions)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read a JSON file with a format number. Raises InputError that names the field if it does not match `kind`."""
+    return _with_format(kind, read_object(path), str(path))
+
+
+def read_predictions(path: Path) -> dict[str, PredictionRecord]:
+    """Return the records of a predictions.jsonl by id, in its order. Raises InputError if a line is not valid."""
+    records: dict[str, PredictionRecord] = {}
+    for place, row in _rows(path, EVALUATE_AGAIN):
+        record = _with_format(PredictionRecord, row, place)
+        if record.answer is not None and not record.references:
+            raise InputError(f'{place}: field "references": expected at least one beside an answer, got none')
+        if record.id in records:
+            raise InputError(f'{place}: field "id": expected unique ids, got {record.id!r} twice. {EVALUATE_AGAIN}')
+        records[record.id] = record
+    return records
+
+
+def read_run(folder: Path) -> RunRecords:
+    """Read metrics.jsonl, and timings.jsonl if it exists. Raises InputError if a line is not valid."""
+    run = RunRecords([], [], [])
+    for place, row in _rows(folder / "metrics.jsonl", RESUME):
+        if "evaluation" in row:
+            name = _convert(str, row.pop("evaluation"), place, "evaluation")
+            run.evaluations.append(EvaluationRecord(name, _convert(dict[str, FloatOrNaN], row, place)))
+        else:
+            run.steps.append(_convert(StepRecord, row, place))
+    if (path := folder / "timings.jsonl").is_file():
+        run.timings.extend(_convert(TimingRecord, row, place) for place, row in _rows(path, RESUME))
+    return run
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that contains one object of any fields. Raises InputError if it is not strict JSON."""
+    return _object(path.read_bytes(), str(path), EVALUATE_AGAIN)
+
+
+def _rows(path: Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield file:line and the object of each line."""
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
-        try:
-            row = parse_object(line)
-        except ValueError as problem:
-            raise InputError(f"{path}:{number}: {problem}; {remedy}") from problem
-        yield f"{path}:{number}", row
+        yield f"{path}:{number}", _object(line, f"{path}:{number}", remedy)
 
 
-def _check(value: Any, shape: Any, place: str, name: str = "") -> None:
-    """Raise InputError unless a JSON value, the field `name` of what stands at `place`, is of the shape."""
-    if isinstance(shape, Maybe):
-        if value is None:
-            return
-        shape = shape.shape
-    kinds = shape if isinstance(shape, tuple) else (type(shape),)
-    if type(value) not in kinds:
-        found = "nothing" if value is None else type_name(value)
-        raise InputError(f'{place}: field "{name}": expected {type_name(kinds[0]())}, found {found}')
-    if isinstance(shape, list):
-        for i, part in enumerate(value):
-            _check(part, shape[0], place, f"{name}[{i}]")
-    elif isinstance(shape, dict):
-        for field, part in shape.items():
-            for key in [other for other in value if other not in shape] if field is str else [field]:
-                _check(value.get(key), part, place, f"{name}.{key}" if name else key)
-
-
-def check_same_questions(first: Evaluation, second: Evaluation) -> None:
-    """Raise InputError unless both have the same ids, and under each the same question and references."""
-    found = f"expected two evaluations of the same questions, found in {first.folder} and {second.folder}"
-    a, b = first.predictions, second.predictions
-    if lone := [name for name in {**a, **b} if (name in a) != (name in b)]:
-        raise InputError(f'{found} {len(lone)} ids that only one of them has, the first "{lone[0]}"')
-    for key in ("question", "references"):  # which a retriever's evaluation has none of
-        if unlike := [name for name in a if key in a[name] and a[name][key] != b[name].get(key, a[name][key])]:
-            raise InputError(f'{found} {len(unlike)} ids with unlike "{key}", the first "{unlike[0]}"')
-
-
-def paired_rows(first: Evaluation, second: Evaluation) -> list[tuple[Row, Row]]:
-    """Return the predictions of both for each question, in the first's order. Raises as `check_same_questions`."""
-    check_same_questions(first, second)
-    return [(row, second.predictions[name]) for name, row in first.predictions.items()]
-
-
-def differences(first: Evaluation, second: Evaluation) -> dict[str, PairedResult]:
-    """Return by how much the second's scores are higher; see `rqa.evaluation.significance.compare`.
-
-    What was owed to gold is compared where the same questions had gold to read, and else has no difference. Raises
-    InputError unless all other scores but a judge's are of the same questions.
-    """
-    pairs = paired_rows(first, second)
-    owed = "attribution_scores"
-    if any((a.get(owed) or {}).keys() != (b.get(owed) or {}).keys() for a, b in pairs):
-        pairs = [(a | {owed: {}}, b | {owed: {}}) for a, b in pairs]
+def _object(data: bytes, place: str, remedy: str) -> dict[str, Any]:
     try:
-        return compare([row for row, _ in pairs], [row for _, row in pairs])
+        return parse_object(data)
     except ValueError as problem:
-        raise InputError(f"{first.folder} and {second.folder}: {problem}") from problem
+        raise InputError(f"{place}: {problem}. {remedy}") from problem
+
+
+def check_format(row: Mapping[str, Any], place: str) -> None:
+    """Raise InputError if another version of rqa wrote the object `row` of the file `place`."""
+    if (number := row.get("format", "none")) != FORMAT:
+        written = "Another version of rqa wrote it."
+        raise InputError(f'{place}: field "format": expected {FORMAT}, got {number}. {written} {EVALUATE_AGAIN}')
+
+
+def _with_format(kind: type[R], row: dict[str, Any], place: str) -> R:
+    check_format(row, place)
+    del row["format"]
+    record: R = _convert(kind, row, place)
+    return record
+
+
+def _convert(kind: Any, value: Any, place: str, name: str = "") -> Any:
+    """Return a JSON value as a value of the type `kind`; `name` is its field at `place`, for messages."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if kind is Never:
+        raise InputError(f'{place}: field "{name}": expected no field of this name')
+    if origin in (Union, UnionType):  # of a type and None
+        return None if value is None and args[0] != FloatOrNaN else _convert(args[0], value, place, name)
+    if kind == FloatOrNaN:
+        return math.nan if value is None else _checked(value, float, place, name)
+    if has := _fields(kind):
+        row, prefix = _checked(value, dict, place, name), f"{name}." if name else ""
+        missing = [key for key in has.required if key not in row]
+        values = {
+            key: _convert(has.kinds.get(key, has.others), row.get(key, MISSING), place, prefix + key)
+            for key in (*missing, *row)
+        }
+        is_dictionary = origin or isinstance(kind, Has)
+        return values if is_dictionary else kind(**values)
+    if origin is tuple:
+        parts = _checked(value, list, place, name)
+        if args[-1] is not Ellipsis and len(parts) != len(args):
+            raise InputError(f'{place}: field "{name}": expected {len(args)} values, got {len(parts)}')
+        return tuple(_convert(args[0], part, place, f"{name}[{i}]") for i, part in enumerate(parts))
+    return _checked(value, str if origin is Literal else kind, place, name)
+
+
+@cache
+def _fields(kind: Any) -> Has | None:
+    """Return the fields of a record or a dictionary, None for another type."""
+    if is_dataclass(kind):
+        defaults = [field.name for field in fields(kind) if field.default is not MISSING]
+        return Has(Never, defaults, **get_type_hints(kind, include_extras=True))
+    args = get_args(kind)
+    if get_origin(kind) is dict:
+        return Has(args[1])
+    return next((part for part in (kind, *args) if isinstance(part, Has)), None)
+
+
+def _checked(value: Any, kind: type, place: str, name: str) -> Any:
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        actual = "nothing" if value is MISSING else type_name(value)
+        raise InputError(f'{place}: field "{name}": expected {type_name(kind())}, got {actual}')
+    return value

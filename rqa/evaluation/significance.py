@@ -1,10 +1,11 @@
-"""How far a score can be trusted: its bootstrap interval, and the comparison of two systems on the same questions.
+"""Bootstrap intervals of scores, and the comparison of two systems on the same questions.
 
-Every score here is a function of sums over questions. What each of n questions adds to the S sums is a row, computed
-once; a resample of the questions is then a weight for each row, and corpus BLEU is resampled as a corpus.
+Every score here is a function of sums over questions. Each of n questions adds one row to the S sums; rows are computed
+once. A resample of the questions is a weight for each row, so that corpus BLEU is resampled as a corpus.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,39 +13,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rqa.evaluation.metrics import answer_length, bleu_statistics
+from rqa.evaluation.results import Interval, PairedResult, PredictionRecord
+from rqa.terminal import Progress
 
 Array = NDArray[np.float64]
 Score = Callable[[Array], Array]  # sums (..., S) -> scores (...)
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-_CHUNK = 2**20  # weights at a time, whatever the number of questions: 8 MB
-_TIE = 1e-9  # relative: differences that are equal but for the order of their sums
-
-
-@dataclass(frozen=True)
-class PairedResult:
-    """The second system's score minus the first's, the interval of it, and the two-sided p-value of no difference."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    questions: int
+_CHUNK = 2**20  # weights in memory at a time, for any number of questions: 8 MB
+_TIE = 1e-9  # relative: differences that are equal except for the order of summation
 
 
 @dataclass(frozen=True)
 class ResampledScore:
-    """A score of a set of questions: `rows` (n, S) of those of them, by their positions, that have it."""
+    """A score of the questions at `positions`, which have it: a function of the sums of their `rows` (n, S)."""
 
     positions: tuple[int, ...]
     rows: Array
     score: Score
-
-    def of(self, positions: Set[int]) -> "ResampledScore":
-        """Return the score of those of its questions that are at `positions`."""
-        kept = [i for i, position in enumerate(self.positions) if position in positions]
-        return replace(self, positions=tuple(self.positions[i] for i in kept), rows=self.rows[kept])
 
     @property
     def value(self) -> float:
@@ -53,16 +40,15 @@ class ResampledScore:
 
 
 def ratio(sums: Array) -> Array:
-    """Divide the first of two sums by the second: a mean where the second counts, nats per token of (nats, tokens)."""
-    quotients: Array = sums[..., 0] / sums[..., 1]
-    return quotients
+    """Divide the first of two sums by the second: a mean if the second is a count, else e.g. nats per token."""
+    return np.divide(sums[..., 0], sums[..., 1])
 
 
 def bleu(sums: Array) -> Array:
     """Return corpus BLEU, in per cent, of sums of `rqa.evaluation.metrics.bleu_statistics`, (..., 10).
 
-    By Papineni et al. 2002, where the m-th order of which no n-gram matches counts as 1 / 2^m of one match (smoothing
-    "exp", the default of sacrebleu and of mteval-v13a.pl); 0 if no word matches, or no answer has four.
+    By Papineni et al. 2002. If no n-gram matches, the m-th such order counts as 1 / 2^m matches (smoothing "exp", the
+    default of sacrebleu and of mteval-v13a.pl). The score is 0 if no word matches or no answer has four words.
     """
     length, closest, matches, ngrams = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:]
     smoothed = np.where(matches > 0, matches, 0.5 ** np.cumsum(matches == 0, axis=-1))
@@ -74,123 +60,110 @@ def bleu(sums: Array) -> Array:
 
 def interval(
     values: ArrayLike, score: Score = ratio, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
+) -> Interval:
     """Return the percentile bootstrap interval (Efron 1979) of the mean of `values` (n,), or of `score` of rows (n, S).
 
-    The questions count as drawn from many more like them. Of few it is too narrow: simulated 95 % intervals of F1 held
-    the truth in 91 of 100 sets of 10 questions, 93 of 20, 94.5 of 100, 95 of 300. Values that are all alike leave it no
-    width: none right of 20 is not surely 0 %. Raises ValueError if there are no values or one is not finite.
+    The questions are regarded as a sample from many more. For few questions the interval is too narrow: simulated 95 %
+    intervals of F1 contained the true value in 91 of 100 sets of 10 questions, 93 of 20, 94.5 of 100, 95 of 300. If all
+    values are equal, its width is 0: 0 right of 20 does not prove 0 %. Raises ValueError if there are no values or one
+    is not finite.
     """
-    table = _table(values)
-    [totals] = _resampled([table], resamples, seed)
-    return _middle(score(totals), level)
+    [totals] = _resampled([_table(values)], resamples, seed)
+    return _quantiles(score(totals), level)
 
 
 def paired_test(
-    first: ArrayLike,
-    second: ArrayLike,
-    score: Score = ratio,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    first: ArrayLike, second: ArrayLike, score: Score = ratio, *, resamples: int = RESAMPLES
 ) -> PairedResult:
     """Compare two systems, whose rows are of the same questions in the same order; see `interval` for the arguments.
 
-    Both are resampled by the same questions (Koehn 2004). The p-value is that of the sign-flip test (Fisher 1935),
-    in which each question's rows may change places between the systems, whole sets of sums for BLEU (approximate
-    randomization: Riezler and Maxwell 2005). All ways to change places are tried where they are no more than
-    `resamples`, else so many at random, and the p-value is (1 + hits) / (1 + resamples) (Phipson and Smyth 2010).
-    Raises ValueError if the rows are not as many, or as `interval` does.
+    Both are resampled by the same questions (Koehn 2004). The p-value is that of the sign-flip test (Fisher 1935): each
+    question's rows may be exchanged between the systems, for BLEU whole sets of sums (approximate randomization:
+    Riezler and Maxwell 2005). If there are at most `resamples` ways to exchange them, all are tried. Otherwise
+    `resamples` random ones are, and the p-value is (1 + hits) / (1 + resamples) (Phipson and Smyth 2010). Raises
+    ValueError if the numbers of rows differ, or as `interval` does.
     """
     a, b = _table(first), _table(second)
     if a.shape != b.shape:
-        raise ValueError(f"expected rows of the same questions, found {a.shape} and {b.shape}")
-    totals = _resampled([a, b], resamples, seed)
-    return _compared(a, b, score, totals, level, seed)
+        raise ValueError(f"expected rows of the same questions, got shapes {a.shape} and {b.shape}")
+    return _compare(a, b, score, _resampled([a, b], resamples))
 
 
-def question_scores(prediction: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scores of one row of predictions.jsonl, in per cent but its words."""
-    answer = prediction.get("answer")
-    words = {} if answer is None else {"answer_words": float(answer_length(answer))}
-    kinds = (prediction.get(f"{kind}_scores") or {} for kind in ("retrieval", "answer", "attribution", "judge"))
-    return {name: value for scores in (*kinds, words) for name, value in scores.items()}
+def question_scores(row: PredictionRecord) -> dict[str, float]:
+    """Return the scores of one question: in per cent, but for answer_words and metrics of another unit."""
+    kinds = (row.retrieval_scores, row.answer_scores, row.attribution_scores, row.judge_scores)
+    scores = {name: score for kind in kinds for name, score in (kind or {}).items()}
+    return scores if row.answer is None else scores | {"answer_words": float(answer_length(row.answer))}
 
 
-def measures(predictions: Sequence[Mapping[str, Any]]) -> dict[str, ResampledScore]:
-    """Return the scores of rows of predictions.jsonl as functions of sums.
+def resampled_scores(predictions: Sequence[PredictionRecord]) -> dict[str, ResampledScore]:
+    """Return the metrics of predictions as functions of sums: all of score.json's that can be resampled.
 
-    They are the scores of each question, over those that have it; corpus BLEU; and the loss where all rows have
-    `reference_nll`, in nats, and `reference_tokens`. Whatever else score.json has cannot be resampled from these rows.
+    They are the mean of each score of questions, over those that have it; corpus BLEU; and the loss if all predictions
+    have a finite one.
     """
-    scored = [question_scores(row) for row in predictions]
-    rows: dict[str, dict[int, Sequence[float]]] = {
-        name: {i: (row[name], 1.0) for i, row in enumerate(scored) if name in row}
-        for name in dict.fromkeys(name for row in scored for name in row)
-    }
-    if all(row.get("reference_nll") is not None for row in predictions):  # one that was not finite makes the mean so
-        rows["loss"] = {i: (row["reference_nll"], row["reference_tokens"]) for i, row in enumerate(predictions)}
-    answered = {i: row for i, row in enumerate(predictions) if row.get("answer") is not None}
+    rows: dict[str, dict[int, Sequence[Any]]] = {}
+    for i, row in enumerate(predictions):
+        for name, score in question_scores(row).items():
+            rows.setdefault(name, {})[i] = (score, 1.0)
+    if all(row.reference_nll is not None and math.isfinite(row.reference_nll) for row in predictions):
+        rows["loss"] = {i: (row.reference_nll, row.reference_tokens) for i, row in enumerate(predictions)}
+    answered = {i: (row.answer, row.references) for i, row in enumerate(predictions) if row.answer is not None}
     if answered:
-        texts, references = zip(*((row["answer"], row["references"]) for row in answered.values()), strict=True)
-        rows["bleu"] = dict(zip(answered, bleu_statistics(texts, references), strict=True))
+        rows["bleu"] = dict(zip(answered, bleu_statistics(*zip(*answered.values(), strict=True)), strict=True))
     return {
-        name: ResampledScore(tuple(of), _table(list(of.values())), bleu if name == "bleu" else ratio)
-        for name, of in rows.items()
-        if of
+        name: ResampledScore(tuple(by_position), _table(list(by_position.values())), bleu if name == "bleu" else ratio)
+        for name, by_position in rows.items()
+        if by_position
     }
 
 
-def score_intervals(
-    predictions: Sequence[Mapping[str, Any]], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Return the `interval` of each of the `measures` of rows of predictions.jsonl, by its name in score.json."""
-    found = measures(predictions)
-    intervals: dict[str, tuple[float, float]] = {}
-    for names in _of_the_same_questions(found):
-        totals = _resampled([found[name].rows for name in names], resamples, seed)
-        intervals |= {name: _middle(found[name].score(sums), level) for name, sums in zip(names, totals, strict=True)}
+def score_intervals(predictions: Sequence[PredictionRecord]) -> dict[str, Interval]:
+    """Return the `interval` of each metric of predictions that can be resampled; shows the progress."""
+    scores = resampled_scores(predictions)
+    intervals = {}
+    with Progress("bootstrap intervals", len(scores), unit="metrics") as progress:
+        for names in _grouped_by_questions(scores):
+            for name, sums in zip(names, _resampled([scores[name].rows for name in names]), strict=True):
+                intervals[name] = _quantiles(scores[name].score(sums))
+            progress.advance(len(names))
     return intervals
 
 
-def compare(
-    first: Sequence[Mapping[str, Any]],
-    second: Sequence[Mapping[str, Any]],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, PairedResult]:
-    """Return the `paired` comparison of each of the `measures` that both have of their rows of predictions.jsonl.
+def compare(first: Sequence[PredictionRecord], second: Sequence[PredictionRecord]) -> dict[str, PairedResult]:
+    """Return the `paired_test` of each metric that both have; shows the progress.
 
-    A judge may have failed on an answer of one side: its verdicts are compared where both have one. Raises ValueError
-    unless both have the same ids in the same order, and each other score for the same questions.
+    A judge may have failed on an answer of one side: verdicts are compared on the questions with a verdict on both.
+    Raises ValueError unless both have the same ids in the same order, and each other score for the same questions.
     """
-    if [row["id"] for row in first] != [row["id"] for row in second]:
-        raise ValueError("expected rows of the same questions in the same order, found other ids")
-    a, b = measures(first), measures(second)
-    if "judge_accuracy" in a and "judge_accuracy" in b:
-        judged = {*a["judge_accuracy"].positions} & {*b["judge_accuracy"].positions}
-        a["judge_accuracy"], b["judge_accuracy"] = (side["judge_accuracy"].of(judged) for side in (a, b))
-    shared = {name: measure for name, measure in a.items() if name in b and measure.positions}
-    for name, measure in shared.items():
-        if lone := sorted({*measure.positions} ^ {*b[name].positions}):
-            raise ValueError(f'{len(lone)} questions, the first "{first[lone[0]]["id"]}", have {name} on one side only')
-    found = {}
-    for names in _of_the_same_questions(shared):
-        totals = _resampled([side[name].rows for name in names for side in (a, b)], resamples, seed)
-        for i, name in enumerate(names):
-            both = totals[2 * i : 2 * i + 2]
-            found[name] = _compared(a[name].rows, b[name].rows, a[name].score, both, level, seed)
-    return found
+    if [row.id for row in first] != [row.id for row in second]:
+        raise ValueError("expected predictions of the same questions in the same order, got different ids")
+    a, b = (
+        resampled_scores([row if other.judge_scores else replace(row, judge_scores=None) for row, other in pairs])
+        for pairs in (zip(first, second, strict=True), zip(second, first, strict=True))
+    )
+    shared = {name: score for name, score in a.items() if name in b}
+    for name, score in shared.items():
+        if unshared := sorted({*score.positions} ^ {*b[name].positions}):
+            raise ValueError(
+                f"{name}: expected a score on both sides or none, got {len(unshared)} questions with one, the first "
+                f'"{first[unshared[0]].id}"'
+            )
+    results = {}
+    with Progress("comparison", len(shared), unit="metrics") as progress:
+        for names in _grouped_by_questions(shared):
+            totals = iter(_resampled([scores[name].rows for name in names for scores in (a, b)]))
+            for name in names:
+                results[name] = _compare(a[name].rows, b[name].rows, a[name].score, (next(totals), next(totals)))
+                progress.advance()
+    return results
 
 
-def _of_the_same_questions(found: Mapping[str, ResampledScore]) -> list[list[str]]:
-    """Group the names of measures that can share their resamples, which take longest to draw."""
+def _grouped_by_questions(scores: Mapping[str, ResampledScore]) -> list[list[str]]:
+    """Group the names of scores of the same questions: they share their resamples, which take most of the time."""
     groups: dict[tuple[int, ...], list[str]] = {}
-    for name, measure in found.items():
-        groups.setdefault(measure.positions, []).append(name)
+    for name, score in scores.items():
+        groups.setdefault(score.positions, []).append(name)
     return list(groups.values())
 
 
@@ -198,58 +171,54 @@ def _table(values: ArrayLike) -> Array:
     """Return rows (n, S); those of values (n,) are (value, 1), whose `ratio` is the mean."""
     table = np.asarray(values, dtype=np.float64)
     if not len(table):
-        raise ValueError("expected the values of one question at least, found none")
-    if not np.isfinite(table).all():  # of which no comparison is true, so that no flip would be a hit
-        raise ValueError("expected finite values, found NaN or infinity")
+        raise ValueError("expected the values of at least one question, got none")
+    if not np.isfinite(table).all():  # comparisons with NaN are false, so that no flip would be a hit
+        raise ValueError("expected finite values, got NaN or infinity")
     return np.column_stack([table, np.ones(len(table))]) if table.ndim == 1 else table
 
 
-def _middle(scores: Array, level: float) -> tuple[float, float]:
+def _quantiles(scores: Array, level: float = LEVEL) -> Interval:
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _resampled(tables: Sequence[Array], resamples: int, seed: int) -> list[Array]:
+def _resampled(tables: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0) -> list[Array]:
     """Sum the rows of each (n, S) over the same resamples of n questions with replacement; returns (resamples, S) each.
 
-    Of the same n and seed the resamples are the same in every call.
+    Equal n and seed give equal resamples in every call.
     """
-    n, columns = len(tables[0]), np.cumsum([table.shape[1] for table in tables])
-    together = np.hstack(tables)
-    totals = np.vstack([weights @ together for weights in _weights(n, resamples, np.random.default_rng(seed))])
-    return np.split(totals, columns[:-1], axis=1)
-
-
-def _weights(n: int, resamples: int, numbers: np.random.Generator) -> Iterator[Array]:
-    """Yield how often each of n questions is drawn, a row for each resample; all together (resamples, n)."""
+    joined, totals, numbers = np.hstack(tables), [], np.random.default_rng(seed)
+    n = len(joined)
     for size in _chunks(resamples, n):
         drawn = numbers.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        weights = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)  # of each question in each resample
+        totals.append(weights.astype(np.float64) @ joined)
+    return np.split(np.vstack(totals), np.cumsum([table.shape[1] for table in tables])[:-1], axis=1)
 
 
 def _chunks(rows: int, width: int) -> list[int]:
-    """Cut `rows` of `width` numbers into parts of at most _CHUNK numbers, and of one row at least."""
+    """Divide `rows` of `width` numbers into chunks of at most _CHUNK numbers and at least one row."""
     most = max(1, _CHUNK // max(1, width))
     return [min(most, rows - start) for start in range(0, rows, most)]
 
 
-def _compared(a: Array, b: Array, score: Score, totals: Sequence[Array], level: float, seed: int) -> PairedResult:
-    """Compare by rows (n, S) and their resampled sums (R, S); as many flips are drawn as there are resamples."""
-    of_a, of_b = totals
-    low, high = _middle(score(of_b) - score(of_a), level)
+def _compare(a: Array, b: Array, score: Score, totals: Sequence[Array]) -> PairedResult:
+    """Compare by rows (n, S) and their resampled sums (R, S); the number of random flips is that of resamples."""
+    totals_a, totals_b = totals
+    low, high = _quantiles(score(totals_b) - score(totals_a))
     difference = float(score(b.sum(axis=0)) - score(a.sum(axis=0)))
-    return PairedResult(difference, low, high, _p_value(a, b, score, len(of_a), seed), len(a))
+    return PairedResult(difference, low, high, _p_value(a, b, score, len(totals_a)), len(a))
 
 
-def _p_value(a: Array, b: Array, score: Score, draws: int, seed: int) -> float:
-    changes = (b - a)[(a != b).any(axis=1)]  # (k, S): rows that are alike can change places, and nothing changes
+def _p_value(a: Array, b: Array, score: Score, draws: int) -> float:
+    changes = (b - a)[(a != b).any(axis=1)]  # (k, S): to exchange equal rows has no effect
     is_exact = 2 ** len(changes) <= draws
-    flips = _all_flips(len(changes)) if is_exact else _random_flips(len(changes), draws, np.random.default_rng(seed))
+    flips = _all_flips(len(changes)) if is_exact else _random_flips(len(changes), draws)
     moved = np.vstack([chosen @ changes for chosen in flips])
-    of_a, of_b = a.sum(axis=0), b.sum(axis=0)
-    null = np.abs(score(of_b - moved) - score(of_a + moved))
-    observed = np.abs(score(of_b) - score(of_a))
-    tolerance = _TIE * max(abs(float(score(of_a))), abs(float(score(of_b))))
+    sum_a, sum_b = a.sum(axis=0), b.sum(axis=0)
+    null = np.abs(score(sum_b - moved) - score(sum_a + moved))
+    observed = np.abs(score(sum_b) - score(sum_a))
+    tolerance = _TIE * max(abs(float(score(sum_a))), abs(float(score(sum_b))))
     hits = int((null >= observed - tolerance).sum())
     return hits / len(null) if is_exact else (1 + hits) / (1 + draws)
 
@@ -259,8 +228,9 @@ def _all_flips(k: int) -> Iterator[Array]:
     yield (np.arange(2**k)[:, None] >> np.arange(k) & 1).astype(np.float64)
 
 
-def _random_flips(k: int, draws: int, numbers: np.random.Generator) -> Iterator[Array]:
+def _random_flips(k: int, draws: int) -> Iterator[Array]:
     """Yield random subsets of k rows as zeros and ones; all together (draws, k)."""
+    numbers = np.random.default_rng(0)
     for size in _chunks(draws, k):
         words = numbers.integers(2**64 - 1, size=(size, -(-k // 64)), dtype=np.uint64, endpoint=True)
         yield np.unpackbits(words.view(np.uint8), axis=1)[:, :k].astype(np.float64)

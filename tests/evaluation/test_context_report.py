@@ -1,4 +1,4 @@
-"""context_report: generators whose behaviour is known, and numbers computed by hand; then real models."""
+"""context_report: scripted generators with numbers computed by hand, then real models."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,8 @@ from zlib import crc32
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from test_fid_prompts import TOKENIZERS
+from five_questions import score_examples
+from seq2seq_tokenizers import TOKENIZERS
 from tiny_models import VOCABULARY, decoder
 from tiny_seq2seq import seq2seq
 from tiny_tokenizers import builder
@@ -17,8 +18,8 @@ from rqa.data.passage_selection import REFUSAL_ANSWER
 from rqa.data.records import Example, Passage
 from rqa.errors import InputError
 from rqa.evaluation import metrics
-from rqa.evaluation.context_report import build_contexts, context_report, context_table
-from rqa.evaluation.evaluate import evaluate
+from rqa.evaluation.context_report import build_contexts, compare_contexts, context_table
+from rqa.evaluation.results import ContextsRecord, read_record, to_json, write_record
 from rqa.evaluation.significance import interval, paired_test
 from rqa.generation.generator import Answer, Generator
 from rqa.models.decoder import AnswerLM
@@ -40,7 +41,7 @@ EXAMPLES = [
     Example("no gold", "Where?", ("There.",)),
     Example("one distractor", "How?", ("So.",), (G[0],)),
 ]
-FOUND = [
+RETRIEVED = [
     [G[0], D[0], D[1], D[2], D[3]],
     [D[0], G[1], D[1], D[2]],
     [D[3], D[1], D[2], D[0]],
@@ -51,7 +52,7 @@ FOUND = [
     [G[0], D[0]],
 ]
 K = 3
-# By hand: what is read, and the rank of each passage, by which the prompt is cut.
+# By hand: the passages of each input, and the rank of each passage, which decides the order of truncation.
 READ = {
     "gold": [[G[0]], [G[1]], [G[2]], [G[3], G[4]]],
     "retrieved": [[G[0], D[0], D[1]], [D[0], G[1], D[1]], [D[3], D[1], D[2]], [D[0], D[1], G[4]]],
@@ -70,120 +71,127 @@ RANKS = {
 REFUSED = "the passages do not contain Answer to this question!"  # the same, by the rule of exact match
 
 
-def hits(found):
-    return [[Retrieved(passage, 1 - rank / 10) for rank, passage in enumerate(row)] for row in found]
+def hits(rows):
+    return [[Retrieved(passage, 1 - rank / 10) for rank, passage in enumerate(row)] for row in rows]
 
 
-CONTEXTS = build_contexts(EXAMPLES, hits(FOUND), k=K)
+CONTEXTS = build_contexts(EXAMPLES, hits(RETRIEVED), k=K)
 
 
 class Scripted:
-    """Answers by a script, which `reads` the reference or not, or is erratic; keeps what it was asked."""
+    """Answers with the share `reads(item)` of the words of the reference; records its inputs."""
 
     def __init__(self, reads, otherwise="Mist."):
-        self.reads, self.otherwise, self.asked = reads, otherwise, []
+        self.reads, self.otherwise, self.inputs = reads, otherwise, []
 
-    def __call__(self, readings):
-        self.asked += readings
-        return [Answer(self.says(r), 1, 10, finished=True, num_cut=len(r.passages)) for r in readings]
+    def __call__(self, inputs):
+        self.inputs += inputs
+        return [Answer(self._text(r), 1, 10, True, len(r.passages), len(r.passages)) for r in inputs]
 
-    def says(self, reading):
-        words = reading.answer.split()
-        return " ".join(words[: int(self.reads(reading) * len(words))]) or self.otherwise
-
-
-def is_gold(reading):
-    gold = {passage.id for passage in reading.example.gold_passages}
-    return [passage.id in gold for passage in reading.passages]
+    def _text(self, item):
+        words = item.answer.split()
+        return " ".join(words[: int(self.reads(item) * len(words))]) or self.otherwise
 
 
-def reads_the_first(reading):
-    return is_gold(reading)[:1] == [True]
+def is_gold(item):
+    gold = {passage.id for passage in item.example.gold_passages}
+    return [passage.id in gold for passage in item.passages]
 
 
-def reads_any(reading):
-    return any(is_gold(reading))
+def reads_the_first(item):
+    return is_gold(item)[:1] == [True]
 
 
-def erratic(reading):
-    """A share of the reference, by what is read, and in which order."""
-    read = (reading.example.id, *(passage.title for passage in reading.passages))
+def reads_any(item):
+    return any(is_gold(item))
+
+
+def erratic(item):
+    """Return a share of the reference that depends on the passages and their order."""
+    read = (item.example.id, *(passage.title for passage in item.passages))
     return crc32(repr(read).encode()) % 4 / 3
 
 
 def report_of(reads, otherwise="Mist.", contexts=CONTEXTS):
-    return context_report(contexts, Scripted(reads, otherwise))
+    """Return the report as the JSON of contexts.json."""
+    return to_json(compare_contexts(contexts, Scripted(reads, otherwise)))
 
 
 def by_condition(report, score):
-    return {name: of["scores"][score] for name, of in report["conditions"].items()}
+    return {name: condition["scores"][score] for name, condition in report["conditions"].items()}
 
 
 def differences(report, score):
-    return {name: of[score]["difference"] for name, of in report["differences"].items()}
+    return {name: results[score]["difference"] for name, results in report["differences"].items()}
 
 
-# What is read
+# Inputs
 
 
 @pytest.mark.parametrize("name", READ)
-def test_the_readings_are_those_by_hand(name):
-    readings = CONTEXTS.readings[name]
-    assert [list(reading.passages) for reading in readings] == READ[name]
+def test_inputs_of_each_condition(name):
+    inputs = CONTEXTS.inputs[name]
+    assert [list(item.passages) for item in inputs] == READ[name]
     in_order = [tuple(range(len(passages))) for passages in READ[name]]
-    assert [reading.ranks for reading in readings] == RANKS.get(name, in_order)
-    assert [reading.example for reading in readings] == EXAMPLES[:4]
-    assert CONTEXTS.readings.keys() == READ.keys()
+    assert [item.ranks for item in inputs] == RANKS.get(name, in_order)
+    assert [item.example for item in inputs] == EXAMPLES[:4]
+    assert CONTEXTS.inputs.keys() == READ.keys()
 
 
-def test_retrieved_is_what_an_evaluation_reads():
-    retrieval = Retrieval(hits(FOUND), 1.0, "corpus")
-    read = retrieval.readings(EXAMPLES, K)
-    assert CONTEXTS.readings["retrieved"] == read[:4]
+def test_retrieved_is_the_input_of_an_evaluation():
+    retrieval = Retrieval(hits(RETRIEVED), 1.0, "corpus")
+    read = retrieval.inputs(EXAMPLES, K)
+    assert CONTEXTS.inputs["retrieved"] == read[:4]
     assert CONTEXTS.unanswerable == read[4:6]
 
 
-def test_where_retrieval_missed_nothing_putting_the_gold_in_changes_nothing():
-    kept, retrieved = (CONTEXTS.readings[name] for name in ("gold_and_retrieved", "retrieved"))
+def test_complete_retrieval_is_not_changed_by_inserting_gold():
+    kept, retrieved = (CONTEXTS.inputs[name] for name in ("gold_and_retrieved", "retrieved"))
     assert [a == b for a, b in zip(kept, retrieved, strict=True)] == [True, True, False, False]
 
 
-def test_what_is_left_out_is_counted():
+def test_left_out_questions_are_counted():
     assert CONTEXTS.left_out == {"no gold passage": 1, "fewer than 2 distractors": 1}
-    assert build_contexts(EXAMPLES, hits(FOUND), k=1).left_out == {"no gold passage": 1, "fewer than 1 distractors": 0}
-    assert build_contexts(EXAMPLES, hits(FOUND), k=4).left_out == {"no gold passage": 1, "fewer than 3 distractors": 1}
-    gold_alone = [FOUND[0], [G[1]]]
+    assert build_contexts(EXAMPLES, hits(RETRIEVED), k=1).left_out == {
+        "no gold passage": 1,
+        "fewer than 1 distractors": 0,
+    }
+    assert build_contexts(EXAMPLES, hits(RETRIEVED), k=4).left_out == {
+        "no gold passage": 1,
+        "fewer than 3 distractors": 1,
+    }
+    gold_alone = [RETRIEVED[0], [G[1]]]
     assert build_contexts(EXAMPLES[:2], hits(gold_alone), k=1).left_out["fewer than 1 distractors"] == 1
 
 
-def test_more_gold_than_is_read_is_read_all_the_same():
+def test_all_gold_passages_are_in_the_input_if_they_are_more_than_k():
     three = replace(EXAMPLES[3], gold_passages=(G[3], G[4], G[0]))
-    [reading] = build_contexts([three], hits([[D[0], D[1], D[2]]]), k=2).readings["gold_and_retrieved"]
-    assert reading.passages == three.gold_passages
+    [item] = build_contexts([three], hits([[D[0], D[1], D[2]]]), k=2).inputs["gold_and_retrieved"]
+    assert item.passages == three.gold_passages
 
 
-def test_no_question_to_report_on_is_refused_with_the_reasons():
-    expected = "found none among 4: no gold passage: 1, fewer than 2 distractors: 1, unanswerable: 2"
+def test_no_usable_question_is_an_error_with_the_reasons():
+    expected = "got none among 4: no gold passage: 1, fewer than 2 distractors: 1, unanswerable: 2"
     with pytest.raises(InputError, match=f"^--context_report true: .*{expected}$"):
-        build_contexts(EXAMPLES[4:], hits(FOUND[4:]), k=K)
+        build_contexts(EXAMPLES[4:], hits(RETRIEVED[4:]), k=K)
 
 
-def test_the_gold_is_whole_wherever_it_stands_in_a_prompt_that_is_too_long():
+def test_inserted_gold_is_truncated_last():
     whole = builder("chatml's template")
-    length = max(len(whole.prompt(reading).ids) for reading in CONTEXTS.readings["gold"])
+    length = max(len(whole.prompt(item).ids) for item in CONTEXTS.inputs["gold"])
     short = PromptBuilder(whole.tokenizer, max_prompt_length=length)
     for name in ("gold", "gold_at_1", "gold_at_2", "gold_at_3"):
-        for reading in CONTEXTS.readings[name]:
-            ids, cut = short.prompt(reading)
-            text = whole.tokenizer.decode(ids)
-            assert all(passage.text in text for passage in reading.example.gold_passages)
-            assert bool(cut) == (name != "gold")
+        for item in CONTEXTS.inputs[name]:
+            prompt = short.prompt(item)
+            text = whole.tokenizer.decode(prompt.ids)
+            assert all(passage.text in text for passage in item.example.gold_passages)
+            assert bool(prompt.truncated) == (name != "gold")
 
 
-# Generators whose behaviour is known
+# Scripted generators
 
 
-def test_one_that_reads_the_first_passage_alone():
+def test_generator_that_reads_only_the_first_passage():
     report = report_of(reads_the_first)
     em = {"gold": 100, "retrieved": 25, "gold_and_retrieved": 25, "gold_at_1": 100}
     assert by_condition(report, "em") == {name: em.get(name, 0) for name in READ}
@@ -195,7 +203,7 @@ def test_one_that_reads_the_first_passage_alone():
     assert report["differences"]["distractor_cost"]["em"]["p_value"] == 2 / 2**3
 
 
-def test_one_that_reads_and_refuses_without_gold():
+def test_generator_that_refuses_without_gold():
     report = report_of(reads_any, REFUSED)
     em = dict.fromkeys(READ, 100.0) | {"retrieved": 75, "distractors": 0, "none": 0}
     assert by_condition(report, "em") == em
@@ -206,33 +214,32 @@ def test_one_that_reads_and_refuses_without_gold():
     assert report["positions"]["spread"] == 0
     assert report["positions"]["p_value"] == 1
     # Of ten to refuse (four questions twice, two unanswerable) it answers the unanswerable one that finds its "gold".
-    refusals = {"refused": 9, "rightly": 9, "due": 10, "precision": 100.0, "recall": 90.0}
+    refusals = {"refused": 9, "correct": 9, "to_refuse": 10, "precision": 100.0, "recall": 90.0}
     assert {name: report["refusals"][name] for name in refusals} == refusals
 
 
-def test_one_that_always_refuses():
-    report = report_of(lambda reading: False, REFUSED)
+def test_generator_that_always_refuses():
+    report = report_of(lambda item: False, REFUSED)
     assert set(by_condition(report, "refusal").values()) == {100}
     assert set(differences(report, "f1").values()) == {0}
-    refusals = {"refused": 18, "rightly": 10, "due": 10, "recall": 100.0, "precision": 1000 / 18}
+    refusals = {"refused": 18, "correct": 10, "to_refuse": 10, "recall": 100.0, "precision": 1000 / 18}
     assert {name: report["refusals"][name] for name in refusals} == pytest.approx(refusals)
 
 
-def test_one_that_never_refuses_and_knows_by_heart():
-    report = report_of(lambda reading: True)
+def test_generator_that_answers_from_memory():
+    report = report_of(lambda item: True)
     assert set(by_condition(report, "em").values()) == {100}
     assert set(by_condition(report, "refusal").values()) == {0}
     assert set(differences(report, "em").values()) == {0}
     assert report["refusals"] == {
-        "refused": 0, "rightly": 0, "due": 10, "precision": None, "precision_interval": None,
+        "refused": 0, "correct": 0, "to_refuse": 10, "precision": None, "precision_interval": None,
         "recall": 0.0, "recall_interval": [0.0, 0.0],
     }  # fmt: skip
-    assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def test_a_wrong_refusal_costs_precision_and_few_refusals_have_no_interval():
+def test_wrong_refusals_reduce_precision_and_few_have_no_interval():
     seldom = report_of(lambda r: not (r.example.id == "first" and r.passages[:1] == (G[0],)), REFUSED)["refusals"]
-    assert (seldom["refused"], seldom["rightly"]) == (3, 1)  # gold, gold and retrieved; one unanswerable has no answer
+    assert (seldom["refused"], seldom["correct"]) == (3, 1)  # gold, gold and retrieved; one unanswerable has no answer
     assert seldom["precision"] == pytest.approx(100 / 3)
     assert seldom["precision_interval"] is None
     assert seldom["recall_interval"] is not None
@@ -246,7 +253,7 @@ def answers_of(report, name):
 
 
 @pytest.mark.parametrize("name", READ)
-def test_the_scores_are_those_of_the_metrics_on_the_same_texts(name):
+def test_scores_equal_the_metrics_of_the_same_texts(name):
     report = report_of(erratic)
     texts, references = answers_of(report, name), [example.answers for example in EXAMPLES[:4]]
     rows = [metrics.answer_scores(text, of) for text, of in zip(texts, references, strict=True)]
@@ -283,7 +290,7 @@ def test_differences_are_paired_and_add_up():
         assert of["context_gain"] == pytest.approx(whole)
 
 
-def test_the_p_value_of_the_spread_is_that_of_all_ways_to_change_places():
+def test_p_value_of_the_spread_equals_that_of_all_permutations():
     report = report_of(erratic)
     f1 = np.array(
         [
@@ -299,10 +306,10 @@ def test_the_p_value_of_the_spread_is_that_of_all_ways_to_change_places():
     assert report["positions"]["spread"] == pytest.approx(np.ptp(f1.mean(0)))
 
 
-def test_recall_and_precision_have_the_intervals_of_their_questions():
+def test_intervals_of_refusals_are_by_question():
     many = [replace(example, id=f"{example.id} {i}") for i in range(4) for example in EXAMPLES]
-    report = report_of(reads_the_first, REFUSED, build_contexts(many, hits(FOUND * 4), k=K))["refusals"]
-    # Each of 16 refuses distractors and none, 12 of them the gold in what was retrieved; then 8 unanswerable ones.
+    report = report_of(reads_the_first, REFUSED, build_contexts(many, hits(RETRIEVED * 4), k=K))["refusals"]
+    # Each of 16 refuses distractors and none, 12 the gold among the retrieved passages; then 8 unanswerable ones.
     refused = [(2, 2), *[(2, 3)] * 3] * 4 + [(1, 1)] * 8
     due = [(2, 2)] * 16 + [(1, 1)] * 8
     for name, rows in (("precision", refused), ("recall", due)):
@@ -311,20 +318,20 @@ def test_recall_and_precision_have_the_intervals_of_their_questions():
         assert report[f"{name}_interval"] == pytest.approx(interval(table))
 
 
-def test_every_reading_is_asked_for_once():
+def test_every_input_is_answered_once():
     generate = Scripted(erratic)
-    report = context_report(CONTEXTS, generate)
-    needed = {*chain(*CONTEXTS.readings.values()), *CONTEXTS.unanswerable}
-    assert len(generate.asked) == len({*generate.asked}) == report["readings"]
-    assert {*generate.asked} == needed
-    assert len(needed) < sum(map(len, CONTEXTS.readings.values())) + len(CONTEXTS.unanswerable)
-    cut = {name: of["passage_tokens_cut"] for name, of in report["conditions"].items()}
+    report = to_json(compare_contexts(CONTEXTS, generate))
+    needed = {*chain(*CONTEXTS.inputs.values()), *CONTEXTS.unanswerable}
+    assert len(generate.inputs) == len({*generate.inputs}) == report["inputs"]
+    assert {*generate.inputs} == needed
+    assert len(needed) < sum(map(len, CONTEXTS.inputs.values())) + len(CONTEXTS.unanswerable)
+    cut = {name: of["truncated_passage_tokens"] for name, of in report["conditions"].items()}
     assert cut == {name: sum(map(len, of)) for name, of in READ.items()}  # of the scripted: one for each passage
 
 
-def test_the_order_of_the_examples_does_not_matter():
+def test_order_of_examples_has_no_effect():
     order = [5, 2, 7, 0, 3, 6, 1, 4]
-    shuffled = build_contexts([EXAMPLES[i] for i in order], hits([FOUND[i] for i in order]), k=K)
+    shuffled = build_contexts([EXAMPLES[i] for i in order], hits([RETRIEVED[i] for i in order]), k=K)
     one, other = report_of(erratic), report_of(erratic, contexts=shuffled)
     assert other["left_out"] == one["left_out"]
     for score in ("em", "f1", "rougeL", "bleu", "refusal"):
@@ -338,10 +345,10 @@ def test_the_order_of_the_examples_does_not_matter():
     )
 
 
-def test_the_refusal_is_the_one_that_was_asked_for():
+def test_refusal_answer_can_be_set():
     generate = Scripted(reads_any, "No idea.")
     for refusal, share in {"No idea": 100, REFUSAL_ANSWER: 0}.items():
-        report = context_report(CONTEXTS, generate, refusal_answer=refusal)
+        report = to_json(compare_contexts(CONTEXTS, generate, refusal_answer=refusal))
         assert report["conditions"]["none"]["scores"]["refusal"] == share
 
 
@@ -359,26 +366,57 @@ def generators():
 
 
 @pytest.mark.parametrize("kind", ["decoder", "fid"])
-def test_a_real_model_is_read_as_an_evaluation_reads_it(kind):
+def test_answers_of_real_models_equal_those_of_an_evaluation(kind):
     generate = generators()[kind]
-    report = context_report(CONTEXTS, generate)
-    scores = evaluate(EXAMPLES[:4], retrieval=Retrieval(hits(FOUND[:4]), 1.0, "corpus"), generate=generate, k=K)
-    assert answers_of(report, "retrieved") == [row["answer"] for row in scores.predictions]
+    report = to_json(compare_contexts(CONTEXTS, generate))
+    scores = score_examples(
+        EXAMPLES[:4], retrieval=Retrieval(hits(RETRIEVED[:4]), 1.0, "corpus"), generate=generate, k=K
+    )
+    assert answers_of(report, "retrieved") == [row.answer for row in scores.predictions]
     for score in ("em", "f1", "rougeL", "bleu", "answer_words"):
         assert report["conditions"]["retrieved"]["scores"][score] == pytest.approx(scores.metrics[score])
-    for name, readings in CONTEXTS.readings.items():
-        assert answers_of(report, name) == [generate([reading])[0].text for reading in readings]
+    for name, inputs in CONTEXTS.inputs.items():
+        assert answers_of(report, name) == [generate([item])[0].text for item in inputs]
     assert len({tuple(answers_of(report, name)) for name in READ}) >= 5
     is_flat = answers_of(report, "gold_at_1") == answers_of(report, "gold_at_2") == answers_of(report, "gold_at_3")
     assert is_flat == (kind == "fid")  # to which a position is nothing
 
 
-# The table
+# The file and the table
 
 
-def test_the_table_says_what_the_report_holds():
-    report = report_of(reads_any, REFUSED)
-    lines = [line.split("  ") for line in context_table(report).splitlines()]
+def test_the_file_is_read_as_it_was_written(tmp_path):
+    record = compare_contexts(CONTEXTS, Scripted(lambda item: True))  # its precision is undefined
+    write_record(tmp_path / "contexts.json", record)
+    assert read_record(tmp_path / "contexts.json", ContextsRecord) == record
+    assert next(iter(json.loads((tmp_path / "contexts.json").read_text()).items())) == ("format", 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda report: report["conditions"]["none"]["scores"].pop("f1"), "conditions.none.scores.f1.*got nothing"),
+        (
+            lambda report: report["conditions"]["gold"]["intervals"].update(em=[1]),
+            "conditions.gold.intervals.em.*got 1",
+        ),
+        (lambda report: report["differences"]["gold_gain"].pop("f1"), "differences.gold_gain.f1.*got nothing"),
+        (lambda report: report["positions"].update(best=1.5), "positions.best.*expected number, got number"),
+        (lambda report: report["refusals"].update(precision="high"), "refusals.precision.*expected number, got text"),
+    ],
+)
+def test_a_file_is_refused_by_its_field(tmp_path, change, message):
+    report = report_of(reads_any)
+    change(report)
+    (tmp_path / "contexts.json").write_text(json.dumps({"format": 2, **report}))
+    with pytest.raises(InputError, match=rf'contexts\.json: field "{message}'):
+        read_record(tmp_path / "contexts.json", ContextsRecord)
+
+
+def test_table_shows_the_report():
+    record = compare_contexts(CONTEXTS, Scripted(reads_any, REFUSED))
+    report = to_json(record)
+    lines = [line.split("  ") for line in context_table(record).splitlines()]
     words = [[word.strip() for word in line if word.strip()] for line in lines]
     assert words[0] == ["4 questions, 2 unanswerable; left out: no gold passage: 1, fewer than 2 distractors: 1"]
     assert words[1] == ["k = 3", "EM, %", "F1, %", "ROUGE-L, %", "BLEU", "refused, %"]
@@ -396,7 +434,8 @@ def test_the_table_says_what_the_report_holds():
     ]
     assert words[16] == ["spread of positions", "+0.00", "p 1.0000", "(gold at 1 - gold at 1)"]
     assert words[18:] == [
-        ["refusal precision", "100.00", "(9 rightly of 9)"],
-        ["refusal recall", "90.00", "(9 rightly of 10)"],
+        ["refusal precision", "100.00", "(9 correct of 9)"],
+        ["refusal recall", "90.00", "(9 correct of 10)"],
     ]
-    assert "refusal precision              -  (0 rightly of 0)" in context_table(report_of(lambda reading: True))
+    answered = compare_contexts(CONTEXTS, Scripted(lambda item: True))
+    assert "refusal precision              -  (0 correct of 0)" in context_table(answered)

@@ -1,7 +1,9 @@
-"""evaluate: the scores are those of rqa.evaluation.metrics on the same texts, and the loss is plain cross-entropy."""
+"""evaluate: scores equal those of rqa.evaluation.metrics on the same texts; the loss is plain cross-entropy."""
 
 import json
 import math
+import re
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,75 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from five_questions import EXAMPLES, FOUND, TEXTS, Clock, P, losses_of, retrieval, score_examples
+from retrieving import retrieve_with
 from tiny_models import decoder, tokenizer
 from torch.nn.functional import cross_entropy
-from world import hand_over, results_of
+from world import ROOT, hand_over, results_of
 
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
-from rqa.data.records import Example, Passage, Turn
 from rqa.evaluation import metrics
-from rqa.evaluation.evaluate import AnswerLoss, Scores, evaluate
+from rqa.evaluation.comparison import read_evaluation
+from rqa.evaluation.evaluate import AnswerLoss, Evaluator
+from rqa.evaluation.results import to_json
 from rqa.evaluation.significance import LEVEL, RESAMPLES, interval
-from rqa.generation.generator import Answer
 from rqa.models.decoder import AnswerLM
 from rqa.prompts.collators import ConcatenatedCollator
 from rqa.prompts.decoder_prompt import PromptBuilder
-from rqa.retrieval.retrieve import Retrieval, Retrieved, retrieve_all
-
-P = [Passage(f"The lamp of place {i} was lit. " * (i + 1), f"Lamp {i}", (f"{i}.html",)) for i in range(12)]
-HISTORY = tuple(Turn(role, f"{role} {i}") for i in range(2) for role in ("user", "assistant"))
-EXAMPLES = [
-    Example("a", "When?", ("In the year 1907 of the lamp.", "1907"), (P[3],), HISTORY),
-    Example("b", "Where exactly was it?", ("In the old town of Rome, Italy.",), (P[0], P[8])),
-    Example("c", "Who?", ("Nobody knows.",)),
-    Example("d", "Why?", ("Because.",), (P[11],), unanswerable=True),
-    Example("e", "What is it that shines over the town at night?", ("The lamp that was lit in 1907.",), (P[1],)),
-]
-FOUND = [[3, 1, 2, 0, 4, 5, 6, 7, 9, 10, 8, 11], [5, 8, 3], [0, 1, 2], [], [2, 4, 1, 3]]
-TEXTS = [
-    "It was lit in the year 1907.",
-    "In the old town of Rome, Italy.",
-    "",
-    REFUSAL_ANSWER,
-    "In 1907 the lamp was lit.",
-]
-ANSWERS = {
-    example.id: Answer(text, len(text), 100 + i, finished=i != 1)
-    for i, (example, text) in enumerate(zip(EXAMPLES, TEXTS, strict=True))
-}
-
-
-def losses_of(readings):
-    """Of the answers 1, 3, 5, 7 and 9 nats, and 1 to 5 tokens."""
-    return [(2.0 * i + 1, i + 1) for i in range(len(readings))]
-
-
-def retrieval(found=FOUND):
-    hits = [[Retrieved(P[i], 1 - rank / 100) for rank, i in enumerate(row)] for row in found]
-    return Retrieval(hits, seconds=2.0, fingerprint="corpus 1")
-
-
-class Clock:
-    """A clock that stands still but for what is done: a second for each item, and many for the first call."""
-
-    def __init__(self, monkeypatch):
-        self.now, self.calls = 0.0, []
-        monkeypatch.setattr("rqa.evaluation.evaluate.time.perf_counter", lambda: self.now)
-
-    def count(self, items):
-        self.now += len(items) if self.calls else 1000
-        self.calls.append(list(items))
-
-    def retrieve(self, queries, k):
-        self.count(queries)
-        return [[Retrieved(P[i], 0.5) for i in range(k)] for _ in queries]
-
-    def fingerprint(self):
-        return "corpus 1"
-
-    def generate(self, readings):
-        self.count(readings)
-        return [ANSWERS[reading.example.id] for reading in readings]
+from rqa.report.html import write_report
+from rqa.retrieval.retrieve import Retrieval
 
 
 @pytest.fixture
@@ -92,57 +42,64 @@ def references(example):
 # Scores
 
 
-def test_scores_are_those_of_the_metrics(clock):
-    scores = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, loss=losses_of, k=2, ks=(1, 3))
+def by_hand(ks):
+    """Return the retrieval scores of the examples with gold, and the answer scores of all."""
     ranked = [
-        metrics.retrieval_scores([passage.id for passage in example.gold_passages], [P[i].id for i in row], (1, 3))
+        metrics.retrieval_scores([passage.id for passage in example.gold_passages], [P[i].id for i in row], ks)
         for example, row in zip(EXAMPLES, FOUND, strict=True)
         if example.gold_passages
     ]
-    answered = [metrics.answer_scores(text, references(e)) for e, text in zip(EXAMPLES, TEXTS, strict=True)]
+    return ranked, [metrics.answer_scores(text, references(e)) for e, text in zip(EXAMPLES, TEXTS, strict=True)]
+
+
+def test_scores_equal_those_of_the_metrics(clock):
+    scores = score_examples(EXAMPLES, retrieval=retrieval(), generate=clock.generate, loss=losses_of, k=2, ks=(1, 3))
+    ranked, answered = by_hand((1, 3))
     bleu = metrics.corpus_bleu(TEXTS, list(map(references, EXAMPLES)))
     words = sum(map(metrics.answer_length, TEXTS)) / 5
-    expected = metrics.mean_scores(ranked) | metrics.mean_scores(answered)
-    assert scores.metrics == expected | {"bleu": bleu.score, "answer_words": words, "loss": 25 / 15}
+    means = metrics.mean_scores(ranked) | metrics.mean_scores(answered)
+    assert scores.metrics == means | {"bleu": bleu.score, "answer_words": words, "loss": 25 / 15}
     assert len({value for value in scores.metrics.values() if 0 < value < 100}) > 10
-    assert scores.about["signatures"] == {"bleu": bleu.signature, "rouge": metrics.ROUGE_SIGNATURE}
-    rows = [{k: row[k] for k in row.keys() & {"retrieval_scores", "answer_scores"}} for row in scores.predictions]
-    assert [row["answer_scores"] for row in rows] == answered
-    assert [row["retrieval_scores"] for row in rows if "retrieval_scores" in row] == ranked
+    assert scores.score.signatures == {"bleu": bleu.signature, "rouge": metrics.ROUGE_SIGNATURE}
+    assert [row.answer_scores for row in scores.predictions] == answered
+    assert [row.retrieval_scores for row in scores.predictions if row.retrieval_scores] == ranked
 
 
-def test_a_prediction_tells_what_was_asked_read_and_answered(clock):
-    row = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=2, ks=(3,)).predictions[1]
+def test_a_prediction_contains_question_passages_and_answer(clock):
+    row = score_examples(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=2, ks=(3,)).predictions[1]
     passages = [
-        {"id": P[i].id, "title": P[i].title, "text": P[i].text, "sources": P[i].sources, "score": score, "gold": gold}
-        for i, score, gold in [(5, 1.0, False), (8, 0.99, True), (3, 0.98, False)]
+        {"id": P[i].id, "title": P[i].title, "text": P[i].text, "sources": [*P[i].sources]}
+        | {"score": score, "is_gold": is_gold}
+        for i, score, is_gold in [(5, 1.0, False), (8, 0.99, True), (3, 0.98, False)]
     ]
-    assert {name: value for name, value in row.items() if not name.endswith("_scores")} == {
+    assert {name: value for name, value in to_json(row).items() if not name.endswith("_scores")} == {
+        "reference_nll": 3.0,
+        "reference_tokens": 2,
         "id": "b",
         "question": "Where exactly was it?",
         "passages": passages,
-        "read": 2,
+        "num_passages_read": 2,
         "answer": TEXTS[1],
-        "references": EXAMPLES[1].answers,
+        "references": [*EXAMPLES[1].answers],
         "finished": False,
     }
 
 
 def test_every_score_that_has_rows_has_the_interval_of_its_rows(clock):
-    scores = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, loss=losses_of, k=2, ks=(1, 3))
-    assert scores.about["intervals"].keys() == scores.metrics.keys()
-    f1 = [row["answer_scores"]["f1"] for row in scores.predictions]
-    assert scores.about["intervals"]["f1"] == list(interval(f1))
-    assert scores.about["intervals"]["loss"] == list(interval(losses_of(EXAMPLES)))
-    recall = [row["retrieval_scores"]["recall@3"] for row in scores.predictions if "retrieval_scores" in row]
-    assert scores.about["intervals"]["recall@3"] == list(interval(recall))
-    assert (scores.about["level"], scores.about["resamples"]) == (LEVEL, RESAMPLES)
+    scores = score_examples(EXAMPLES, retrieval=retrieval(), generate=clock.generate, loss=losses_of, k=2, ks=(1, 3))
+    intervals = scores.score.intervals
+    assert intervals.keys() == scores.metrics.keys()
+    assert intervals["f1"] == interval([row.answer_scores["f1"] for row in scores.predictions])
+    assert intervals["loss"] == interval(losses_of(EXAMPLES))
+    recall = [row.retrieval_scores["recall@3"] for row in scores.predictions if row.retrieval_scores]
+    assert intervals["recall@3"] == interval(recall)
+    assert (scores.score.level, scores.score.resamples) == (LEVEL, RESAMPLES)
 
 
 def test_a_loss_that_is_not_finite_is_null_and_has_no_interval(clock, tmp_path):
-    loss = lambda readings: [(math.nan, 1), *losses_of(readings)[1:]]  # noqa: E731
-    scores = evaluate(EXAMPLES, generate=clock.generate, loss=loss, k=1)
-    assert "loss" not in scores.about["intervals"]
+    loss = lambda inputs: [(math.nan, 1), *losses_of(inputs)[1:]]  # noqa: E731
+    scores = score_examples(EXAMPLES, generate=clock.generate, loss=loss, k=1)
+    assert "loss" not in scores.score.intervals
     scores.write(tmp_path)
     score = json.loads((tmp_path / "score.json").read_text(), parse_constant=pytest.fail)
     assert score["metrics"]["loss"] is None
@@ -150,97 +107,147 @@ def test_a_loss_that_is_not_finite_is_null_and_has_no_interval(clock, tmp_path):
     assert [row["reference_nll"] for row in rows] == [None, 3.0, 5.0, 7.0, 9.0]
 
 
-def test_what_was_measured_is_told(clock):
-    about = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=2).about
-    assert about["retrieval"] == {"fingerprint": "corpus 1", "seconds_per_question": 2.0 / 5}
-    assert about["generation"] == {
-        "seconds_per_answer": 1.0,  # not the many seconds of the first call
+def test_times_and_counts_are_recorded(clock):
+    score = score_examples(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=2).score
+    assert score.retrieval == {"fingerprint": "corpus 1", "seconds_per_question": 2.0 / 5}
+    assert score.generation == {
+        "seconds_per_answer": 1.0,  # not the 1,000 of the warm-up
         "prompt_tokens": 100 + 101 + 102 + 103 + 104,
-        "passage_tokens_cut": 0,
+        "truncated_passage_tokens": 0,
         "answer_tokens": sum(map(len, TEXTS)),
         "unfinished": 1,
     }
-    assert (about["examples"], about["examples_without_gold"]) == (5, 1)
-    assert about["passages_read"] == "the first 2 retrieved"
-    assert about["versions"].keys() == {"rqa", "torch", "transformers", "sacrebleu", "rouge-score"}
+    assert (score.examples, score.examples_without_gold) == (5, 1)
+    assert score.passages_read == "the first 2 retrieved"
+    assert score.versions.keys() == {"rqa", "torch", "transformers", "sacrebleu", "rouge-score"}
 
 
-def test_more_hits_than_are_asked_for_change_nothing(clock):
+def test_hits_beyond_the_cut_offs_have_no_effect(clock):
     for k, ks, needed in [(2, (1, 3), 3), (3, (1, 2), 3), (3, (2,), 3)]:
         few, many = (
-            evaluate(EXAMPLES, retrieval=found, generate=clock.generate, k=k, ks=ks)
-            for found in (retrieval([row[:needed] for row in FOUND]), retrieval())
+            score_examples(EXAMPLES, retrieval=hits, generate=clock.generate, k=k, ks=ks)
+            for hits in (retrieval([row[:needed] for row in FOUND]), retrieval())
         )
         assert (few.metrics, few.predictions) == (many.metrics, many.predictions)
-        assert [len(row["passages"]) for row in many.predictions] == [min(needed, len(row)) for row in FOUND]
+        assert [len(row.passages) for row in many.predictions] == [min(needed, len(row)) for row in FOUND]
 
 
-def test_passages_that_were_given_are_scored_like_those_that_were_retrieved_without_score_or_time(clock, tmp_path):
-    bringing = [replace(e, contexts=tuple(P[i] for i in row)) for e, row in zip(EXAMPLES, FOUND, strict=True)]
+def test_given_passages_are_scored_as_retrieved_ones_without_score_or_time(clock, tmp_path):
+    examples = [replace(e, contexts=tuple(P[i] for i in row)) for e, row in zip(EXAMPLES, FOUND, strict=True)]
     given, retrieved = (
-        evaluate(bringing, retrieval=found, generate=clock.generate, k=2)
-        for found in (Retrieval.given(bringing), retrieval())
+        score_examples(examples, retrieval=hits, generate=clock.generate, k=2)
+        for hits in (Retrieval.given(examples), retrieval())
     )
     assert given.metrics == retrieved.metrics
-    for row in retrieved.predictions:
+    expected = [to_json(row) for row in retrieved.predictions]
+    for row in expected:
         row["passages"] = [{**passage, "score": None} for passage in row["passages"]]
-    assert given.predictions == retrieved.predictions
-    assert given.about["retrieval"] == {"fingerprint": Retrieval.given(bringing).fingerprint}
-    assert given.about["passages_read"] == "the first 2 given with the questions"
+    assert [to_json(row) for row in given.predictions] == expected
+    assert given.score.retrieval == {"fingerprint": Retrieval.given(examples).fingerprint}
+    assert given.score.passages_read == "the first 2 given with the questions"
     given.write(tmp_path)
     assert "NaN" not in (tmp_path / "predictions.jsonl").read_text() + (tmp_path / "score.json").read_text()
 
 
-# What is read
+# A metric of your own
 
 
-def test_the_generator_reads_the_first_k_retrieved_after_a_warm_up_of_one(clock):
-    evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=2)
+def test_a_metric_of_your_own_is_in_files_and_tables(clock, tmp_path, capsys, monkeypatch):
+    def quotes_a_year(answer, references):
+        return 100.0 * any(word.strip(".").isdigit() for word in answer.split())
+
+    own = (*metrics.METRICS, metrics.Metric("years", "answers with a year, %", quotes_a_year))
+    unlabelled = metrics.Metric("letters", score=lambda answer, references: len(answer), is_percentage=False)
+    scores = score_examples(EXAMPLES, generate=clock.generate, k=1, metrics=(*own, unlabelled))
+    by_question = [100.0, 0.0, 0.0, 0.0, 100.0]
+    assert [row.answer_scores["years"] for row in scores.predictions] == by_question
+    assert scores.metrics["years"] == 40
+    assert scores.score.intervals["years"] == interval(by_question)
+    assert scores.metrics["letters"] == sum(map(len, TEXTS)) / 5
+    plain = score_examples(EXAMPLES, generate=clock.generate, k=1)
+    assert {**scores.metrics, **plain.metrics} == scores.metrics
+
+    scores.write(tmp_path)
+    assert read_evaluation(tmp_path).scores["years"] == 40
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "recipes/compare.py"), run_name="__main__")
+    table = capsys.readouterr().out
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    for label in ("answers with a year, %", "letters"):
+        assert re.search(rf"^{label} +\d", table, flags=re.MULTILINE)
+        assert f'<th scope="row">{label}</th>' in page
+
+
+def test_an_evaluator_has_the_metrics_and_attributions_that_it_was_given():
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    model, collator = accelerator.prepare(AnswerLM(decoder())), ConcatenatedCollator(PromptBuilder(tokenizer()))
+    length = metrics.Metric("letters", score=lambda answer, references: float(len(answer)))
+    options = {"k": 2, "batch_size": 3, "max_new_tokens": 4, "refusal_answer": "No.", "attributions": ["leave_one_out"]}
+    evaluator = Evaluator(accelerator, model, collator, **options, metrics=(length,))
+    scores = evaluator(EXAMPLES, retrieval())
+    inputs = retrieval().inputs(EXAMPLES, 2)
+    assert [row.answer for row in scores.predictions] == [answer.text for answer in evaluator.generate(inputs)]
+    assert [row.answer_scores for row in scores.predictions] == [{"letters": len(r.answer)} for r in scores.predictions]
+    assert [row.references for row in scores.predictions][2:4] == [("Nobody knows.",), ("No.",)]
+    assert [len(row.attribution) for row in scores.predictions] == [len(item.passages) for item in inputs]
+    assert [[*part] for row in scores.predictions for part in row.attribution] == [
+        ["id", "is_gold", "leave_one_out"]
+    ] * 8
+    assert scores.score.runtime["batch_size"] == 3
+    assert {"loss", "bleu", "recall@3", "letters"} <= scores.metrics.keys()
+
+
+# Inputs
+
+
+def test_inputs_are_the_first_k_retrieved_after_a_warm_up_of_one(clock):
+    score_examples(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=2)
     expected = [GeneratorInput.from_ranked(e, [P[i] for i in row[:2]]) for e, row in zip(EXAMPLES, FOUND, strict=True)]
     assert clock.calls == [expected[:1], expected]
 
 
-def test_without_a_retrieval_the_generator_reads_the_gold(clock):
-    scores = evaluate(EXAMPLES, generate=clock.generate, k=1)
+def test_without_a_retrieval_inputs_are_the_gold_passages(clock):
+    scores = score_examples(EXAMPLES, generate=clock.generate, k=1)
     assert clock.calls[1] == [GeneratorInput.from_ranked(example, example.gold_passages) for example in EXAMPLES]
-    assert scores.about["passages_read"] == "gold"
-    both = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=1)
+    assert scores.score.passages_read == "gold"
+    both = score_examples(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=1)
     assert scores.metrics == {name: value for name, value in both.metrics.items() if "@" not in name}
-    assert not any("retrieval_scores" in row for row in scores.predictions)
+    assert not any(row.retrieval_scores for row in scores.predictions)
     for example, row in zip(EXAMPLES, scores.predictions, strict=True):
-        assert [(passage["id"], passage["score"], passage["gold"]) for passage in row["passages"]] == [
-            (passage.id, None, True) for passage in example.gold_passages
+        assert [(passage.id, str(passage.score), passage.is_gold) for passage in row.passages] == [
+            (passage.id, "nan", True) for passage in example.gold_passages
         ]
 
 
-def test_without_a_generator_the_retriever_alone_is_scored(clock):
-    scores = evaluate(EXAMPLES, retrieval=retrieval(), loss=losses_of, k=1)
-    both = evaluate(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=1)
+def test_without_a_generator_only_retrieval_is_scored(clock):
+    scores = score_examples(EXAMPLES, retrieval=retrieval(), loss=losses_of, k=1)
+    both = score_examples(EXAMPLES, retrieval=retrieval(), generate=clock.generate, k=1)
     assert scores.metrics == {name: value for name, value in both.metrics.items() if "@" in name}
-    assert "generation" not in scores.about
-    assert not any("answer" in row for row in scores.predictions)
+    assert scores.score.generation is None
+    assert not any("answer" in to_json(row) for row in scores.predictions)
 
 
-@pytest.mark.parametrize("found", [None, retrieval()])
-def test_the_loss_is_that_of_the_first_reference_of_what_was_read(clock, found):
+@pytest.mark.parametrize("hits", [None, retrieval()])
+def test_the_loss_is_that_of_the_first_reference_with_the_same_passages(clock, hits):
     scored = []
-    loss = lambda readings: scored.extend(readings) or losses_of(readings)  # noqa: E731
-    evaluate(EXAMPLES, retrieval=found, generate=clock.generate, loss=loss, k=2, refusal_answer="No.")
-    assert [reading.answer for reading in scored] == ["No." if e.unanswerable else e.answers[0] for e in EXAMPLES]
-    assert [replace(reading, answer="") for reading in scored] == [replace(r, answer="") for r in clock.calls[1]]
+    loss = lambda inputs: scored.extend(inputs) or losses_of(inputs)  # noqa: E731
+    score_examples(EXAMPLES, retrieval=hits, generate=clock.generate, loss=loss, k=2, refusal_answer="No.")
+    assert [item.answer for item in scored] == ["No." if e.unanswerable else e.answers[0] for e in EXAMPLES]
+    assert [replace(item, answer="") for item in scored] == [replace(r, answer="") for r in clock.calls[1]]
 
 
 # Retrieving
 
 
-def test_all_is_retrieved_in_one_call_after_a_warm_up_of_one(clock):
-    found = retrieve_all(clock, EXAMPLES, 4, history_turns=2)
+def test_all_queries_are_retrieved_in_one_call_after_a_warm_up_of_one(clock, tmp_path):
+    hits = retrieve_with(clock, EXAMPLES, P, 4, tmp_path, history_turns=2)
     queries = [f"user 0\nuser 1\n{EXAMPLES[0].question}", *(example.question for example in EXAMPLES[1:])]
     assert clock.calls == [queries[:1], queries]
-    assert (found.seconds, found.fingerprint) == (5.0, "corpus 1")
-    assert found.passages(3) == P[:4]
-    assert found.readings(EXAMPLES, 2) == [GeneratorInput.from_ranked(example, P[:2]) for example in EXAMPLES]
-    retrieve_all(clock, EXAMPLES, 1)
+    assert (hits.seconds, hits.fingerprint) == (5.0, "corpus 1")
+    assert hits.passages(3) == P[:4]
+    assert hits.inputs(EXAMPLES, 2) == [GeneratorInput.from_ranked(example, P[:2]) for example in EXAMPLES]
+    retrieve_with(clock, EXAMPLES, P, 1, tmp_path)
     assert clock.calls[-1][0] == f"user 1\n{EXAMPLES[0].question}"
 
 
@@ -249,45 +256,45 @@ def test_all_is_retrieved_in_one_call_after_a_warm_up_of_one(clock):
 
 def test_scores_are_written_as_they_are(clock, tmp_path):
     examples = [replace(EXAMPLES[0], question="水\u2028 \n?"), *EXAMPLES[1:]]
-    scores = evaluate(examples, retrieval=retrieval(), generate=clock.generate, k=2)
+    scores = score_examples(examples, retrieval=retrieval(), generate=clock.generate, k=2)
     scores.write(tmp_path / "new/folder")
     lines = (tmp_path / "new/folder/predictions.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     score = json.loads((tmp_path / "new/folder/score.json").read_text(encoding="utf-8"))
-    as_json = json.loads(json.dumps(scores.predictions))  # tuples as lists
-    assert Scores(score.pop("metrics"), list(map(json.loads, lines)), score) == replace(scores, predictions=as_json)
+    assert score == {"format": 2, **to_json(scores.score)}
+    assert [json.loads(line) for line in lines] == [{"format": 2, **to_json(row)} for row in scores.predictions]
     assert "水" in lines[0]
 
 
 # The loss of the references
 
-READINGS = [
+INPUTS = [
     GeneratorInput.from_ranked(example, P[i : 2 * i], references(example)[0]) for i, example in enumerate(EXAMPLES)
 ]
 BATCH_SIZES = (1, 2, 3, 20)
 
 
 def losses():
-    """For each batch size, on as many processes as there are."""
+    """Return the losses of each batch size, on all processes."""
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     model = accelerator.prepare(AnswerLM(decoder(dropout=0.5)).train())
     collator = ConcatenatedCollator(PromptBuilder(tokenizer()))
-    return [AnswerLoss(accelerator, model, collator, size)(READINGS) for size in BATCH_SIZES]
+    return [AnswerLoss(accelerator, model, collator, size)(INPUTS) for size in BATCH_SIZES]
 
 
 @pytest.fixture(scope="module")
 def plain_loss():
-    """Cross-entropy of each answer alone, and its tokens."""
-    builder, lm, found = PromptBuilder(tokenizer()), decoder().eval(), []
-    for reading in READINGS:
-        prompt, answer = builder.prompt(reading).ids, builder.answer(reading.answer)
+    """Return the cross-entropy of each answer alone, and its number of tokens."""
+    builder, lm, losses = PromptBuilder(tokenizer()), decoder().eval(), []
+    for item in INPUTS:
+        prompt, answer = builder.prompt(item).ids, builder.answer(item.answer)
         with torch.no_grad():
             logits = lm(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
         loss = cross_entropy(logits, torch.tensor(answer), reduction="sum").item()
-        found.append((pytest.approx(loss, rel=1e-5), len(answer)))
-    return found
+        losses.append((pytest.approx(loss, rel=1e-5), len(answer)))
+    return losses
 
 
-def test_the_loss_is_plain_cross_entropy_over_all_tokens_in_every_batch_size(plain_loss):
+def test_the_loss_is_plain_cross_entropy_in_every_batch_size(plain_loss):
     assert losses() == [plain_loss] * len(BATCH_SIZES)
 
 
@@ -298,3 +305,11 @@ def test_the_loss_is_the_same_on_more_processes(plain_loss, tmp_path, processes)
 
 if __name__ == "__main__":
     hand_over(losses(), Path(sys.argv[1]))
+
+
+def test_a_wrong_argument_of_an_evaluator_is_an_error():
+    options = {"k": 1, "batch_size": 1, "max_new_tokens": 1}
+    with pytest.raises(ValueError, match="cross-attention"):
+        Evaluator(Accelerator(cpu=True), None, None, attributions=("cross-attention",), **options)
+    with pytest.raises(ValueError, match="model and collator"):
+        Evaluator(Accelerator(cpu=True), AnswerLM(decoder()), None, **options)

@@ -1,4 +1,4 @@
-"""metrics: each score equals what an independent computation of it says."""
+"""metrics: each score equals that of an independent implementation; the table of metrics is consistent."""
 
 import json
 import random
@@ -14,10 +14,15 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from rqa.evaluation.metrics import (
+    HIGHER_IS_BETTER,
+    LABELS,
+    METRICS,
     ROUGE_SIGNATURE,
+    Metric,
     answer_length,
     answer_scores,
     corpus_bleu,
+    format_scores,
     mean_scores,
     retrieval_scores,
 )
@@ -30,17 +35,17 @@ ids = st.sampled_from([f"p{i}" for i in range(12)])
 
 
 def trec_scores(gold, retrieved, k):
-    """What trec_eval says of the first k distinct ids; it takes a score for each id and has no cut for the rank."""
+    """Return the scores by trec_eval of the first k distinct ids; it ranks by score, and its MRR has no k."""
     distinct = [identity for i, identity in enumerate(retrieved) if identity not in retrieved[:i]]
     measures = {f"success.{k}", f"recall.{k}", f"ndcg_cut.{k}", "recip_rank"}
     evaluator = pytrec_eval.RelevanceEvaluator({"q": dict.fromkeys(gold, 1)}, measures)
-    found = evaluator.evaluate({"q": {identity: float(-rank) for rank, identity in enumerate(distinct[:k])}})["q"]
+    scores = evaluator.evaluate({"q": {identity: float(-rank) for rank, identity in enumerate(distinct[:k])}})["q"]
     return {
-        f"hit@{k}": 100 * found[f"success_{k}"],
-        f"recall@{k}": 100 * found[f"recall_{k}"],
-        f"all@{k}": 100.0 * (found[f"recall_{k}"] == 1),
-        f"mrr@{k}": 100 * found["recip_rank"],
-        f"ndcg@{k}": 100 * found[f"ndcg_cut_{k}"],
+        f"hit@{k}": 100 * scores[f"success_{k}"],
+        f"recall@{k}": 100 * scores[f"recall_{k}"],
+        f"all@{k}": 100.0 * (scores[f"recall_{k}"] == 1),
+        f"mrr@{k}": 100 * scores["recip_rank"],
+        f"ndcg@{k}": 100 * scores[f"ndcg_cut_{k}"],
     }
 
 
@@ -56,16 +61,16 @@ def test_a_duplicate_counts_once_and_later_ids_move_up():
     assert retrieval_scores(["a", "a", "b"], ["a"], [2])["recall@2"] == 50
 
 
-def test_nothing_retrieved_scores_nothing():
+def test_no_retrieved_passage_scores_0():
     assert retrieval_scores(["a"], [], [1, 3]) == {
         f"{n}@{k}": 0 for n in "hit recall all mrr ndcg".split() for k in (1, 3)
     }
 
 
-def test_retrieval_scores_need_gold_and_places():
-    with pytest.raises(ValueError, match="gold_ids is empty"):
+def test_retrieval_scores_require_gold_and_cut_offs():
+    with pytest.raises(ValueError, match="gold_ids: expected at least one"):
         retrieval_scores([], ["a"], [1])
-    with pytest.raises(ValueError, match=r"ks=\[1, 0\]"):
+    with pytest.raises(ValueError, match=r"ks: .*\[1, 0\]"):
         retrieval_scores(["a"], ["a"], [1, 0])
 
 
@@ -78,7 +83,7 @@ ascii_texts = st.one_of(
 
 
 def squad_words(text):
-    """SQuAD's rule, told another way: what is left of each word when articles and punctuation are gone."""
+    """Return the words by SQuAD's rule, implemented differently: each word without punctuation, no articles."""
     words = "".join(character for character in text if character not in string.punctuation).lower().split()
     return [word for word in words if word not in {"a", "an", "the"}]
 
@@ -151,7 +156,7 @@ def test_length_beyond_ascii():
     assert answer_length("น้ำ ๑๒๓") == answer_length("นา ๑๒๓") == 3  # a letter with its marks is one, a number is one
 
 
-def test_the_signature_of_rouge_says_how():
+def test_rouge_has_a_signature():
     assert ROUGE_SIGNATURE.startswith("refs:best|measure:f|case:lc|stem:no|tok:unicode|version:")
 
 
@@ -199,12 +204,12 @@ def test_an_empty_prediction_scores_0(prediction):
     assert answer_length(prediction) == 0
 
 
-def test_an_empty_prediction_matches_a_reference_of_which_nothing_is_left():
+def test_an_empty_prediction_matches_a_reference_without_words():
     scores = answer_scores("", ["Paris", "The"])
     assert (scores["em"], scores["f1"], scores["rouge1"]) == (100, 100, 0)
 
 
-def test_the_best_reference_counts_for_each_score():
+def test_each_score_uses_its_best_reference():
     answer, near, far = "one two three four", "one two three four five", "four three two one"
     alone = [answer_scores(answer, [reference]) for reference in (near, far)]
     assert alone[0]["rougeL"] > alone[1]["rougeL"]
@@ -214,10 +219,10 @@ def test_the_best_reference_counts_for_each_score():
 
 
 @pytest.mark.parametrize("references", [[], "Paris"])
-def test_answers_need_a_list_of_references(references):
-    with pytest.raises(ValueError, match="a list of one or more references"):
+def test_answers_require_a_list_of_references(references):
+    with pytest.raises(ValueError, match="references: expected a list"):
         answer_scores("Paris", references)
-    with pytest.raises(ValueError, match="a list of one or more references"):
+    with pytest.raises(ValueError, match="references: expected a list"):
         corpus_bleu(["Paris", "Rome"], [["Paris"], references])
 
 
@@ -233,15 +238,15 @@ SECOND = ["Today the cat sat upon the mat.", "It is Paris.", "A nice day in the 
 
 
 def sacrebleu_command(folder, predictions, *streams, tokenize):
-    """Score and signature, by the command line; a stream holds one reference of each row."""
+    """Return score and signature of the command line; a stream contains one reference of each row."""
     for name, lines in {"predictions": predictions, **{str(i): s for i, s in enumerate(streams)}}.items():
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     files = [str(i) for i in range(len(streams))]
     options = ["--input", "predictions", "--metrics", "bleu", "--tokenize", tokenize, "--width", "12"]
     command = [sys.executable, "-m", "sacrebleu", *files, *options]
     run = subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=60)
-    found = json.loads(run.stdout)
-    return found["score"], found["signature"]
+    result = json.loads(run.stdout)
+    return result["score"], result["signature"]
 
 
 @pytest.mark.parametrize(
@@ -267,14 +272,14 @@ def test_a_word_of_another_script_does_not_choose_the_tokenizer():
     assert "|tok:13a|" in corpus_bleu(["A cat is a 猫."], [["In Japanese, a cat is 猫 or ねこ."]]).signature
 
 
-def test_a_tokenizer_can_be_asked_for(tmp_path):
+def test_the_tokenizer_can_be_chosen(tmp_path):
     bleu = corpus_bleu(PREDICTIONS, [[text] for text in FIRST], tokenize="char")
     score, signature = sacrebleu_command(tmp_path, PREDICTIONS, FIRST, tokenize="char")
     assert (bleu.score, bleu.signature) == (pytest.approx(score), signature)
 
 
 def test_rows_may_have_different_numbers_of_references():
-    """A reference given twice changes nothing, so that it can fill up a row."""
+    """A repeated reference has no effect, so that it can fill up a row."""
     uneven = corpus_bleu(PREDICTIONS, [[FIRST[0], SECOND[0]], [FIRST[1]], [FIRST[2], SECOND[2]]])
     filled = corpus_bleu(PREDICTIONS, [[FIRST[0], SECOND[0]], [FIRST[1], FIRST[1]], [FIRST[2], SECOND[2]]])
     assert uneven.score == filled.score
@@ -282,15 +287,29 @@ def test_rows_may_have_different_numbers_of_references():
 
 
 @pytest.mark.parametrize(("predictions", "references"), [([], []), (["a", "b"], [["a"]]), (["a"], [["a"], ["b"]])])
-def test_bleu_needs_as_many_references_as_predictions(predictions, references):
-    with pytest.raises(ValueError, match=rf"found {len(predictions)} predictions and {len(references)} rows"):
+def test_bleu_requires_as_many_references_as_predictions(predictions, references):
+    with pytest.raises(ValueError, match=rf"got {len(predictions)} predictions and {len(references)} rows"):
         corpus_bleu(predictions, references)
+
+
+# The table
+
+
+def test_the_table_defines_answer_scores_labels_selection_and_log_line():
+    assert list(answer_scores("a", ["a"])) == ["em", "f1", "rouge1", "rouge2", "rougeL"]  # the order in the files
+    assert {name for name, is_higher in HIGHER_IS_BETTER.items() if not is_higher} == {"loss"}
+    assert HIGHER_IS_BETTER.keys() == {"loss", "bleu", *answer_scores("a", ["a"])}
+    assert list(LABELS)[:5] == ["recall@1", "recall@3", "recall@10", "bleu", "rougeL"]
+    scores = {"f1": 12.345, "em": 0.5, "rouge2": 1, "loss": 2.0, "hit@3": 50, "recall@1": 25.0}
+    assert format_scores(scores) == "loss 2  recall@1 25  em 0.5  f1 12.3"
+    own = Metric("c", score=lambda answer, references: float(len(answer)))
+    assert answer_scores("abc", ["x"], (*METRICS, own)) == {"c": 3.0} | answer_scores("abc", ["x"])
 
 
 # Means
 
 
-def test_the_order_of_rows_changes_no_mean():
+def test_order_of_rows_has_no_effect_on_means():
     numbers = random.Random(0)
     rows = [{"f1": 100 * numbers.random(), "em": 10 ** numbers.uniform(-8, 8)} for _ in range(1000)]
     means = mean_scores(rows)
@@ -300,7 +319,7 @@ def test_the_order_of_rows_changes_no_mean():
         assert mean_scores(rows) == means
 
 
-def test_the_order_of_rows_changes_no_bleu():
+def test_order_of_rows_has_no_effect_on_bleu():
     rows = list(zip(PREDICTIONS, [[FIRST[0], SECOND[0]], [FIRST[1]], [SECOND[2], FIRST[2]]], strict=True))
     scores = {corpus_bleu(*zip(*order, strict=True)) for order in (rows, rows[::-1], rows[1:] + rows[:1])}
     assert len(scores) == 1
@@ -308,13 +327,13 @@ def test_the_order_of_rows_changes_no_bleu():
 
 def test_means_of_no_rows_and_of_unlike_rows():
     assert mean_scores([]) == {}
-    with pytest.raises(ValueError, match=r"rows 0 and 2 .*'f1'"):
+    with pytest.raises(ValueError, match=r"rows 0 and 2: .*'f1'"):
         mean_scores([{"em": 1.0}, {"em": 2.0}, {"em": 3.0, "f1": 4.0}])
-    with pytest.raises(ValueError, match=r"rows 0 and 1 .*'f1'"):
+    with pytest.raises(ValueError, match=r"rows 0 and 1: .*'f1'"):
         mean_scores([{"em": 1.0, "f1": 2.0}, {"em": 3.0}])
 
 
-def test_what_takes_long_to_import_waits_until_it_is_used():
+def test_slow_imports_are_deferred():
     code = "import sys, rqa.evaluation.metrics; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert not {"nltk", "torch"} & set(loaded.split())
+    assert not {"nltk", "sacrebleu", "torch"} & set(loaded.split())

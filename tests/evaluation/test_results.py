@@ -1,273 +1,199 @@
-"""What is read from the folders of results is what was written there; what does not belong together is refused."""
+"""results: records are read as they were written; a file that does not match its record is refused by field."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from math import nan
 
 import pytest
-from accelerate import Accelerator
-from test_statistics import evaluation
+from tiny_evaluations import STEP, change, change_score, evaluation, write_run
 
-from rqa.cli import data_args as inputs
-from rqa.cli import training_args as config
 from rqa.errors import InputError
-from rqa.evaluation.evaluate import Scores
-from rqa.evaluation.results import check_same_questions, differences, paired_rows, read_evaluation, read_results
-from rqa.evaluation.significance import compare, score_intervals
-from rqa.training.loop import Step
-from rqa.training.run_log import RunLog
+from rqa.evaluation.comparison import read_evaluation, read_results
+from rqa.evaluation.results import (
+    PredictionRecord,
+    ScoreRecord,
+    TimingRecord,
+    VerdictRecord,
+    read_predictions,
+    read_record,
+    read_run,
+    to_json,
+)
 
-STEP = Step(1, 2.5, 0.5, 1e-3, 20, 300, 4, False, (), 0.25, 0.05)
-
-
-def change(folder, to, keep_scores=False):
-    """Rewrite the rows of an evaluation by `to`, which is given each with its number and returns None to drop it."""
-    path = folder / "predictions.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    changed = [to(i, row) for i, row in enumerate(rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in changed if row is not None), encoding="utf-8")
-    if not keep_scores:  # which are checked against the rows
-        change_score(folder, metrics={}, intervals=None)
-
-
-def change_score(folder, **values):
-    score = json.loads((folder / "score.json").read_text())
-    (folder / "score.json").write_text(json.dumps({**score, **values}))
-
-
-def write_run(folder, steps=(STEP,), evaluations=()):
-    """Write the files of a training run by what writes them."""
-    configs = (inputs.Prompt(), config.Run(output_dir="out"))
-    run_log = RunLog(Accelerator(cpu=True), folder, configs, len(steps), 1, ids=["train:1", "train:2"])
-    for step in steps:
-        run_log.step(step)
-    for name, scores in evaluations:
-        run_log.evaluation(name, scores)
-    return folder
+# Fields that files of format 1 had, or that a file may lack
+MINIMAL = {"format": 2, "id": "1", "question": "Who?", "passages": []}
 
 
 @pytest.fixture(scope="module")
 def scores():
-    return [evaluation(seed) for seed in range(2)]
+    return evaluation(0)
 
 
 @pytest.fixture
-def pair(scores, tmp_path):
-    """The folders of two evaluations."""
-    folders = tmp_path / "before", tmp_path / "after"
-    for folder, score in zip(folders, scores, strict=True):
-        score.write(folder)
-    return folders
+def folder(scores, tmp_path):
+    scores.write(tmp_path / "before")
+    return tmp_path / "before"
 
 
-def read(folders):
-    return [read_evaluation(folder) for folder in folders]
+def write_rows(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-# An evaluation
+# Round trips
 
 
-def test_an_evaluation_is_read_as_it_was_measured(pair, scores):
-    found = read_evaluation(pair[0])
-    seconds = scores[0].about["generation"]["seconds_per_answer"]
-    assert found.scores == scores[0].metrics | {"seconds": seconds}
-    assert list(found.predictions) == [row["id"] for row in scores[0].predictions]
-    assert [*found.predictions.values()] == json.loads(json.dumps(scores[0].predictions))
-    assert found.intervals == score_intervals(scores[0].predictions)
-    assert found.about == json.loads(json.dumps({k: v for k, v in scores[0].about.items() if k != "intervals"}))
+def test_records_are_read_as_they_were_written(folder, scores):
+    assert [*read_predictions(folder / "predictions.jsonl").values()] == scores.predictions
+    assert read_record(folder / "score.json", ScoreRecord) == scores.score
 
 
-def test_intervals_that_an_older_evaluation_lacks_are_those_that_it_would_have(pair):
-    expected = read_evaluation(pair[0]).intervals
-    change_score(pair[0], intervals=None)
-    assert read_evaluation(pair[0]).intervals == expected
+def test_files_begin_with_the_format(folder):
+    first = json.loads((folder / "predictions.jsonl").open().readline())
+    assert [*first.items()][:2] == [("format", 2), ("id", "test:1")]
+    assert next(iter(json.loads((folder / "score.json").read_text()).items())) == ("format", 2)
 
 
-def test_intervals_are_those_of_the_file(pair):
-    change_score(pair[0], intervals={"f1": [1, 2.5]})
-    assert read_evaluation(pair[0]).intervals == {"f1": (1, 2.5)}
+def test_numbers_that_are_not_finite_are_null(tmp_path, scores):
+    prediction = replace(scores.predictions[0], reference_nll=nan)
+    broken = replace(scores, score=replace(scores.score, metrics={"loss": nan, "f1": 1.0}), predictions=[prediction])
+    broken.write(tmp_path)
+    score = json.loads((tmp_path / "score.json").read_text(), parse_constant=pytest.fail)
+    row = json.loads((tmp_path / "predictions.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (score["metrics"]["loss"], row["reference_nll"]) == (None, None)
+    assert str(read_record(tmp_path / "score.json", ScoreRecord).metrics["loss"]) == "nan"
+    assert str(read_predictions(tmp_path / "predictions.jsonl")["test:1"].reference_nll) == "nan"
 
 
-def test_a_score_that_was_not_finite_is_none(pair, scores):
-    replace(scores[0], metrics=scores[0].metrics | {"loss": nan}).write(pair[0])
-    assert read_evaluation(pair[0]).scores.keys() == scores[0].metrics.keys() - {"loss"} | {"seconds"}
+def test_fields_that_equal_their_default_are_left_out():
+    record = PredictionRecord(id="1", question="Who?", passages=())
+    assert {"format": 2, **to_json(record)} == MINIMAL
+    judged = replace(record, verdict=VerdictRecord(status="failed", correct=None, explanation=""), judge_scores={})
+    verdict = {"status": "failed", "correct": None, "explanation": ""}
+    assert {"format": 2, **to_json(judged)} == MINIMAL | {"verdict": verdict, "judge_scores": {}}
 
 
-def test_a_folder_without_its_files_is_refused(pair):
-    with pytest.raises(InputError, match=r"absent: expected the folder of an evaluation, found no score\.json in it"):
-        read_evaluation(pair[0] / "absent")
-    (pair[0] / "predictions.jsonl").unlink()
-    with pytest.raises(InputError, match=r"before: expected .* found no predictions\.jsonl in it"):
-        read_evaluation(pair[0])
+def test_a_kill_leaves_the_old_file_or_the_new_one(folder, scores, monkeypatch):
+    before = (folder / "predictions.jsonl").read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("full disk"))
+    with pytest.raises(pytest.fail.Exception):
+        replace(scores, predictions=scores.predictions[:3]).write(folder)
+    assert (folder / "predictions.jsonl").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions.jsonl", "score.json"]
 
 
-def test_broken_files_are_refused(pair):
-    path = pair[0] / "predictions.jsonl"
+# Refusals
+
+
+def test_another_format_is_refused(folder):
+    path = folder / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"format": 2, ', ""))
+    with pytest.raises(InputError, match=r's\.jsonl:1: field "format": expected 2, got none\. .* Evaluate again'):
+        read_predictions(path)
+    change_score(folder, format=3)
+    with pytest.raises(InputError, match=r'score\.json: field "format": expected 2, got 3\. .* Evaluate again'):
+        read_record(folder / "score.json", ScoreRecord)
+
+
+def test_broken_files_are_refused(folder):
+    path = folder / "predictions.jsonl"
     for text, place in [(path.read_text()[:-30], "12: not JSON at column"), ("", "1: not JSON"), ("[]", "1: expected")]:
         path.write_text(text)
-        with pytest.raises(InputError, match=rf"before/predictions\.jsonl:{place}.*; evaluate again"):
-            read_evaluation(pair[0])
-    (pair[0] / "score.json").write_text('{\n"metrics": NaN}')
-    with pytest.raises(InputError, match=r"before/score\.json: NaN is not JSON; evaluate again"):
-        read_evaluation(pair[0])
+        with pytest.raises(InputError, match=rf"before/predictions\.jsonl:{place}.*[Ee]valuate again"):
+            read_predictions(path)
+    (folder / "score.json").write_text('{\n"metrics": NaN}')
+    with pytest.raises(InputError, match=r"before/score\.json: NaN is not JSON.*[Ee]valuate again"):
+        read_record(folder / "score.json", ScoreRecord)
+
+
+PASSAGE = {"id": "p", "title": "", "text": "", "sources": [], "score": None, "is_gold": True}
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("id", None, 'field "id": expected text, found nothing'),
-        ("id", "test:2", "expected an id that no line before has, found 'test:2'"),
-        ("question", 5, 'field "question": expected text, found number'),
-        ("answer", ["a"], 'field "answer": expected text, found list'),
-        ("references", "a", 'field "references": expected list, found text'),
-        ("references", ["a", None], 'field "references[1]": expected text, found nothing'),
-        ("passages", [{"id": "p"}], 'field "passages[0].gold": expected true/false, found nothing'),
-        ("passages", [{"id": "p", "gold": 1}], 'field "passages[0].gold": expected true/false, found number'),
-        ("retrieval_scores", {"hit@1": "1"}, 'field "retrieval_scores.hit@1": expected number, found text'),
-        ("answer_scores", [], 'field "answer_scores": expected object, found list'),
-        ("attribution", [{"id": "p", "gold": True, "x": "1"}], 'field "attribution[0].x": expected number, found'),
-        ("judge", {"correct": True}, 'field "judge.status": expected text, found nothing'),
-        ("read", True, 'field "read": expected number, found true/false'),
-        ("chat_history", [{"role": "user"}], 'field "chat_history[0].text": expected text, found nothing'),
+        ("id", None, '"id": expected text, got null'),
+        ("id", "1", "\"id\": expected unique ids, got '1' twice"),
+        ("question", 5, '"question": expected text, got number'),
+        ("answer", ["a"], '"answer": expected text, got list'),
+        ("answer", "a", '"references": expected at least one beside an answer'),
+        ("references", "a", '"references": expected list, got text'),
+        ("references", ["a", None], '"references[1]": expected text, got null'),
+        ("passages", [{"id": "p"}], '"passages[0].title": expected text, got nothing'),
+        ("passages", [PASSAGE | {"is_gold": 1}], '"passages[0].is_gold": expected true/false, got number'),
+        ("passages", [PASSAGE, PASSAGE | {"score": "1"}], '"passages[1].score": expected number, got text'),
+        ("passages", [PASSAGE | {"gold": True}], '"passages[0].gold": expected no field of this name'),
+        ("retrieval_scores", {"hit@1": "1"}, '"retrieval_scores.hit@1": expected number, got text'),
+        ("retrieval_scores", {"hit@1": None}, '"retrieval_scores.hit@1": expected number, got null'),
+        ("answer_scores", [], '"answer_scores": expected object, got list'),
+        ("attribution", [{"id": "p", "is_gold": True, "x": "1"}], '"attribution[0].x": expected number, got text'),
+        ("verdict", {"correct": True}, '"verdict.status": expected text, got nothing'),
+        ("num_passages_read", True, '"num_passages_read": expected number, got true/false'),
+        ("chat_history", [{"role": "user"}], '"chat_history[0].text": expected text, got nothing'),
+        ("read", 1, '"read": expected no field of this name'),
     ],
 )
-def test_a_row_that_is_none_is_refused_by_line_and_field(pair, field, value, message):
-    change(pair[0], lambda i, row: row | {field: value} if i == 4 else row)
-    with pytest.raises(InputError, match=re.escape(f"before/predictions.jsonl:5: {message}")):
-        read_evaluation(pair[0])
+def test_a_prediction_is_refused_by_line_and_field(tmp_path, field, value, message):
+    path = write_rows(tmp_path / "predictions.jsonl", MINIMAL, MINIMAL | {"id": "2", field: value})
+    with pytest.raises(InputError, match=re.escape(f"predictions.jsonl:2: field {message}")):
+        read_predictions(path)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("metrics", None, '"metrics": expected object, found nothing'),
-        ("metrics", {"f1": "5"}, '"metrics.f1": expected number, found text'),
-        ("intervals", {"f1": [1, "2"]}, '"intervals.f1[1]": expected number, found text'),
-        ("intervals", {"f1": [1]}, '"intervals.f1": expected 2 ends, found 1'),
-        ("generation", {}, '"generation.seconds_per_answer": expected number, found nothing'),
-        ("runtime", {"stages": {"embed": 1}}, '"runtime.stages.embed": expected object, found number'),
+        ("metrics", None, '"metrics": expected object, got null'),
+        ("metrics", {"f1": "5"}, '"metrics.f1": expected number, got text'),
+        ("intervals", {"f1": [1, "2"]}, '"intervals.f1[1]": expected number, got text'),
+        ("intervals", {"f1": [1]}, '"intervals.f1": expected 2 values, got 1'),
+        ("generation", {}, '"generation.seconds_per_answer": expected number, got nothing'),
+        ("runtime", {"warm_up": "", "stages": {"embed": 1}}, '"runtime.stages.embed": expected object, got number'),
     ],
 )
-def test_a_score_that_is_none_is_refused_by_its_field(pair, field, value, message):
-    change_score(pair[0], **{field: value})
+def test_a_score_is_refused_by_its_field(folder, field, value, message):
+    change_score(folder, **{field: value})
     with pytest.raises(InputError, match=re.escape(f"before/score.json: field {message}")):
-        read_evaluation(pair[0])
+        read_record(folder / "score.json", ScoreRecord)
 
 
-def test_scores_of_other_rows_are_refused(pair):
-    change(pair[1], lambda i, row: row if i else None, keep_scores=True)
-    with pytest.raises(
-        InputError, match=r"after: expected score.json and .* found \S+ \d+\.\d{4} in the one and \d+\.\d{4} by"
-    ):
-        read_evaluation(pair[1])
+# Logs of a training run
 
 
-# Two of them
-
-
-@pytest.mark.parametrize(
-    ("to", "message"),
-    [
-        (lambda i, row: row if i > 1 else None, '2 ids that only one of them has, the first "test:1"'),
-        (lambda i, row: row | {"id": f"{row['id']}b" * (i > 8) or row["id"]}, '6 ids .*, the first "test:10"'),
-        (lambda i, row: row | {"question": row["question"] + "!" * (i > 4)}, '7 ids with unlike "question".* "test:6"'),
-        (lambda i, row: row | {"references": row["references"] * (1 + (i == 7))}, '1 ids .* "references".*"test:8"'),
-        (lambda i, row: {k: row[k] for k in row if k != "retrieval_scores" or i != 1}, '1 questions, .*"test:2"'),
-    ],
-)  # fmt: skip
-def test_other_questions_are_refused(pair, to, message):
-    change(pair[1], to)
-    with pytest.raises(InputError, match=f"before and .*after.*{message}"):
-        differences(*read(pair))
-
-
-def test_rows_are_paired_by_id_in_the_order_of_the_first(pair, scores):
-    lines = (pair[1] / "predictions.jsonl").read_text().splitlines(keepends=True)
-    (pair[1] / "predictions.jsonl").write_text("".join(reversed(lines)))
-    found = read(pair)
-    check_same_questions(*found)
-    assert [(a["id"], b["id"]) for a, b in paired_rows(*found)] == [(row["id"],) * 2 for row in scores[0].predictions]
-    assert differences(*found) == compare(*(score.predictions for score in scores))
-
-
-def scored(name, missing):
-    return lambda i, row: row | {f"{name.partition('_')[0]}_scores": {} if i in missing else {name: 10.0 * i}}
-
-
-def test_what_is_owed_to_gold_is_compared_where_the_same_questions_read_some(pair, scores):
-    for folder in pair:
-        change(folder, scored("attribution", {3}))
-    assert differences(*read(pair))["attribution"].difference == 0
-    change(pair[1], scored("attribution", {4}))
-    assert differences(*read(pair)).keys() == compare(*(score.predictions for score in scores)).keys()
-
-
-def test_verdicts_are_compared_where_both_have_one(pair, scores):
-    for folder, missing in zip(pair, ({3}, {4}), strict=True):
-        change(folder, scored("judge_accuracy", missing))
-    assert differences(*read(pair))["judge_accuracy"].questions == len(scores[0].predictions) - 2
-
-
-# A training run
-
-
-def test_a_run_is_read_as_it_was_written(tmp_path, scores):
-    skipped = replace(STEP, number=2, loss=nan, gradient_norm=nan, skipped=True, suspects=(1,))
-    run = read_results(write_run(tmp_path, (STEP, skipped), [("eval-000002", scores[0]), ("test", scores[1])]))
-    assert [(row["number"], row["loss"], row["gradient_norm"]) for row in run.run.updates] == [
-        (1, 2.5, 0.5),
-        (2, None, None),
+def test_logs_are_read_as_they_were_written(tmp_path, scores):
+    skipped = replace(STEP, number=2, loss=nan, gradient_norm=nan, skipped=True, non_finite_examples=(1,))
+    write_run(tmp_path, (STEP, skipped), [("eval-000002", scores), ("test", scores)])
+    run = read_run(tmp_path)
+    assert [(row.step, row.loss, row.gradient_norm, row.non_finite_examples) for row in run.steps[:1]] == [
+        (1, 2.5, 0.5, None)
     ]
-    assert [(row["number"], row["seconds"]) for row in run.run.timings] == [(1, 0.25), (2, 0.25)]
-    assert run.run.evaluations == [
-        {"evaluation": "eval-000002", **scores[0].metrics},
-        {"evaluation": "test", **scores[1].metrics},
+    assert [(row.step, str(row.loss), row.skipped, row.non_finite_examples) for row in run.steps[1:]] == [
+        (2, "nan", True, ("train:2",))
     ]
-    assert run.config["output_dir"] == "out"
+    assert [(row.evaluation, row.metrics) for row in run.evaluations] == [
+        ("eval-000002", scores.metrics),
+        ("test", scores.metrics),
+    ]
+    assert run.timings == [TimingRecord(i, 0.25, 0.05, run.timings[0].memory_gib) for i in (1, 2)]
 
 
-def test_the_evaluation_of_a_run_is_its_test_or_else_the_last_on_the_way(tmp_path, scores):
-    names = ("eval-000002", "eval-999998", "eval-1000002")
-    folder = write_run(tmp_path, (STEP,), [(name, scores[0]) for name in names])
-    assert read_results(folder).evaluation.folder.name == "eval-1000002"
-    scores[1].write(folder / "test")
-    found = read_results(folder)
-    assert (found.evaluation.folder.name, found.evaluation.scores["f1"]) == ("test", scores[1].metrics["f1"])
-
-
-def test_a_run_without_an_evaluation_is_one(tmp_path):
-    found = read_results(write_run(tmp_path))
-    assert (found.evaluation, found.contexts, len(found.run.updates)) == (None, None, 1)
-    (tmp_path / "timings.jsonl").unlink()
-    assert read_results(tmp_path).run.timings == []
-
-
-def test_an_evaluation_in_a_run_came_of_the_flags_of_the_run(tmp_path, scores, pair):
-    write_run(tmp_path, (STEP,), [("test", scores[0])])
-    found = read_results(tmp_path / "test")
-    assert (found.run, found.config["output_dir"]) == (None, "out")
-    (tmp_path / "metrics.jsonl").unlink()
-    assert read_results(tmp_path / "test").config == {}
-    (pair[0] / "config.json").write_text('{"batch_size": 8}')
-    assert read_results(pair[0]).config == {"batch_size": 8}
-
-
-def test_a_folder_of_neither_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"expected the folder of an evaluation, with .* metrics.jsonl; found neither"):
-        read_results(tmp_path)
+def test_an_example_may_have_any_id(tmp_path):
+    row = to_json(read_run(write_run(tmp_path)).steps[0])
+    write_rows(tmp_path / "metrics.jsonl", row | {"non_finite_examples": ["evaluation"]})
+    assert read_run(tmp_path).steps[0].non_finite_examples == ("evaluation",)
 
 
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        ("metrics.jsonl", '{"number": 2', "not JSON .*; go on with the run: --resume_from_checkpoint latest"),
-        ("metrics.jsonl", '{"number": 2}', 'field "learning_rate": expected number, found nothing'),
-        ("metrics.jsonl", '{"evaluation": "test", "f1": "high"}', 'field "f1": expected number, found text'),
-        ("timings.jsonl", '{"number": 2, "seconds": 1}', 'field "memory_gib": expected number, found nothing'),
+        ("metrics.jsonl", '{"step": 2', "not JSON .*--resume_from_checkpoint latest"),
+        ("metrics.jsonl", '{"step": 2, "loss": null}', 'field "gradient_norm": expected number, got nothing'),
+        ("metrics.jsonl", '{"evaluation": "test", "f1": "high"}', 'field "f1": expected number, got text'),
+        ("timings.jsonl", '{"step": 2, "seconds": 1}', 'field "batch_seconds": expected number, got nothing'),
     ],
 )
-def test_a_log_that_is_none_is_refused_by_its_line(tmp_path, name, line, message):
+def test_a_log_is_refused_by_its_line(tmp_path, name, line, message):
     write_run(tmp_path)
     with (tmp_path / name).open("a") as file:
         file.write(line)
@@ -275,7 +201,6 @@ def test_a_log_that_is_none_is_refused_by_its_line(tmp_path, name, line, message
         read_results(tmp_path)
 
 
-def test_scores_can_be_empty(tmp_path):
-    Scores({}, [{"id": "1", "question": "Who?"}]).write(tmp_path)
-    found = read_evaluation(tmp_path)
-    assert (found.scores, found.intervals, found.predictions["1"]["question"]) == ({}, {}, "Who?")
+def test_a_row_that_was_edited_by_hand_is_read(folder):
+    change(folder, lambda i, row: {name: row[name] for name in MINIMAL} if i else row)
+    assert read_evaluation(folder).predictions["test:2"].answer is None

@@ -1,37 +1,32 @@
-"""significance: intervals and p-values equal those of all resamples and flips, and hold what they promise."""
+"""significance: intervals and p-values equal those of all resamples and flips, and have the stated coverage."""
 
 import itertools
-import json
 import math
 import random
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_evaluations import evaluation, sentence
 
-from rqa.data.records import Example, Passage
-from rqa.evaluation import significance as statistics
-from rqa.evaluation.evaluate import evaluate
+from rqa.evaluation import significance
 from rqa.evaluation.metrics import bleu_statistics, corpus_bleu
-from rqa.evaluation.significance import bleu, compare, interval, measures, paired_test, score_intervals
-from rqa.generation.generator import Answer
-from rqa.retrieval.retrieve import Retrieval, Retrieved
+from rqa.evaluation.results import PredictionRecord
+from rqa.evaluation.significance import bleu, compare, interval, paired_test, resampled_scores, score_intervals
+from rqa.terminal import Progress
 
-WORDS = "the lamp of a town was lit in 1907 .".split()
 TAILS = (0.025, 0.975)
 
 # Data
 
 
-def sentence(numbers, least=0, most=12):
-    return " ".join(numbers.choices(WORDS, k=numbers.randint(least, most)))
-
-
 def corpus(size, seed):
-    """Answers of two systems, and one to three references for each; some answers are empty or have no fourth word."""
+    """Return answers of two systems and one to three references each; some answers are empty or have three words."""
     numbers = random.Random(seed)
     references = [[sentence(numbers, 4) for _ in range(numbers.randint(1, 3))] for _ in range(size)]
     systems = [
@@ -41,26 +36,8 @@ def corpus(size, seed):
     return *systems, references
 
 
-def evaluation(seed, size=12):
-    """An evaluation of a system that answers with some of the reference and something else."""
-    numbers = random.Random(seed)
-    passages = [Passage(f"The lamp {i}.", f"Lamp {i}") for i in range(size)]
-    examples = [
-        Example(
-            f"test:{i + 1}", f"When {i}?", (f"It was lit in {i} by a man of the town.",), (passages[i],) * (i % 4 > 0)
-        )
-        for i in range(size)
-    ]
-    hits = [[Retrieved(passage, 0.5) for passage in numbers.sample(passages, 5)] for _ in examples]
-
-    def generate(readings):
-        words = [read.example.answers[0].split()[: numbers.choice([5, 8, 11])] for read in readings]
-        return [Answer(f"{' '.join(of)} {sentence(numbers, 0, 2)}", 9, 99, True) for of in words]
-
-    def loss(readings):
-        return [(numbers.uniform(1, 9), numbers.randint(1, 9)) for _ in readings]
-
-    return evaluate(examples, retrieval=Retrieval(hits, 1.0, "c"), generate=generate, loss=loss, k=2, ks=(1, 3))
+def prediction(id, **fields):
+    return PredictionRecord(id=str(id), question="?", passages=(), **fields)
 
 
 # Scores as functions of sums
@@ -69,7 +46,7 @@ def evaluation(seed, size=12):
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 8))
 def test_bleu_of_sums_is_that_of_the_resampled_corpus(seed, size):
-    """Of corpora with a tokenizer of their own, which a resample keeps."""
+    """The tokenizer is that of the whole corpus."""
     answers, _, references = corpus(size, seed)
     rows = np.array(bleu_statistics(answers, references, tokenize="13a"))
     drawn = np.random.default_rng(seed).integers(size, size=(5, size))
@@ -93,35 +70,35 @@ def test_the_tokenizer_of_bleu_is_chosen_as_for_the_corpus():
     assert score > 1.1 * bleu(np.array(bleu_statistics(answers, references, tokenize="13a")).sum(axis=0))
 
 
-def test_measures_are_the_evaluation_s_own_scores():
-    """Over the questions that have them: a retriever's are not of those without gold."""
+def test_resampled_scores_are_the_evaluation_s_own():
+    """Retrieval scores are only of questions with gold."""
     scores = evaluation(0)
-    rows = json.loads(json.dumps(scores.predictions))
-    found = measures(rows)
-    assert {name: measure.value for name, measure in found.items()} == pytest.approx(scores.metrics)
-    assert {len(measure.positions) for name, measure in found.items() if "@" in name} == {9}
-    assert {len(measure.positions) for name, measure in found.items() if "@" not in name} == {12}
-    assert score_intervals(rows).keys() == found.keys()
+    rows = scores.predictions
+    resampled = resampled_scores(rows)
+    assert {name: score.value for name, score in resampled.items()} == pytest.approx(scores.metrics)
+    assert {len(score.positions) for name, score in resampled.items() if "@" in name} == {9}
+    assert {len(score.positions) for name, score in resampled.items() if "@" not in name} == {12}
+    assert score_intervals(rows).keys() == resampled.keys()
 
 
-def test_the_loss_weighs_tokens_alike():
+def test_every_token_has_the_same_weight_in_the_loss():
     tokens = [[0.5, 0.25], [3.0], [1.0, 1.0, 2.0]]
-    rows = [{"id": str(i), "reference_nll": sum(of), "reference_tokens": len(of)} for i, of in enumerate(tokens)]
-    assert measures(rows)["loss"].value == pytest.approx(sum(map(sum, tokens)) / 6)
+    rows = [prediction(i, reference_nll=sum(each), reference_tokens=len(each)) for i, each in enumerate(tokens)]
+    assert resampled_scores(rows)["loss"].value == pytest.approx(sum(map(sum, tokens)) / 6)
 
 
 # Intervals: all resamples
 
 
 def every_resample(score, size):
-    """Score each of size^size resamples by itself; the quantiles of all of them, as a function."""
+    """Score each of size^size resamples alone; return the quantiles of all of them as a function."""
     scores = np.array([score(drawn) for drawn in itertools.product(range(size), repeat=size)])
     return lambda share: float(np.quantile(scores, share))
 
 
-def assert_quantiles(found, quantile, resamples=10_000):
+def assert_quantiles(ends, quantile, resamples=10_000):
     """The ends of an interval are the tails' quantiles, up to four standard errors of a share of `resamples`."""
-    for end, tail in zip(found, TAILS, strict=True):
+    for end, tail in zip(ends, TAILS, strict=True):
         error = 4 * math.sqrt(tail * (1 - tail) / resamples)
         assert quantile(tail - error) <= end + 1e-9
         assert end - 1e-9 <= quantile(tail + error)
@@ -191,10 +168,10 @@ def test_the_p_value_of_bleu_is_that_of_sacrebleu_on_all_exchanges_of_answers(ot
         first, second = (corpus_bleu(answers, references).score for answers in changed)
         return second - first
 
-    found = paired_test(*rows, bleu)
-    assert found.difference == pytest.approx(difference([False] * 7))
-    assert found.p_value == pytest.approx(p_of_all_flips(difference, 7))
-    assert 0 < found.p_value < 1
+    result = paired_test(*rows, bleu)
+    assert result.difference == pytest.approx(difference([False] * 7))
+    assert result.p_value == pytest.approx(p_of_all_flips(difference, 7))
+    assert 0 < result.p_value < 1
 
 
 @pytest.mark.parametrize(("better", "worse"), [(5, 0), (6, 1), (4, 4), (9, 3)])
@@ -207,7 +184,7 @@ def test_the_p_value_of_right_and_wrong_is_the_binomial_s(better, worse):
     assert paired_test(a, b).p_value == pytest.approx(min(1, 2 * tail))
 
 
-def test_random_flips_come_near_all_of_them_and_never_to_0():
+def test_random_flips_approximate_all_flips_and_p_is_never_0():
     numbers = np.random.default_rng(5)
     a, b = numbers.normal(size=(2, 12))
     exact, drawn = (paired_test(a, b, resamples=resamples).p_value for resamples in (4096, 4095))
@@ -220,7 +197,7 @@ def test_random_flips_come_near_all_of_them_and_never_to_0():
 
 def test_random_flips_are_fair_and_independent():
     """Of the means of 70 and of the correlations of 70 * 69 / 2 none is five standard errors off."""
-    flips = np.vstack(list(statistics._random_flips(70, 4000, np.random.default_rng(0))))
+    flips = np.vstack(list(significance._random_flips(70, 4000)))
     assert flips.shape == (4000, 70)
     assert abs(flips.mean(axis=0) - 0.5).max() < 5 * 0.5 / math.sqrt(4000)
     assert abs(np.corrcoef(flips.T) - np.eye(70)).max() < 5 / math.sqrt(4000)
@@ -231,12 +208,12 @@ def test_random_flips_are_fair_and_independent():
 
 def test_the_difference_of_means_is_the_mean_difference():
     a, b = np.random.default_rng(6).normal(size=(2, 30))
-    found = paired_test(a, b)
-    assert (found.difference, found.low, found.high) == pytest.approx((np.mean(b - a), *interval(b - a)))
-    assert (found.low, found.high) != pytest.approx(interval(b - a, seed=1))
+    result = paired_test(a, b)
+    assert (result.difference, result.low, result.high) == pytest.approx((np.mean(b - a), *interval(b - a)))
+    assert (result.low, result.high) != pytest.approx(interval(b - a, seed=1))
 
 
-def test_the_first_and_the_second_can_change_places():
+def test_exchanging_the_systems_changes_the_sign():
     a, b, references = corpus(30, seed=7)
     rows = [bleu_statistics(answers, references) for answers in (a, b)]
     forth, back = paired_test(*rows, bleu), paired_test(*rows[::-1], bleu)
@@ -244,34 +221,48 @@ def test_the_first_and_the_second_can_change_places():
     assert back.p_value == forth.p_value
 
 
-def test_together_is_one_by_one():
+def test_joint_results_equal_single_ones():
     first, second = (evaluation(seed).predictions for seed in (8, 9))
-    second = [{**row, "retrieval_scores": row.get("retrieval_scores", {})} for row in second]
-    a, b = measures(first), measures(second)
+    a, b = resampled_scores(first), resampled_scores(second)
     assert score_intervals(first) == {name: pytest.approx(interval(m.rows, m.score)) for name, m in a.items()}
-    found = compare(first, second)
-    assert found.keys() == a.keys()
-    for name, of in found.items():
+    results = compare(first, second)
+    assert results.keys() == a.keys()
+    for name, result in results.items():
         alone = paired_test(a[name].rows, b[name].rows, a[name].score)
-        assert vars(of) == pytest.approx(vars(alone))
-    assert len({of.p_value for of in found.values()}) > 5
+        assert vars(result) == pytest.approx(vars(alone))
+    assert len({result.p_value for result in results.values()}) > 5
 
 
-def test_parts_of_bounded_size_change_nothing(monkeypatch):
+def test_progress_counts_every_metric(monkeypatch):
+    rows, counts = evaluation(0).predictions, Counter()
+
+    class Recorded(Progress):
+        def advance(self, parts=1):
+            counts[self.description] += parts
+
+    monkeypatch.setattr(significance, "Progress", Recorded)
+    intervals, results = score_intervals(rows), compare(rows, rows)
+    assert counts == {"bootstrap intervals": len(intervals), "comparison": len(results)}
+
+
+def test_chunks_have_no_effect(monkeypatch):
     a, b = np.random.default_rng(10).normal(size=(2, 70))
     whole = paired_test(a, b, resamples=1000), interval(a, resamples=1000)
-    sizes = []
-    monkeypatch.setattr(statistics, "_CHUNK", 700)
-    for parts in (statistics._weights, statistics._random_flips):
-        sizes += [part.size for part in parts(70, 1000, np.random.default_rng(0))]
-    assert max(sizes) == 700
-    assert sum(sizes) == 2 * 70 * 1000
+    counts, sizes = np.bincount, []
+    monkeypatch.setattr(significance, "_CHUNK", 700)
+    monkeypatch.setattr(
+        np, "bincount", lambda drawn, minlength: sizes.append(minlength) or counts(drawn, minlength=minlength)
+    )
     in_parts = paired_test(a, b, resamples=1000), interval(a, resamples=1000)
+    assert sum(sizes) == 2 * 70 * 1000
+    sizes += [part.size for part in significance._random_flips(70, 1000)]
+    assert max(sizes) == 700
+    assert sum(sizes) == 3 * 70 * 1000
     assert vars(in_parts[0]) == pytest.approx(vars(whole[0]))
     assert in_parts[1] == pytest.approx(whole[1])
 
 
-# Simulations: data sets of which the truth is known
+# Simulations: data sets with a known truth
 
 
 def share_of(trials):
@@ -279,7 +270,7 @@ def share_of(trials):
 
 
 def scores_like_f1(numbers, size):
-    """Zeros, hundreds and what is between, skewed."""
+    """Return zeros, hundreds and skewed values between."""
     kind = numbers.choice(3, p=[0.2, 0.3, 0.5], size=size)
     return np.where(kind == 0, 0.0, np.where(kind == 1, 100.0, 100 * numbers.beta(2, 4, size=size)))
 
@@ -309,17 +300,17 @@ def covers_bleu(numbers):
 
 
 def covers_the_difference(numbers):
-    """Two systems that find the same questions hard."""
+    """The same questions are hard for both systems."""
     hard = scores_like_f1(numbers, 100)
-    found = paired_test(hard + numbers.normal(size=100), 0.9 * hard + numbers.exponential(5, size=100), resamples=500)
-    return found.low <= 5 - 0.1 * TRUE_F1 <= found.high
+    result = paired_test(hard + numbers.normal(size=100), 0.9 * hard + numbers.exponential(5, size=100), resamples=500)
+    return result.low <= 5 - 0.1 * TRUE_F1 <= result.high
 
 
 def covers_the_difference_of_bleu(numbers):
     drawn = numbers.integers(300, size=100)
-    found = paired_test(*(rows[drawn] for rows in SENTENCES), bleu, resamples=500)
+    result = paired_test(*(rows[drawn] for rows in SENTENCES), bleu, resamples=500)
     first, second = (bleu(rows.sum(axis=0)) for rows in SENTENCES)
-    return found.low <= second - first <= found.high
+    return result.low <= second - first <= result.high
 
 
 @pytest.mark.parametrize(
@@ -337,7 +328,7 @@ def test_an_interval_of_95_percent_covers_the_truth_in_95_of_100_data_sets(cover
 
 
 def null_means(numbers):
-    """The same questions are hard for both; what differs is skewed, and as likely the other way round."""
+    """The same questions are hard for both; differences are skewed, and equally likely in both directions."""
     a, b = scores_like_f1(numbers, 40) + numbers.exponential(20, size=(2, 40))
     return paired_test(a, b, resamples=199).p_value
 
@@ -356,10 +347,10 @@ def null_bleu(numbers):
 def test_p_values_are_uniform_where_nothing_differs(p_value):
     """Up to four standard errors of a share of 1000 at each of five places: all hold in 99.97 % of simulations."""
     numbers = np.random.default_rng(13)
-    found = np.array([p_value(numbers) for _ in range(1000)])
+    p_values = np.array([p_value(numbers) for _ in range(1000)])
     for chance in (0.0625, 0.125, 0.25, 0.5, 0.75):
         at_most = chance if p_value is null_means_exactly else math.floor(200 * chance) / 200
-        assert share_of(found <= at_most + 1e-9) == pytest.approx(
+        assert share_of(p_values <= at_most + 1e-9) == pytest.approx(
             at_most, abs=4 * math.sqrt(chance * (1 - chance) / 1000)
         )
 
@@ -370,35 +361,34 @@ def test_p_values_are_uniform_where_nothing_differs(p_value):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([], "one question at least, found none"),
-        ([1.0, math.nan], "found NaN or infinity"),
-        ([1.0, math.inf], "found NaN or infinity"),
+        ([], "at least one question, got none"),
+        ([1.0, math.nan], "got NaN or infinity"),
+        ([1.0, math.inf], "got NaN or infinity"),
     ],
 )
-def test_values_are_there_and_finite(values, message):
+def test_values_must_be_present_and_finite(values, message):
     with pytest.raises(ValueError, match=message):
         interval(values)
     with pytest.raises(ValueError, match=message):
         paired_test(values, values)
 
 
-def test_pairs_are_of_the_same_questions():
-    with pytest.raises(ValueError, match=r"found \(3, 2\) and \(2, 2\)"):
+def test_pairs_must_be_of_the_same_questions():
+    with pytest.raises(ValueError, match=r"\(3, 2\) and \(2, 2\)"):
         paired_test([1.0, 2.0, 3.0], [1.0, 2.0])
     rows = evaluation(14).predictions
-    with pytest.raises(ValueError, match="in the same order, found other ids"):
+    with pytest.raises(ValueError, match="in the same order, got different ids"):
         compare(rows, rows[::-1])
-    without = [{k: v for k, v in row.items() if k != "retrieval_scores" or row["id"] == "test:2"} for row in rows]
-    with pytest.raises(ValueError, match=r'8 questions, the first "test:3", have hit@1 on one side only'):
+    without = [row if row.id == "test:2" else replace(row, retrieval_scores=None) for row in rows]
+    with pytest.raises(ValueError, match=r'hit@1: .* 8 questions .*"test:3"'):
         compare(rows, without)
 
 
-def test_verdicts_are_compared_where_both_have_one():
-    rows = [{"id": str(i), "question": "?"} for i in range(7)]
+def test_verdicts_are_compared_on_questions_with_two():
     judged = [(0, None), (1, 0), (None, 1), (0, 1), (0, 1), (None, None), (1, 1)]
     sides = [
-        [row | ({} if of[side] is None else {"judge_scores": {"judge_accuracy": 100.0 * of[side]}})
-        for row, of in zip(rows, judged, strict=True)]
+        [prediction(i, judge_scores={} if of[side] is None else {"judge_accuracy": 100.0 * of[side]})
+        for i, of in enumerate(judged)]
         for side in (0, 1)
     ]  # fmt: skip
     both = [[100.0, 0.0, 0.0, 100.0], [0.0, 100.0, 100.0, 100.0]]
@@ -407,13 +397,13 @@ def test_verdicts_are_compared_where_both_have_one():
     assert compare(*([side[0], side[2]] for side in sides)) == compare(*(side[5:6] for side in sides)) == {}
 
 
-def test_scores_of_one_side_are_left_out():
+def test_scores_of_one_side_only_are_left_out():
     rows = evaluation(15).predictions
-    retrieved = [{k: v for k, v in row.items() if not k.startswith(("answer", "reference"))} for row in rows]
-    assert compare(rows, retrieved).keys() == {name for name in measures(rows) if "@" in name}
+    retrieved = [prediction(row.id, retrieval_scores=row.retrieval_scores) for row in rows]
+    assert compare(rows, retrieved).keys() == {name for name in resampled_scores(rows) if "@" in name}
 
 
-def test_torch_is_not_needed():
+def test_torch_is_not_imported():
     code = "import sys, rqa.evaluation.significance; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert not {"torch", "scipy", "nltk"} & set(loaded.split())

@@ -1,4 +1,4 @@
-"""recipes/compare.py: what is printed and written is what rqa.evaluation.significance says of the folders' files."""
+"""recipes/compare.py: the table and the file contain the results of rqa.evaluation.significance for the folders."""
 
 import json
 import re
@@ -7,8 +7,7 @@ import sys
 from dataclasses import asdict
 
 import pytest
-from test_results import change
-from test_statistics import evaluation
+from tiny_evaluations import change, change_score, evaluation
 from world import ROOT, launch
 
 from rqa.evaluation.metrics import answer_length
@@ -31,7 +30,7 @@ TITLES = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Three evaluations of the same questions: what was measured, and where it is."""
+    """Return three evaluations of the same questions, and the folder in which they are written."""
     folder = tmp_path_factory.mktemp("evaluations")
     scores = {name: evaluation(seed) for seed, name in enumerate(["before", "after", "later"])}
     for name, score in scores.items():
@@ -41,7 +40,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def here(written, monkeypatch, tmp_path):
-    """Copies of the first two evaluations, in the working directory."""
+    """Write the first two evaluations to the working directory."""
     for name in ("before", "after"):
         written[1][name].write(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -49,7 +48,7 @@ def here(written, monkeypatch, tmp_path):
 
 
 def run(monkeypatch, capsys, *argv):
-    """Run the recipe in this process; return its status, and what it printed."""
+    """Run the recipe in this process; return its status and output."""
     monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, argv)])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "recipes/compare.py"), run_name="__main__")
@@ -77,14 +76,14 @@ def refused(monkeypatch, capsys):
 
 
 def cells(out):
-    """The numbers of the table, by the title of the line: (score, low, high) of each column; and the p-values."""
+    """Return the numbers of the table by label, (score, low, high) of each column, and the p-values."""
     table = out.split("\n\n")[0].splitlines()
     rows = {line[:22].strip(): line[22:] for line in table[1:]}
     numbers = {
         title: [tuple(map(float, filter(None, cell))) for cell in re.findall(CELL + r"(?![\d])", line)]
         for title, line in rows.items()
     }
-    p_values = {title: float(found[1]) for title, line in rows.items() if (found := re.search(r"  (\d\.\d{4})$", line))}
+    p_values = {title: float(match[1]) for title, line in rows.items() if (match := re.search(r"  (\d\.\d{4})$", line))}
     return numbers, p_values
 
 
@@ -93,8 +92,8 @@ def rounded(*numbers):
 
 
 def scores_of(score):
-    """As compare shows them, with the seconds."""
-    return score.metrics | {"seconds": score.about["generation"]["seconds_per_answer"]}
+    """Return the metrics and the seconds per answer."""
+    return score.metrics | {"seconds": score.score.generation["seconds_per_answer"]}
 
 
 # The table
@@ -113,25 +112,25 @@ def test_every_column_has_scores_and_intervals(written, printed, monkeypatch, na
                 assert numbers[title][column] == rounded(score, *intervals.get(metric, ()))
 
 
-def test_two_have_their_difference_and_its_p_value(written, printed, monkeypatch):
+def test_two_evaluations_have_differences_and_p_values(written, printed, monkeypatch):
     folder, scores = written
     monkeypatch.chdir(folder)
     out = printed("before", "after")
     numbers, p_values = cells(out)
     assert out.splitlines()[0].split() == ["[95%", "interval]", "before", "after", "difference", "p"]
-    found = compare(scores["before"].predictions, scores["after"].predictions)
-    expected = {TITLES[name]: one for name, one in found.items() if name in TITLES}
-    assert p_values == {title: round(one.p_value, 4) for title, one in expected.items()}
-    for title, one in expected.items():
-        assert numbers[title][2] == rounded(one.difference, one.low, one.high)
+    results = compare(scores["before"].predictions, scores["after"].predictions)
+    expected = {TITLES[name]: result for name, result in results.items() if name in TITLES}
+    assert p_values == {title: round(result.p_value, 4) for title, result in expected.items()}
+    for title, result in expected.items():
+        assert numbers[title][2] == rounded(result.difference, result.low, result.high)
     assert len(numbers["seconds per answer"]) == 2
 
 
-def test_the_columns_stand_below_each_other(written, printed, monkeypatch):
+def test_columns_are_aligned(written, printed, monkeypatch):
     monkeypatch.chdir(written[0])
     table = printed("before", "after").split("\n\n")[0].splitlines()[1:]
     for column in range(2):
-        points = {[found.end(1) for found in re.finditer(CELL, line[22:])][column] for line in table}
+        points = {[match.end(1) for match in re.finditer(CELL, line[22:])][column] for line in table}
         assert len(points) == 1
 
 
@@ -143,7 +142,7 @@ def test_the_readme_s_table_can_be_printed(written, printed, monkeypatch):
     assert rows - {"Recall@10, %"} <= cells(printed("before", "after"))[0].keys()
 
 
-def test_a_folder_that_is_launched_against_itself_differs_in_nothing(written):
+def test_a_folder_has_no_difference_to_itself(written):
     folder = str(written[0] / "before")
     numbers, p_values = cells(out := launch("compare.py", {folder: folder}))
     assert {numbers[title][2] for title in p_values} == {(0, 0, 0)}
@@ -151,7 +150,7 @@ def test_a_folder_that_is_launched_against_itself_differs_in_nothing(written):
     assert "f1 differs at 0 of 12 questions." in out
 
 
-def test_what_is_zero_but_for_rounding_has_no_sign_of_less():
+def test_a_rounded_zero_has_no_minus_sign():
     cell = runpy.run_path(str(ROOT / "recipes/compare.py"))["cell"]
     assert cell(-1e-15, (-1e-15, 1e-15), "+") == cell(0.0, (0.0, 0.0), "+") == "+0.00 [  +0.00,   +0.00]"
 
@@ -161,36 +160,36 @@ def test_what_is_zero_but_for_rounding_has_no_sign_of_less():
 
 def score_by(metric, row):
     if metric == "answer_words":
-        return float(answer_length(row["answer"]))
-    return row.get("retrieval_scores" if "@" in metric else "answer_scores", {}).get(metric)
+        return float(answer_length(row.answer))
+    return ((row.retrieval_scores if "@" in metric else row.answer_scores) or {}).get(metric)
 
 
 @pytest.mark.parametrize("metric", ["f1", "em", "rougeL", "answer_words", "hit@1", "ndcg@3"])
-def test_the_questions_that_differ_most_are_told_with_both_answers(here, written, printed, metric):
+def test_questions_with_the_largest_differences_have_both_answers(here, written, printed, metric):
     out = printed("before", "after", "--show", "3", *(["--metric", metric] if metric != "f1" else []))
-    _, heading, *told = out.removesuffix("\n").split("\n\n")
+    _, heading, *questions = out.removesuffix("\n").split("\n\n")
     expected = []
     for a, b in zip(*(written[1][name].predictions for name in ("before", "after")), strict=True):
         scores = [score_by(metric, row) for row in (a, b)]
         if scores[0] != scores[1]:
             lines = [
-                "{}: {:.2f} -> {:.2f}".format(a["id"], *scores),
-                f"    question: {a['question']}",
-                f"    before: {a['answer'].strip()}",
-                f"    after: {b['answer'].strip()}",
-                f"    references: {a['references'][0]}",
+                "{}: {:.2f} -> {:.2f}".format(a.id, *scores),
+                f"    question: {a.question}",
+                f"    before: {a.answer.strip()}",
+                f"    after: {b.answer.strip()}",
+                f"    references: {a.references[0]}",
             ]
             expected.append((-abs(scores[1] - scores[0]), "\n".join(lines)))
-    assert told == [text for _, text in sorted(expected, key=lambda one: one[0])[:3]]
+    assert questions == [text for _, text in sorted(expected, key=lambda pair: pair[0])[:3]]
     assert len(expected) > 1
     assert heading == f"{metric} differs at {len(expected)} of 12 questions; most at:"
 
 
-def test_none_are_shown_where_none_are_asked_for(here, printed):
+def test_no_questions_are_shown_with_show_0(here, printed):
     assert not re.search(r"test:\d+", printed("before", "after", "--show", "0"))
 
 
-def test_a_long_text_is_cut_and_stands_on_one_line(here, printed):
+def test_a_long_text_is_truncated_to_one_line(here, printed):
     for name, answer in [("before", "one\n two"), ("after", "x" * 1000)]:
         change(here / name, lambda i, row, answer=answer: row | {"answer": answer} if i == 0 else row)
     out = printed("before", "after", "--show", "12", "--output", "c.json")
@@ -200,8 +199,8 @@ def test_a_long_text_is_cut_and_stands_on_one_line(here, printed):
     assert ["one\n two", "x" * 1000] in answers
 
 
-def test_a_question_that_only_one_has_a_score_of_differs_in_none(here, printed):
-    """Of a verdict, say: those that both have are compared."""
+def test_a_question_with_one_score_only_is_not_compared(here, printed):
+    """For example of a verdict: only questions with two are compared."""
     for name, right in [("before", {0, 1}), ("after", {1, 2})]:
         change(
             here / name,
@@ -216,14 +215,14 @@ def test_a_question_that_only_one_has_a_score_of_differs_in_none(here, printed):
 # The file
 
 
-def test_the_file_says_the_same_in_full(here, written, printed):
+def test_the_file_contains_everything(here, written, printed):
     scores = [written[1][name] for name in ("before", "after")]
     printed("before", "after", "--show", "2", "--output", "new/folder/c.json")
     report = json.loads((here / "new/folder/c.json").read_text(encoding="utf-8"))
     assert report["folders"] == ["before", "after"]
     assert (report["questions"], report["level"], report["resamples"]) == ([12, 12], 0.95, 10_000)
     assert report["differences"] == {
-        name: asdict(one) for name, one in compare(*(score.predictions for score in scores)).items()
+        name: asdict(result) for name, result in compare(*(score.predictions for score in scores)).items()
     }
     for i, score in enumerate(scores):
         assert {name: values[i] for name, values in report["scores"].items()} == scores_of(score)
@@ -233,7 +232,7 @@ def test_the_file_says_the_same_in_full(here, written, printed):
     assert report["differing_most"][0].keys() == {"id", "question", "references", "scores", "answers"}
 
 
-def test_the_order_of_the_second_s_rows_changes_no_difference(here, printed):
+def test_order_of_rows_has_no_effect(here, printed):
     reports = []
     for _ in range(2):
         printed("before", "after", "--output", "c.json")
@@ -245,12 +244,14 @@ def test_the_order_of_the_second_s_rows_changes_no_difference(here, printed):
 
 
 def test_retrievers_alone_can_be_compared(here, printed):
-    kept = ("id", "question", "retrieval_scores")
+    kept = ("format", "id", "question", "passages", "retrieval_scores")
     for name in ("before", "after"):
         change(here / name, lambda i, row: {key: row[key] for key in kept if key in row}, keep_scores=True)
         metrics = json.loads((here / name / "score.json").read_text())["metrics"]
-        of_retriever = {metric: value for metric, value in metrics.items() if "@" in metric}
-        (here / name / "score.json").write_text(json.dumps({"metrics": of_retriever}))
+        change_score(here / name, metrics={metric: value for metric, value in metrics.items() if "@" in metric})
+        score = json.loads((here / name / "score.json").read_text())
+        del score["generation"]
+        (here / name / "score.json").write_text(json.dumps(score))
     out = printed("before", "after")
     assert set(cells(out)[1]) == {"Recall@1, %", "Recall@3, %"}
     assert "hit@1 differs at" in out
@@ -260,8 +261,10 @@ def test_retrievers_alone_can_be_compared(here, printed):
 # Refusals
 
 
-def test_what_cannot_be_read_is_refused(here, refused):
-    assert refused("before", "absent").startswith("error: absent: expected the folder of an evaluation, found no score")
+def test_a_missing_folder_is_refused(here, refused):
+    assert refused("before", "absent").startswith(
+        "error: absent: expected the folder of an evaluation, with score.json"
+    )
 
 
 def test_other_questions_are_refused(here, refused):
@@ -276,7 +279,7 @@ def test_three_need_not_be_of_the_same_questions(here, printed):
 
 
 def test_flags_are_checked(here, refused):
-    assert "--show: expected at least 0, found -1" in refused("before", "after", "--show", "-1")
+    assert "--show: expected at least 0, got -1" in refused("before", "after", "--show", "-1")
     error = refused("before", "after", "--metric", "bleu")
-    assert re.search(r"--metric bleu: expected a score of single questions, one of .*f1, .*hit@1", error)
-    assert "--metric em: expected two folders, found 3" in refused("before", "after", "before", "--metric", "em")
+    assert re.search(r"--metric bleu: expected a score of single questions: .*f1, .*hit@1", error)
+    assert "--metric em: expected two folders, got 3" in refused("before", "after", "before", "--metric", "em")
