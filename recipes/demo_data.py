@@ -1,9 +1,9 @@
-"""A corpus and questions that every machine has: what Python's standard library says of itself.
+"""Write a corpus and questions made from the documentation of Python's standard library.
 
     python recipes/demo_data.py --output_dir data/stdlib
 
-The docstrings of the interpreter's public modules, classes, functions and methods are the passages. A question asks
-what one of them does; the answer is the docstring's first sentence. The same interpreter writes the same bytes.
+The passages are the docstrings of the interpreter's public modules, classes, functions and methods. Each question is
+about one of them; the answer is the docstring's first sentence. The same interpreter writes the same bytes.
 """
 
 import argparse
@@ -24,14 +24,15 @@ from pkgutil import iter_modules
 from statistics import median, quantiles
 from typing import Any
 
-from rqa.data.records import Passage
+from rqa.atomic_files import write_text
+from rqa.data import Passage
 
 EXCLUDED = {
-    *("antigravity", "idlelib", "this", "turtledemo"),  # they open windows, or print
-    *("tkinter", "turtle"),  # interpreters are built with and without them
+    *("antigravity", "idlelib", "this", "turtledemo"),  # they open windows or print when imported
+    *("tkinter", "turtle"),  # some interpreters are built without them
     *("test", "tests", "encodings", "pydoc_data"),  # tests and generated tables
-    *("distutils", "lib2to3"),  # replaced by setuptools where that is installed; reads and writes files
-    *("posix", "posixpath", "genericpath", "ntpath"),  # read as os and os.path, where people know them
+    *("distutils", "lib2to3"),  # setuptools replaces them, if installed
+    *("posix", "posixpath", "genericpath", "ntpath"),  # documented as os and os.path
 }
 QUESTIONS = {
     "module": "What is the module `{title}` for?",
@@ -40,53 +41,51 @@ QUESTIONS = {
     "function": "What does the function `{name}` in the module `{place}` do?",
     "method": "What does the method `{name}` of the class `{place}` do?",
 }
-CALL = re.compile(r"[\w.]+ ?\(.*\)(\s*(->|=>|--+>?)[^,.]*)?")  # a docstring's line that shows how to call it
-MAX_CHARACTERS = 1200  # of a passage: some 300 tokens, so that several fit into a prompt
+CALL = re.compile(r"[\w.]+ ?\(.*\)(\s*(->|=>|--+>?)[^,.]*)?")  # a line of a docstring that shows a call
+MAX_CHARACTERS = 1200  # of a passage: about 300 tokens, so that several fit into a prompt
 
 
 def main() -> None:
-    """Write the passages and the three splits, and tell their sizes."""
+    """Write the passages and the three splits, and print their sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default="data/stdlib", help="default: %(default)s")
     output_dir = parser.parse_args().output_dir
-    warnings.simplefilter("ignore")  # deprecated modules are documented all the same
+    warnings.simplefilter("ignore")  # deprecated modules have docstrings too
     passages: dict[str, Any] = {}
     files: dict[str, list[Any]] = {"passages": [], "train": [], "eval": [], "test": []}
     for kind, title, thing in documented():
         text = passage_text(kind, thing)
         passage = {"page_content": text, "metadata": {"source": f"Python {platform.python_version()}", "title": title}}
         if passages.setdefault(Passage(text).id, passage) is not passage:
-            continue  # the same object, or the same words, under a second name
+            continue  # the same object or text under a second name
         files["passages"].append(passage)
         answer = first_sentence(thing.__doc__)
-        if answer and answer in " ".join(text.split()):  # the cut passage still holds it
+        if answer and answer in " ".join(text.split()):  # the truncated passage contains it
             place, _, name = title.rpartition(".")
             question = QUESTIONS[kind].format(title=title, place=place, name=name)
             example = {"id": title, "question": question, "gold_answer": answer, "gold_docs": [passage]}
             files[split_of(title)].append({**example, "hard_neg_docs": [], "chat_history": []})
-    output_dir.mkdir(parents=True, exist_ok=True)
     for file, rows in files.items():
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (output_dir / f"{file}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_text(output_dir / f"{file}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"{file:8} {len(rows):5}")
     lengths = [len(passage["page_content"]) for passage in files["passages"]]
     print(f"characters of a passage: median {median(lengths):.0f}, 90 % below {quantiles(lengths, n=10)[-1]:.0f}")
 
 
 def public_modules(names: Iterable[str]) -> Iterator[str]:
-    """Import what this interpreter has of the modules `names` and of those inside them, and yield their names."""
+    """Import the modules `names` that this interpreter has, and the modules inside them, and yield their names."""
     for name in names:
         last = name.rpartition(".")[2]
-        if last in EXCLUDED or last.startswith("_") or find_spec(name) is None:  # None: of another operating system
+        if last in EXCLUDED or last.startswith("_") or find_spec(name) is None:  # None: for another operating system
             continue
-        with suppress(ImportError):  # built without a C library, or a part for another system
+        with suppress(ImportError):  # a C library is missing, or for another system
             inner = iter_modules(getattr(import_module(name), "__path__", []))
             yield name
             yield from public_modules(f"{name}.{module.name}" for module in inner)
 
 
 def documented() -> Iterator[tuple[str, str, Any]]:
-    """Yield (kind, dotted name, object) for all that documents itself, in the order of the names."""
+    """Yield (kind, dotted name, object) of everything with a docstring, in the order of the names."""
     modules = [*public_modules(sorted(sys.stdlib_module_names)), "os.path"]
     for module in modules:
         holder = sys.modules[module]
@@ -96,55 +95,53 @@ def documented() -> Iterator[tuple[str, str, Any]]:
         for name in sorted(exported or vars(holder)):
             thing = getattr(holder, name, None)
             home = getattr(thing, "__module__", None) or ""
-            # At home where people import it: json.JSONDecoder; _io.StringIO in io, posix.stat in os.
-            private = home not in modules and (name in exported or home == f"_{module}")
-            if home == module or home.startswith(f"{module}.") or private:
+            # Under its public name: json.JSONDecoder; io.StringIO of _io; os.stat of posix.
+            is_private = home not in modules and (name in exported or home == f"_{module}")
+            if home == module or home.startswith(f"{module}.") or is_private:
                 yield from described(f"{module}.{name}", name, thing)
 
 
 def described(title: str, qualname: str, thing: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield a public function, or a public class and what it defines itself; nothing if that is an alias."""
+    """Yield a public function, or a public class and the members it defines; nothing if the name is an alias."""
     if title.rpartition(".")[2].startswith("_") or getattr(thing, "__qualname__", None) != qualname:
         return
     if inspect.isclass(thing):
         if thing.__doc__:
             yield "exception" if issubclass(thing, BaseException) else "class", title, thing
         for name, value in sorted(vars(thing).items()):
-            function = getattr(value, "__func__", value)  # of a static method or class method
+            function = getattr(value, "__func__", value)  # of a static or class method
             yield from described(f"{title}.{name}", f"{qualname}.{name}", function)
     elif inspect.isroutine(thing) and thing.__doc__:
         yield "method" if "." in qualname else "function", title, thing
 
 
 def passage_text(kind: str, thing: Any) -> str:
-    """Return how to call it and its docstring, cut at the last end of a paragraph, or else of a line, that fits."""
+    """Return signature and docstring, truncated after the last paragraph that fits, or else after the last line."""
     text = inspect.cleandoc(thing.__doc__)
     if kind != "module" and not CALL.match(text.splitlines()[0]):
         text = f"{thing.__qualname__}{signature(thing)}\n{text}"
-    if len(text) > MAX_CHARACTERS:
-        text = text[:MAX_CHARACTERS]
-        text = text.rpartition("\n\n")[0] or text.rpartition("\n")[0]
-    return text
+    start = text[:MAX_CHARACTERS]
+    return text if text == start else start.rpartition("\n\n")[0] or start.rpartition("\n")[0]
 
 
 def signature(thing: Any) -> str:
-    """Return the parameters in brackets, or nothing where C code does not tell them."""
+    """Return the parameters in brackets, or "" if C code does not declare them."""
     try:
-        found = inspect.signature(thing)
-    except (AttributeError, TypeError, ValueError):  # AttributeError: a default that is nowhere
+        parsed = inspect.signature(thing)
+    except (AttributeError, TypeError, ValueError):  # AttributeError: a default that does not exist
         return ""
-    parameters = [each.replace(default=shown(each.default)) for each in found.parameters.values()]
-    return str(found.replace(parameters=parameters)).replace("Ellipsis", "...")
+    parameters = [each.replace(default=shown(each.default)) for each in parsed.parameters.values()]
+    return str(parsed.replace(parameters=parameters)).replace("Ellipsis", "...")
 
 
 def shown(default: Any) -> Any:
-    """Return a default that is the same in every run, else an ellipsis: one default is os.environ, secrets and all."""
-    constants = (bool, int, float, str, bytes, type(None), type)  # a class, as is the mark for no default
+    """Return a default that is the same in every run, else an ellipsis: one default is os.environ, with secrets."""
+    constants = (bool, int, float, str, bytes, type(None), type)  # a class: also the mark of no default
     return default if type(default) in constants and default != sys.executable else ...
 
 
 def first_sentence(docstring: str) -> str:
-    """Return the first sentence on one line, or nothing where that is no answer: a fragment, code, under 4 words."""
+    """Return the first sentence on one line, or "" if it is no answer: a fragment, code, or under 4 words."""
     prose = dropwhile(lambda line: not line or CALL.fullmatch(line), inspect.cleandoc(docstring).splitlines())
     paragraph = " ".join(" ".join(takewhile(str.strip, prose)).split())
     sentence = re.match(r".+?(?<!e\.g)(?<!i\.e)[.!?](?= [A-Z`'\"(*]|\\?$)", paragraph)
@@ -154,7 +151,7 @@ def first_sentence(docstring: str) -> str:
 
 
 def split_of(title: str) -> str:
-    """Return the split of a name, whatever else there is: 2 % test, 2 % eval, 96 % train."""
+    """Return the split of a name, a function of the name alone: 2 % test, 2 % eval, 96 % train."""
     percent = int(hashlib.sha256(title.encode()).hexdigest(), 16) % 100
     return "test" if percent < 2 else "eval" if percent < 4 else "train"
 

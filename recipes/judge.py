@@ -1,46 +1,45 @@
-"""Judge the answers of an evaluation by a language model: right or wrong, and why.
+"""Grade the answers of an evaluation with a language model: correct or not, and why.
 
     OPENAI_API_KEY=... python recipes/judge.py --evaluation path/to/evaluation --judge_model gpt-4o
 
-The endpoint is any that speaks OpenAI's chat completions. Verdicts go into predictions.jsonl, scores into score.json,
-both into report.html. What the model said is kept in judge.jsonl, in the same folder, and is never paid for twice:
-started again, it asks for what is missing. --judge_dry_run true tells beforehand what judging takes. The flags of the
-judge with which the evaluation was made are the defaults here.
+The endpoint is any with OpenAI's chat completions. Verdicts are written to predictions.jsonl, scores to score.json,
+both to report.html. Responses are cached in judge.jsonl in the same folder, and none is paid for twice: if the command
+is repeated, only missing verdicts are requested. --judge_dry_run true estimates calls, tokens and cost. The defaults of
+the judge's flags are those of the evaluation.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from rqa.cli import data_args as inputs
-from rqa.cli.parser import cli, flag, parse_configs, require
+from rqa.cli import JudgeArgs, flag, parse_args, require, run_main
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What is judged."""
+class FolderArgs:
+    """The evaluation to judge."""
 
     evaluation: str = flag("", "folder of an evaluation: --output_dir of evaluate.py, or test/ in that of a training")
 
     def check(self) -> None:
-        """Raise InputError for values that cannot be."""
+        """Raise InputError if the folder is missing."""
         require(self, "evaluation")
 
 
 def main() -> None:
-    """Judge, or tell what it would take."""
-    judged, judge = parse_configs(Judged(), inputs.Judge(), base="evaluation")
+    """Judge, or estimate the cost."""
+    args, judge_args = parse_args(FolderArgs(), JudgeArgs(), base="evaluation")
 
-    from rqa.judge.client import Judge
-    from rqa.judge.judge_evaluation import STORE, judge_folder
-    from rqa.report.html import write_report
+    from rqa.judge import RESPONSES_FILE, Judge, judge_answers
+    from rqa.report import write_report
 
-    folder = Path(judged.evaluation)
-    judge_folder(folder, Judge(**judge.endpoint, store=folder / STORE), **judge.task)
-    if not judge.judge_dry_run:
-        if (folder.parent / "metrics.jsonl").is_file():  # of a training run, whose page shows its evaluation
+    folder = Path(args.evaluation)
+    judge = Judge(**judge_args.client_options, cache_path=folder / RESPONSES_FILE)
+    judge_answers(folder, judge, **judge_args.evaluation_options)
+    if not judge_args.judge_dry_run:
+        if (folder.parent / "metrics.jsonl").is_file():  # the report of a training run shows its evaluation
             print(write_report(folder.parent))
         print(write_report(folder))
 
 
 if __name__ == "__main__":
-    cli(main)
+    run_main(main)

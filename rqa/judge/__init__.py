@@ -1,1 +1,5 @@
 """Answers graded by a language model behind an OpenAI-compatible endpoint."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,4 @@
-"""Answers judged by a language model behind any OpenAI-compatible endpoint: right or wrong, and why.
-
-A response is stored as it came, and is on the disk before it counts: it is never paid for twice, and can be read again.
-An answer that gets no verdict is reported as such, and bounds the score; it never leaves a denominator.
-"""
+"""Client of the judge, a language model behind an OpenAI-compatible endpoint that grades answers: correct or not."""
 
 import asyncio
 import ipaddress
@@ -12,105 +8,101 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import httpx
 
 from rqa.errors import InputError
 from rqa.judge.prompt import JudgeRequest
-from rqa.judge.response_cache import Store, open_store, read_store, request_key
-from rqa.judge.verdicts import Cost, Verdict, choice_of, estimate, json_object, read_verdict, shown
+from rqa.judge.response_cache import ResponseCache, cache_key, open_response_cache, read_responses
+from rqa.judge.verdicts import Cost, Verdict, estimate_cost, excerpt, first_choice, json_object, read_verdict
+from rqa.terminal import Progress
 
 log = logging.getLogger(__name__)
 
-PARAMETERS: Mapping[str, Any] = MappingProxyType({"temperature": 0, "max_tokens": 1024})
-
-_LONGEST_BACKOFF = 60.0  # seconds
-_SECRET = 12  # characters; a shorter key is a word for a server that wants none, such as "EMPTY", and stands in texts
-_AGAIN = {408, 409, 425, 429}  # and what is 500 or more, or no chat completion though it is 200
-_QUOTA = {"insufficient_quota", "billing_hard_limit_reached"}
-_UNSUITABLE = {"model_not_found", "unsupported_parameter", "unsupported_value"}
+_MAX_BACKOFF = 60.0  # seconds between two attempts, beside those of Retry-After
+_MIN_SECRET_LENGTH = 12  # characters; a shorter key is a placeholder such as "EMPTY", which any text may contain
+_TRANSIENT_STATUSES = {408, 409, 425, 429}  # besides 500 and above
+_QUOTA_ERRORS = {"insufficient_quota", "billing_hard_limit_reached"}
+_PARAMETER_ERRORS = {"model_not_found", "unsupported_parameter", "unsupported_value"}
 
 
+@dataclass(kw_only=True, eq=False)
 class Judge:
-    """The model that judges, behind `base_url` (https://HOST/v1), and what it may take.
+    """The judging model, behind `base_url` (https://HOST/v1), with its limits.
 
-    `api_key` is what the environment variable `key_name` holds, which messages name; an empty one is not sent. `store`
-    is the file of responses. `parameters` go into every request. At most `concurrency` calls are under way at a time;
-    each may take `timeout` seconds, and is made up to `retries` times again: after a random part of `backoff` seconds,
-    then of twice as many, and so on, beside what the server asks for. A run may take `deadline` seconds. No call is
-    begun after `max_calls`, or once the responses have taken `max_tokens`: at most `concurrency` of them go beyond.
-    These two are for all that this object asks. What cannot be asked any more has failed.
-
-    A server on this machine is called directly, any other through the proxies that the environment names.
+    `api_key` is the value of the environment variable `key_name`, which messages name; an empty key is not sent.
+    `cache_path` is the file of responses. `parameters` are fields of every request. At most `concurrency` calls run at
+    a time, each for at most `timeout` seconds. A failed call is repeated up to `retries` times, after the server's
+    Retry-After and a random part of `backoff` seconds, which double each time. A run ends after `deadline` seconds.
+    `max_calls` and `max_tokens` are budgets of all runs of this object. When one is used up, no call starts; up to
+    `concurrency` running calls may exceed `max_tokens`. Requests that get no call have the status "failed".
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        base_url: str,
-        api_key: str,
-        store: str | Path,
-        key_name: str = "OPENAI_API_KEY",
-        parameters: Mapping[str, Any] = PARAMETERS,
-        concurrency: int = 8,
-        timeout: float = 60.0,
-        deadline: float = 3600.0,
-        retries: int = 5,
-        backoff: float = 1.0,
-        max_calls: int | None = None,
-        max_tokens: int | None = None,
-    ) -> None:
-        if fixed := sorted({"model", "messages", "stream"} & parameters.keys()):
-            raise InputError(f"--judge_parameters: {', '.join(fixed)} cannot be set there; the model is --judge_model")
-        if concurrency < 1 or retries < 0 or not 0 < timeout < math.inf:
-            raise ValueError("expected concurrency >= 1, retries >= 0 and a timeout above 0")
-        self.model, self.parameters, self.key_name, self.store = model, parameters, key_name, Path(store)
-        self.url, self.headers = endpoint_of(base_url), _headers(api_key.strip(), key_name)
-        self.concurrency, self.timeout, self.deadline = concurrency, timeout, deadline
-        self.retries, self.backoff = retries, backoff
-        self.max_calls, self.max_tokens = max_calls, max_tokens
-        self.calls = self.tokens = 0  # made and used so far
-        if self.url.scheme == "http" and not _is_here(self.url.host) and "Authorization" in self.headers:
-            log.warning("--judge_base_url: the key in %s goes unencrypted to %s", key_name, self.url.host)
+    model: str
+    base_url: InitVar[str]
+    api_key: InitVar[str]
+    cache_path: str | Path
+    key_name: str = "OPENAI_API_KEY"
+    parameters: Mapping[str, Any] = field(default_factory={"temperature": 0, "max_tokens": 1024}.copy)
+    concurrency: int = 8
+    timeout: float = 60.0
+    deadline: float = 3600.0
+    retries: int = 5
+    backoff: float = 1.0
+    max_calls: int | None = None
+    max_tokens: int | None = None
 
-    def request(self, case: JudgeRequest) -> str:
-        """Return the body of the call for a case: for the same case the same."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": case.prompt}], **self.parameters}
+    def __post_init__(self, base_url: str, api_key: str) -> None:
+        if reserved := sorted({"model", "messages", "stream"} & self.parameters.keys()):
+            raise InputError(f"--judge_parameters: expected no field {', '.join(reserved)}. See --judge_model.")
+        if self.concurrency < 1 or self.retries < 0 or not 0 < self.timeout < math.inf:
+            raise ValueError("expected concurrency >= 1, retries >= 0 and a timeout above 0")
+        self.url, key = endpoint_of(base_url), api_key.strip()
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise InputError(
+                f"{self.key_name}: expected a key of printable ASCII, got other characters. Copy it again."
+            )
+        authorization = {"Authorization": f"Bearer {key}"} if key else {}
+        self.headers = httpx.Headers({"Content-Type": "application/json"} | authorization)  # repr() hides the key
+        self.calls = self.tokens = 0  # made and used so far
+        if self.url.scheme == "http" and not _is_local(self.url.host) and key:
+            log.warning("--judge_base_url: the key in %s is sent unencrypted to %s", self.key_name, self.url.host)
+
+    def request_body(self, request: JudgeRequest) -> str:
+        """Return the body of the HTTP request: equal texts for equal requests."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": request.prompt}], **self.parameters}
         return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
-    def cost(
-        self, cases: Sequence[JudgeRequest], *, prompt_price: float | None = None, completion_price: float | None = None
+    def estimate_cost(
+        self, requests: Sequence[JudgeRequest], prompt_price: float | None = None, completion_price: float | None = None
     ) -> Cost:
-        """Return what judging `cases` would take, without a call. The prices are those of a million tokens."""
-        responses = read_store(self.store)[0] if self.store.exists() else {}
-        requests = {request_key(request): request for request in map(self.request, cases)}
-        return estimate(requests, responses, prompt_price, completion_price)
+        """Return the cost of judging `requests`, without a call. Prices are those of a million tokens."""
+        responses = read_responses(self.cache_path)[0] if Path(self.cache_path).exists() else {}
+        bodies = {cache_key(body): body for body in map(self.request_body, requests)}
+        return estimate_cost(bodies, responses, prompt_price, completion_price)
 
-    def __call__(self, cases: Sequence[JudgeRequest]) -> list[Verdict]:
-        """Return the verdict on each case; `ask` is the same where an event loop runs already."""
-        return asyncio.run(self.ask(cases))
+    def __call__(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
+        """Return the verdict on each request; `judge` is the same for code in an event loop."""
+        return asyncio.run(self.judge(requests))
 
-    async def ask(self, cases: Sequence[JudgeRequest]) -> list[Verdict]:
-        """Return the verdict on each case: on what is stored, and on what is asked now, and stored.
+    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
+        """Return the verdict on each request, from the cache or from a call, whose response is then cached.
 
-        Raises InputError where no call can succeed (key, quota, address or model) or the store cannot be used, OSError
-        where it cannot be written. What was answered until then is stored.
+        Raises InputError if no call can succeed or the cache cannot be used, OSError if it cannot be written.
         """
-        bodies = [self.request(case) for case in cases]
-        keys = [request_key(body) for body in bodies]
-        requests = dict(zip(keys, bodies, strict=True))
-        with open_store(self.store) as store:
-            missing = {key: body for key, body in requests.items() if key not in store.responses}
-            verdicts = await _Run(self, store).verdicts(missing) if missing else {}
-            for key in requests.keys() - missing.keys():
-                verdicts[key] = read_verdict(store.responses[key], requests[key])
+        bodies = [self.request_body(request) for request in requests]
+        keys = [cache_key(body) for body in bodies]
+        distinct = dict(zip(keys, bodies, strict=True))
+        with open_response_cache(Path(self.cache_path)) as cache:
+            missing = {key: body for key, body in distinct.items() if key not in cache.responses}
+            verdicts = await _Run(self, cache).verdicts(missing) if missing else {}
+            for key in distinct.keys() - missing.keys():
+                verdicts[key] = read_verdict(cache.responses[key], distinct[key])
         results = []
         for key in keys:
             results.append(verdicts[key])
@@ -119,26 +111,18 @@ class Judge:
 
 
 def endpoint_of(base_url: str) -> httpx.URL:
-    """Return the address of chat completions. Raises InputError where it is none, or could hold a key."""
+    """Return the URL of chat completions. Raises InputError if `base_url` is no address, or may contain a key."""
     try:
         url = httpx.URL(f"{base_url.rstrip('/')}/chat/completions")
     except httpx.InvalidURL:
         url = httpx.URL()
-    # A key in the address would be logged, so that it is refused, and not shown.
+    # A key in the address would be logged. Therefore it is refused, and the message does not show the address.
     if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
         raise InputError("--judge_base_url: expected http(s)://HOST/PATH alone, such as https://api.openai.com/v1")
     return url
 
 
-def _headers(key: str, name: str) -> httpx.Headers:
-    """Return the headers of a call, which hide the key from repr()."""
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise InputError(f"the key in {name} has characters that no key has: copy it again")
-    return httpx.Headers({"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}))
-
-
-def _is_here(host: str) -> bool:
-    """Tell whether a host is this machine."""
+def _is_local(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -147,75 +131,72 @@ def _is_here(host: str) -> bool:
 
 
 class _CallError(Exception):
-    """A call without a response that counts. It may be made again `after` so many seconds; None: it is of no use."""
-
-    def __init__(self, problem: str, after: float | None = 0.0) -> None:
-        super().__init__(problem)
-        self.after = after
+    """A failed call: the problem, and the seconds until it may be repeated, None if a retry cannot succeed."""
 
 
 class _Run:
-    """One run of a judge: its client, its clock, and the time until which the server wants no calls."""
+    """One run of a judge: its HTTP client, its clock, and the time until which the server accepts no calls."""
 
-    def __init__(self, judge: Judge, store: Store) -> None:
-        self.judge, self.store = judge, store
+    def __init__(self, judge: Judge, cache: ResponseCache) -> None:
+        self.judge, self.cache = judge, cache
         self.now = asyncio.get_running_loop().time  # seconds
         self.end = self.now() + judge.deadline
-        self.resume_at = 0.0
-        self.connected = False
-        self.random = random.Random()  # the global one stays as it is
+        self.resume_at, self.connected = 0.0, False
+        self.random = random.Random()  # leaves the state of the global generator unchanged
         self.client = httpx.AsyncClient(
             headers=judge.headers,
-            timeout=None,  # `call` has one, for the whole of it: a server that dribbles is slow too
+            timeout=None,  # httpx limits each read; `call` limits the whole call, also of a server that sends slowly
             limits=httpx.Limits(max_connections=judge.concurrency),
-            trust_env=not _is_here(judge.url.host),
+            trust_env=not _is_local(judge.url.host),  # no proxy for a server on this machine
         )
 
-    async def verdicts(self, requests: Mapping[str, str]) -> dict[str, Verdict]:
-        """Return the verdict on each request, by key."""
-        found: dict[str, Verdict] = {}
-        left = iter(requests.items())
+    async def verdicts(self, bodies: Mapping[str, str]) -> dict[str, Verdict]:
+        """Return the verdict on each request body, by cache key."""
+        verdicts: dict[str, Verdict] = {}
+        remaining = iter(bodies.items())
 
         async def work() -> None:
-            for key, request in left:
-                found[key] = await self.verdict(key, request)
+            for key, body in remaining:
+                verdicts[key] = await self.verdict(key, body)
+                progress.describe(f"judging ({self.judge.tokens:,} tokens)")
+                progress.advance()
 
         try:
-            async with self.client, asyncio.TaskGroup() as tasks:
-                for _ in range(min(self.judge.concurrency, len(requests))):
-                    tasks.create_task(work())
+            with Progress("judging", len(bodies), unit="answers") as progress:
+                async with self.client, asyncio.TaskGroup() as tasks:
+                    for _ in range(min(self.judge.concurrency, len(bodies))):
+                        tasks.create_task(work())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
-        return found
+        return verdicts
 
-    async def verdict(self, key: str, request: str) -> Verdict:
-        """Call until there is a response, and store it."""
+    async def verdict(self, key: str, body: str) -> Verdict:
+        """Call until there is a response or no call is left, cache the response, and return the verdict."""
         calls, wait, problem = 0, 0.0, ""
         while calls <= self.judge.retries:
-            if over := await self.used_up(self.now() + wait):
-                return Verdict("failed", explanation=f"{over}; before: {problem}" if problem else over, calls=calls)
+            if limit := await self.limit_reached(self.now() + wait):
+                return Verdict("failed", explanation=f"{limit}; before: {problem}" if problem else limit, calls=calls)
             calls += 1
             try:
-                response = await self.call(request)
+                response = await self.call(body)
             except _CallError as error:
-                problem = str(error)
+                problem, retry_after = error.args
                 log.info("judge: %s", problem)
-                if error.after is None:
+                if retry_after is None:
                     return Verdict("failed", explanation=problem, calls=calls)
-                self.resume_at = max(self.resume_at, self.now() + error.after)
-                longest = min(_LONGEST_BACKOFF, self.judge.backoff * 2 ** (calls - 1))
-                wait = error.after + self.random.uniform(0, longest)
+                self.resume_at = max(self.resume_at, self.now() + retry_after)
+                wait = retry_after + self.random.uniform(0, min(_MAX_BACKOFF, self.judge.backoff * 2 ** (calls - 1)))
             else:
-                self.store.append(key, response)
-                verdict = replace(read_verdict(response, request), calls=calls)
+                self.cache.append(key, response)
+                verdict = replace(read_verdict(response, body), calls=calls)
                 self.judge.tokens += verdict.prompt_tokens + verdict.completion_tokens
                 return verdict
         if not self.connected:
-            raise InputError(f"{self.judge.url}: {problem}; is the server up, and --judge_base_url right?")
+            raise InputError(f"{self.judge.url}: {problem}. Start the server, or change --judge_base_url.")
         return Verdict("failed", explanation=f"{problem} ({calls} calls)", calls=calls)
 
-    async def used_up(self, start: float) -> str:
-        """Wait until `start`, or for as long as the server asks, and return why there can be no call then, or ""."""
+    async def limit_reached(self, start: float) -> str:
+        """Wait until `start` and until the server accepts calls. Return the limit that forbids a call, or ""."""
         while self.now() < (begin := max(start, self.resume_at)) < self.end:
             await asyncio.sleep(begin - self.now())
         if max(begin, self.now()) >= self.end:
@@ -226,57 +207,54 @@ class _Run:
             return f"the budget of {self.judge.max_tokens} tokens is used up"
         return ""
 
-    async def call(self, request: str) -> str:
-        """Make one call and return its response. Raises _CallError, or InputError where others would fare no better."""
+    async def call(self, body: str) -> str:
+        """Make one call and return its response. Raises _CallError, or InputError if no other call can succeed."""
         self.judge.calls += 1
         start = self.now()
         try:
             async with asyncio.timeout_at(min(self.end, start + self.judge.timeout)):
-                response = await self.client.post(self.judge.url, content=request.encode())
+                response = await self.client.post(self.judge.url, content=body.encode())
         except TimeoutError:
-            raise _CallError(f"no response within {self.now() - start:.3g} s") from None
+            raise _CallError(f"no response within {self.now() - start:.3g} s", 0.0) from None
         except httpx.RequestError as error:
             self.connected |= not isinstance(error, httpx.ConnectError)
-            raise _CallError(self.without_key(f"{type(error).__name__}: {error}")) from None
+            raise _CallError(self.without_key(f"{type(error).__name__}: {error}"), 0.0) from None
         self.connected = True
         return self.checked(response)
 
     def checked(self, response: httpx.Response) -> str:
-        """Return the text of a response that is worth storing. Raises as `call` does."""
+        """Return the text of a chat completion or of a content filter's refusal. Raises as `call` does."""
         status, text = response.status_code, self.without_key(response.content.decode(errors="replace"))
-        body = json_object(text)
-        if response.is_success and choice_of(body):
-            return text
-        error = body.get("error")
+        content = json_object(text)
+        error = content.get("error")
         words = {str(error.get(name)) for name in ("code", "type", "param")} if isinstance(error, dict) else set()
-        if status == 400 and "content_filter" in words:
+        if (response.is_success and first_choice(content)) or (status == 400 and "content_filter" in words):
             return text
-        problem = f"HTTP {status}: {shown(text) or 'nothing'}"
-        if status == 402 or words & _QUOTA:
-            remedy = f"the account of the key in {self.judge.key_name} has nothing left to spend: add to it"
+        problem = f"HTTP {status}: {excerpt(text) or 'empty response'}"
+        if status == 402 or words & _QUOTA_ERRORS:
+            remedy = f"The quota of the key in {self.judge.key_name} is used up: raise it"
         elif status in (401, 403):
-            remedy = f"set {self.judge.key_name} to a key that may use {self.judge.model}"
-        elif response.is_redirect or status in (404, 405) or words & _UNSUITABLE:
-            remedy = "change --judge_base_url, --judge_model or --judge_parameters"
-        elif response.is_success or status in _AGAIN or status >= 500:
-            raise _CallError(problem, _seconds_asked(response.headers))
+            remedy = f"Set {self.judge.key_name} to a key that may use {self.judge.model}"
+        elif response.is_redirect or status in (404, 405) or words & _PARAMETER_ERRORS:
+            remedy = "Change --judge_base_url, --judge_model or --judge_parameters"
         else:
-            raise _CallError(problem, None)
-        raise InputError(f"{self.judge.url}: {problem}\n{remedy}, and start again: what was answered is kept")
+            is_transient = response.is_success or status in _TRANSIENT_STATUSES or status >= 500
+            raise _CallError(problem, _retry_after(response.headers) if is_transient else None)
+        raise InputError(f"{self.judge.url}: {problem}\n{remedy}, then repeat the command. Responses are cached.")
 
     def without_key(self, text: str) -> str:
-        """Return what a server said without the key, which it may repeat."""
+        """Return a text of the server without the key, which it may repeat."""
         key = self.judge.headers.get("Authorization", "").removeprefix("Bearer ")
-        return text.replace(key, "[key]") if len(key) >= _SECRET else text
+        return text.replace(key, "[key]") if len(key) >= _MIN_SECRET_LENGTH else text
 
 
-def _seconds_asked(headers: httpx.Headers) -> float:
-    """Return how long a server wants no calls. A date counts from the server's own, whose clock may be wrong."""
-    asked = headers.get("Retry-After", "")
-    if re.fullmatch(r"\d+(\.\d+)?", asked):
-        return min(float(asked), 1e9)
+def _retry_after(headers: httpx.Headers) -> float:
+    """Return the seconds of Retry-After, 0 if absent or invalid. A date counts from the server's own clock."""
+    value = headers.get("Retry-After", "")
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return min(float(value), 1e9)
     now = _date(headers.get("Date", "")) or datetime.now(UTC)
-    return max(0.0, ((_date(asked) or now) - now).total_seconds())
+    return max(0.0, ((_date(value) or now) - now).total_seconds())
 
 
 def _date(text: str) -> datetime | None:

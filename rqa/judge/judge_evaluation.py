@@ -1,28 +1,28 @@
-"""The answers of an evaluation, judged: a verdict beside each, and what they come to beside the other scores."""
+"""Judging of an evaluation: a verdict for each answer, and the judge's scores beside the others."""
 
-import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rqa.data.jsonl import check_file, open_data, read_rows
-from rqa.data.records import Passage, Turn
+from rqa.data.records import Passage
 from rqa.errors import InputError
-from rqa.evaluation.results import Row, read_evaluation
+from rqa.evaluation.comparison import read_evaluation
+from rqa.evaluation.results import PredictionRecord, VerdictRecord, write_predictions, write_record
 from rqa.evaluation.significance import score_intervals
 from rqa.judge.client import Judge
 from rqa.judge.prompt import PROMPT_VERSION, JudgeRequest
-from rqa.judge.verdicts import Verdict, cost_of, kappa, summary
+from rqa.judge.verdicts import Verdict, cohens_kappa, price_of, summarize
 
 log = logging.getLogger(__name__)
 
-STORE = "judge.jsonl"  # in the folder of an evaluation
+RESPONSES_FILE = "judge.jsonl"  # the response cache, in the folder of the evaluation
 SCORES = ("judge_accuracy", "judge_accuracy_low", "judge_accuracy_high")
 
 
-def judge_folder(
+def judge_answers(
     folder: Path,
     judge: Judge,
     *,
@@ -31,118 +31,78 @@ def judge_folder(
     prompt_price: float | None = None,
     completion_price: float | None = None,
 ) -> None:
-    """Judge the answers of an evaluation; verdicts and scores go into its files.
+    """Judge the answers of an evaluation, and write verdicts and scores into its files.
 
-    With a file of people's `labels` the judge's agreement with them does too, with the prices of a million tokens what
-    all verdicts cost, whenever they were paid for. A dry run makes no call and writes nothing: what judging would take
-    is logged. Raises InputError as `Judge` and `read_labels` do, and where the folder is none of an evaluation, or has
-    no answers.
+    `labels` is a file of people's verdicts: the agreement with them is written too. So is the cost of all verdicts, if
+    a price of a million tokens is given. A dry run logs an estimate of the cost and writes nothing. Raises InputError.
     """
-    rows = list(read_evaluation(folder).predictions.values())
-    cases = cases_of(rows)
-    given = read_labels(labels, [row["id"] for row in rows]) if labels else {}
+    evaluation = read_evaluation(folder)
+    predictions = list(evaluation.predictions.values())
+    requests = build_requests(predictions)
+    human_verdicts = read_labels(labels, evaluation.predictions) if labels else {}
     if dry_run:
-        cost = judge.cost(cases, prompt_price=prompt_price, completion_price=completion_price)
-        log.info(
-            "%s: to judge %d answers takes %d calls, %d tokens of requests and %d of verdicts%s\n(%d are stored; %s)",
-            folder,
-            len(cases),
-            cost.calls,
-            cost.prompt_tokens,
-            cost.completion_tokens,
-            "" if cost.price is None else f", which cost {cost.price:.2f}",
-            cost.stored,
-            cost.basis,
-        )
+        cost = judge.estimate_cost(requests, prompt_price, completion_price)
+        log.info("%s: judging %d answers takes %s", folder, len(requests), cost)
         return
-    verdicts = judge(cases)
-    scores = summary(verdicts)
-    told: dict[str, Any] = {
+    verdicts = judge(requests)
+    summary = summarize(verdicts)
+    report: dict[str, Any] = {
         "model": judge.model,
         "endpoint": str(judge.url),
         "parameters": dict(judge.parameters),
         "prompt_version": PROMPT_VERSION,
-        **{name.removeprefix("judge_"): value for name, value in scores.items() if name not in SCORES},
+        **{name.removeprefix("judge_"): value for name, value in summary.items() if name not in SCORES},
     }
-    if not prompt_price is completion_price is None:
-        told["cost"] = cost_of(told["prompt_tokens"], told["completion_tokens"], prompt_price, completion_price)
-    if given:
-        by_id = {row["id"]: verdict.correct for row, verdict in zip(rows, verdicts, strict=True)}
+    price = price_of(report["prompt_tokens"], report["completion_tokens"], prompt_price, completion_price)
+    report |= {} if price is None else {"cost": price}
+    if human_verdicts:
+        by_id = {prediction.id: verdict.correct for prediction, verdict in zip(predictions, verdicts, strict=True)}
         try:
-            told["agreement"] = asdict(kappa(by_id, given))
-        except InputError as problem:  # the verdicts are there all the same
+            report["agreement"] = asdict(cohens_kappa(by_id, human_verdicts))
+        except InputError as problem:  # the verdicts are written nevertheless
             log.warning("--judge_labels %s: %s", labels, problem)
-    scores = {name: scores[name] for name in SCORES if name in scores}
-    _write(folder, [_judged(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)], scores, told)
+    predictions = [_judged(prediction, verdict) for prediction, verdict in zip(predictions, verdicts, strict=True)]
+    scores = {name: summary[name] for name in SCORES if name in summary}
+    others = {name: value for name, value in evaluation.score.metrics.items() if name not in SCORES}
+    score = replace(evaluation.score, metrics=others | scores, intervals=score_intervals(predictions), judge=report)
+    # First without the judge's scores: after a kill between these lines, score.json and predictions.jsonl still agree.
+    write_record(folder / "score.json", replace(score, metrics=others))
+    write_predictions(folder / "predictions.jsonl", predictions)
+    write_record(folder / "score.json", score)
     log.info("%s: %s", folder, "  ".join(f"{name} {value:.3g}" for name, value in scores.items()))
-    counts = {name: value for name, value in told.items() if name not in ("model", "endpoint", "parameters")}
+    counts = {name: value for name, value in report.items() if name not in ("model", "endpoint", "parameters")}
     log.info("%s", "  ".join(f"{name} {value}" for name, value in counts.items()))
 
 
-def cases_of(predictions: Sequence[Row]) -> list[JudgeRequest]:
-    """Return what is judged of rows of predictions.jsonl: each answer, with the passages that its generator read.
-
-    A passage that was cut is judged whole. Raises InputError where they have no answers, or do not say what was read.
-    """
-    if not all("answer" in row for row in predictions):
-        raise InputError("expected answers to judge, found none: a retriever alone was evaluated")
-    if not all("read" in row for row in predictions):
-        raise InputError("predictions.jsonl does not say how many passages were read: evaluate again")
-    return [
-        JudgeRequest(
-            row["question"],
-            row["answer"],
-            tuple(row["references"]),
-            tuple(Passage(read["text"], read["title"]).content for read in row["passages"][: row["read"]]),
-            tuple(Turn(turn["role"], turn["text"]) for turn in row.get("chat_history", ())),
-        )
-        for row in predictions
-    ]
+def build_requests(predictions: Iterable[PredictionRecord]) -> list[JudgeRequest]:
+    """Return a request for each answer, with the passages in its prompt, whole. Raises InputError without an answer."""
+    requests = []
+    for row in predictions:
+        if row.answer is None or row.num_passages_read is None:
+            raise InputError(
+                f'predictions.jsonl: expected "answer" and "num_passages_read" of {row.id!r}, got an evaluation of the '
+                "retriever alone. Evaluate with --model_name_or_path."
+            )
+        texts = tuple(Passage(each.text, each.title).content for each in row.passages[: row.num_passages_read])
+        requests.append(JudgeRequest(row.question, row.answer, row.references, texts, row.chat_history))
+    return requests
 
 
 def read_labels(path: str | Path, ids: Collection[str]) -> dict[str, bool]:
-    """Return people's verdicts on the answers of an evaluation: rows of {"id": ..., "correct": true or false}.
-
-    Raises DataError of rows without either, and of ids that stand twice or are none of `ids`.
-    """
+    """Return people's verdicts by id, from rows of {"id": one of `ids`, "correct": true or false}. Raises DataError."""
     check_file(path, (".jsonl", ".jsonl.gz"))
-    known, labels = set(ids), dict[str, bool]()
+    expected, labels = set(ids), dict[str, bool]()
     for _, _, row in read_rows(path, open_data(path)):
-        name = row.identifier("id")
-        if name not in known or name in labels:
-            row.problem("id", f'expected the id of a question of the evaluation, once, found "{name}"')
+        id = row.identifier("id")
+        if id not in expected or id in labels:
+            row.problem("id", f'expected the id of a question of the evaluation, once, got "{id}"')
         if not row.has("correct"):
-            row.problem("correct", "expected true or false, found nothing")
-        labels[name] = row.flag("correct")
+            row.problem("correct", "expected true or false, got nothing")
+        labels[id] = row.flag("correct")
     return labels
 
 
-def _judged(row: Row, verdict: Verdict) -> Row:
-    told = {"status": verdict.status, "correct": verdict.correct, "explanation": verdict.explanation}
-    scores = {} if verdict.correct is None else {"judge_accuracy": 100.0 * verdict.correct}
-    return row | {"judge": told, "judge_scores": scores}
-
-
-def _write(folder: Path, rows: Sequence[Row], scores: Mapping[str, float], told: Mapping[str, Any]) -> None:
-    """Write verdicts and scores in the place of those of a judge before."""
-    score = json.loads((folder / "score.json").read_bytes())
-    others = {name: value for name, value in score["metrics"].items() if name not in SCORES}
-    score["metrics"] = others | dict(scores)
-    score["intervals"] = score_intervals(rows)
-    score["judge"] = told
-    predictions = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    # First without the scores of a judge: whoever is killed between these leaves files that agree, and can be judged.
-    _replace(folder / "score.json", _text(score | {"metrics": others}))
-    _replace(folder / "predictions.jsonl", predictions)
-    _replace(folder / "score.json", _text(score))
-
-
-def _text(score: Mapping[str, Any]) -> str:
-    return json.dumps(score, indent=2, ensure_ascii=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file anew, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _judged(prediction: PredictionRecord, verdict: Verdict) -> PredictionRecord:
+    record = VerdictRecord(status=verdict.status, correct=verdict.correct, explanation=verdict.explanation)
+    scores = None if verdict.correct is None else {"judge_accuracy": 100.0 * verdict.correct}
+    return replace(prediction, verdict=record, judge_scores=scores)

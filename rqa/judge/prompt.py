@@ -1,11 +1,11 @@
-"""The prompt of the judge: its text, and the request for one answer."""
+"""Prompt of the judge: its text, and the request to judge one answer."""
 
 import json
 from dataclasses import dataclass
 
 from rqa.data.records import Turn
 
-PROMPT_VERSION = 1  # a new one, as a new prompt, makes all that is stored be asked again
+PROMPT_VERSION = 1  # part of every cache key: after a change of it, or of PROMPT, all answers are judged again
 PROMPT = """\
 You grade a question-answering system. It was shown some passages and a conversation, and wrote an answer to the last \
 question. People who know the subject wrote the references, each of which answers that question.
@@ -26,7 +26,7 @@ Explain your decision in one to three sentences, then decide. Reply with one JSO
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """An answer to be judged: to what, against which references, from which passages' texts, best first."""
+    """One answer to judge, its question and references, and the texts of its passages, best first."""
 
     question: str
     answer: str
@@ -36,7 +36,7 @@ class JudgeRequest:
 
     @property
     def prompt(self) -> str:
-        """What the judge reads. The case is JSON, so that no text can pass for another part."""
+        """The text that the judge reads. The texts of the case are JSON strings: none can pass for another field."""
         texts = {
             "passages": self.passages,
             "conversation": [{turn.role: turn.text} for turn in self.history],

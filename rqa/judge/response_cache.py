@@ -1,4 +1,4 @@
-"""The responses of a judge on the disk: each is there as it came before it counts, and is never paid for twice."""
+"""Cache of the judge's responses, an append-only file. A response is on the disk, unchanged, before it counts."""
 
 import fcntl
 import hashlib
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rqa.atomic_files import flush
 from rqa.data.jsonl import read_rows
 from rqa.errors import InputError
 from rqa.judge.prompt import PROMPT_VERSION
@@ -16,65 +17,60 @@ from rqa.judge.prompt import PROMPT_VERSION
 log = logging.getLogger(__name__)
 
 
-def request_key(request: str) -> str:
-    """Return what the response to a request is stored under: a SHA-256 that the address has no part in."""
-    return hashlib.sha256(f"{PROMPT_VERSION} {request}".encode()).hexdigest()
+def cache_key(body: str) -> str:
+    """Return the cache key of a request body: a SHA-256 that does not depend on the endpoint."""
+    return hashlib.sha256(f"{PROMPT_VERSION} {body}".encode()).hexdigest()
 
 
-class Store:
-    """Responses by key, in a JSON Lines file that only grows; see `open_store`."""
+class ResponseCache:
+    """Responses by key, in a JSON Lines file that only grows; see `open_response_cache`."""
 
     def __init__(self, path: Path, file: int, responses: dict[str, str]) -> None:
         self.path, self._file, self.responses = path, file, responses
 
     def append(self, key: str, response: str) -> None:
-        """Write a response; it is on the disk when this returns. Raises OSError, and leaves the file as it was."""
+        """Write a response; it is on the disk when this returns. If this raises OSError, the file is unchanged."""
         row = {"key": key, "response": response, "checksum": _checksum(key, response)}
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
         size = os.fstat(self._file).st_size
         if os.write(self._file, line) < len(line):
-            os.ftruncate(self._file, size)  # other answers may be written before the run has stopped
+            os.ftruncate(self._file, size)  # other responses may still be appended before the run stops
             raise OSError(f"{self.path}: the disk is full")
         os.fsync(self._file)
         self.responses[key] = response
 
 
 @contextmanager
-def open_store(path: Path) -> Iterator[Store]:
-    """Open a store, or begin one, to add to. A last line that a killed run did not finish is cut off.
+def open_response_cache(path: Path) -> Iterator[ResponseCache]:
+    """Yield the cache at `path`, new if the file is missing. An incomplete last line of a killed run is removed.
 
-    Raises InputError where another process has it open, DataError with the lines that are damaged otherwise.
+    Raises InputError if another process has the cache open, and DataError that lists all other damaged lines.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
+    with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{path}: another run is judging into this file; wait for its end") from None
-        responses, whole = read_store(path)
-        if os.fstat(file).st_size > whole:
-            log.warning("%s: the last line is not whole, and is cut off: a run was killed", path)
-            os.ftruncate(file, whole)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the file's name
-        os.close(folder)
-        yield Store(path, file, responses)
-    finally:
-        os.close(file)
+            raise InputError(f"{path}: another run is judging with this cache. Wait until it ends.") from None
+        responses, size = read_responses(path)
+        if path.stat().st_size > size:
+            log.warning("%s: the last line is incomplete and is removed: a run was killed", path)
+            file.truncate(size)
+        flush(path.parent)  # the name of a new file
+        yield ResponseCache(path, file.fileno(), responses)
 
 
-def read_store(path: Path) -> tuple[dict[str, str], int]:
-    """Return the responses of a store by key, and how many of its bytes are whole lines. Raises DataError."""
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
+def read_responses(path: str | Path) -> tuple[dict[str, str], int]:
+    """Return the responses of a cache by key, and the size in bytes of its complete lines. Raises DataError."""
+    data = Path(path).read_bytes()
+    size = data.rfind(b"\n") + 1
     responses = {}
-    for _, _, row in read_rows(path, data[:whole]) if whole else ():
+    for _, _, row in read_rows(path, data[:size]) if size else ():
         key, response, checksum = row.text("key"), row.text("response"), row.text("checksum")
         if checksum and checksum != _checksum(key, response):
-            row.problem("checksum", "this line is not what was written; delete it, and it is asked again")
+            row.problem("checksum", "the line was changed. Delete it: the answer is judged again.")
         responses[key] = response
-    return responses, whole
+    return responses, size
 
 
 def _checksum(key: str, response: str) -> str:

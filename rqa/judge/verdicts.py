@@ -1,4 +1,4 @@
-"""Verdicts: parsed from the responses of the judge, their summary, agreement between raters, and cost."""
+"""Verdicts: parsing of the judge's responses, their scores, agreement between raters, and an estimate of the cost."""
 
 import json
 import math
@@ -12,16 +12,16 @@ from rqa.errors import InputError
 
 Status = Literal["judged", "malformed", "refused", "failed"]
 
-CHARACTERS = 4.0  # of a token, and
-ANSWER_TOKENS = 100.0  # of a verdict, where nothing better is known
+CHARACTERS_PER_TOKEN = 4.0  # of English text, if the server counts no tokens
+TOKENS_PER_VERDICT = 100.0  # one to three sentences, if no verdict is cached yet
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a case; `correct` is None unless `status` is judged.
+    """The result of one request; `correct` is None unless `status` is "judged".
 
-    The explanation is the judge's, or why there is no verdict. Tokens are those of the response, whenever it was paid
-    for; `calls` were made for it in this run. A request that stands twice in a run counts its tokens and calls once.
+    `explanation` is the judge's, or the reason why there is no verdict. Tokens are those of the response, cached or
+    new; `calls` counts the HTTP calls of this run. A request that is repeated in a run counts both once.
     """
 
     status: Status
@@ -32,92 +32,89 @@ class Verdict:
     calls: int = 0
 
 
-def read_verdict(response: str, request: str) -> Verdict:
-    """Return what a stored response says. Tokens that the server did not count are 4 characters each."""
-    body = json_object(response)
-    if (choice := choice_of(body)) is None:  # an error that is an answer: a filter of what goes in
-        return Verdict("refused", explanation=shown(response))
-    said = [choice["message"].get(name) for name in ("content", "refusal")]
-    content, refusal = (text if isinstance(text, str) else "" for text in said)
-    match body:
-        case {"usage": {"prompt_tokens": int(sent), "completion_tokens": int(got)}}:
-            tokens = (sent, got)
+def read_verdict(response: str, body: str) -> Verdict:
+    """Return the verdict in a response to the request `body`. Without `usage`, four characters count as a token."""
+    completion = json_object(response)
+    if (choice := first_choice(completion)) is None:  # a content filter refused the request
+        return Verdict("refused", explanation=excerpt(response))
+    texts = [choice["message"].get(name) for name in ("content", "refusal")]
+    content, refusal = (text if isinstance(text, str) else "" for text in texts)
+    match completion:
+        case {"usage": {"prompt_tokens": int(prompt_tokens), "completion_tokens": int(completion_tokens)}}:
+            tokens = (prompt_tokens, completion_tokens)
         case _:
-            tokens = (math.ceil(len(request) / CHARACTERS), math.ceil(len(content) / CHARACTERS))
+            tokens = (math.ceil(len(body) / CHARACTERS_PER_TOKEN), math.ceil(len(content) / CHARACTERS_PER_TOKEN))
     if refusal or choice.get("finish_reason") == "content_filter":
-        return Verdict("refused", None, shown(refusal or f"content filter: {content}"), *tokens)
+        return Verdict("refused", None, excerpt(refusal or f"content filter: {content}"), *tokens)
     if choice.get("finish_reason") == "length":
-        return Verdict("malformed", None, f"cut at the limit of tokens: {shown(content)}", *tokens)
-    found = _verdicts_in(content)
-    if len({correct for correct, _ in found}) != 1:
-        return Verdict("malformed", None, f"expected one verdict, found {len(found)}: {shown(content)}", *tokens)
-    return Verdict("judged", *found[-1], *tokens)
+        return Verdict("malformed", None, f"truncated at the token limit: {excerpt(content)}", *tokens)
+    verdicts = _verdicts_in(content)
+    if len({correct for correct, _ in verdicts}) != 1:
+        return Verdict("malformed", None, f"expected one verdict, got {len(verdicts)}: {excerpt(content)}", *tokens)
+    return Verdict("judged", *verdicts[-1], *tokens)
 
 
 def _verdicts_in(content: str) -> list[tuple[bool, str]]:
-    """Return each verdict that stands in a text as a JSON object of its own; none where any object there is broken."""
-    found = []
-    start = _OPENING.search(content)
-    while start:
+    """Return (correct, explanation) of each JSON object in a text that has a verdict; [] if an object is broken."""
+    verdicts, end = [], 0
+    while start := _OPENING.search(content, end):
         try:
             value, end = _DECODER.raw_decode(content, start.start())
         except (ValueError, RecursionError):
             return []
         if type(value.get("correct")) is bool:
             explanation = value.get("explanation")
-            # Half of a surrogate pair, which an escape can bring, is in no file.
+            # An escape can decode to a lone surrogate, which UTF-8 cannot encode.
             text = explanation.encode(errors="replace").decode() if isinstance(explanation, str) else ""
-            found.append((value["correct"], text))
-        start = _OPENING.search(content, end)
-    return found
+            verdicts.append((value["correct"], text))
+    return verdicts
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a field stands twice")
+        raise ValueError("duplicate field")
     return dict(pairs)
 
 
 _OPENING = re.compile(r'\{\s*"')
-_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_distinct)  # a text may span lines
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_refuse_duplicates)  # not strict: line feeds in texts
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object that a response is, or an empty one."""
+    """Return the JSON object in a response, {} if it is anything else."""
     try:
-        body = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return body if isinstance(body, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def choice_of(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what the model said, where a response is a chat completion; of several choices the first."""
-    match body.get("choices"):
+def first_choice(completion: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the first choice of a chat completion, None if it has no choice or the choice is an error."""
+    match completion.get("choices"):
         case [{"message": {}} as choice, *_] if not choice.get("error"):
             return dict(choice)
     return None
 
 
-def shown(text: str) -> str:
-    """Return the first 200 characters of a text, on one line, as they can be written."""
+def excerpt(text: str) -> str:
+    """Return the first 200 characters of a text, on one line, as valid UTF-8."""
     return " ".join(text.encode(errors="replace").decode().split())[:200]
 
 
-def summary(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Return the scores of a run: `judge_accuracy` in per cent of those judged, and how many came to which end.
+def summarize(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Return `judge_accuracy`, in per cent of the judged answers, its bounds, and counts of statuses, calls, tokens.
 
-    Between `judge_accuracy_low` and `judge_accuracy_high` is what it would be if all had been judged: the missing all
-    wrong, all right. Without anything judged there is no accuracy, without cases there are no bounds.
+    The bounds `judge_accuracy_low` and `judge_accuracy_high` count all missing verdicts as incorrect, and as correct.
+    The accuracy is absent if nothing was judged, the bounds are absent if there are no verdicts.
     """
-    ends = Counter(verdict.status for verdict in verdicts)
-    judged, right = ends["judged"], sum(verdict.correct is True for verdict in verdicts)
+    counts = Counter(verdict.status for verdict in verdicts)
+    judged, right = counts["judged"], sum(verdict.correct is True for verdict in verdicts)
     scores = {"judge_accuracy": 100 * right / judged} if judged else {}
     if verdicts:
         scores["judge_accuracy_low"] = 100 * right / len(verdicts)
         scores["judge_accuracy_high"] = 100 * (right + len(verdicts) - judged) / len(verdicts)
-    for name in get_args(Status):
-        scores[f"judge_{name}"] = ends[name]
+    scores |= {f"judge_{status}": counts[status] for status in get_args(Status)}
     for name in ("calls", "prompt_tokens", "completion_tokens"):
         scores[f"judge_{name}"] = sum(getattr(verdict, name) for verdict in verdicts)
     return scores
@@ -125,71 +122,67 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two raters agree: on how many they both rated, in what per cent of those, and Cohen's kappa, or None."""
+    """Agreement of two raters: the number of ids that both rated, the per cent they agree on, and Cohen's kappa."""
 
     both: int
     per_cent: float
     kappa: float | None
 
 
-def kappa(a: Mapping[str, bool | None], b: Mapping[str, bool | None]) -> Agreement:
-    """Return how far two raters' labels, by id, agree beyond chance (Cohen 1960); a None is no label.
+def cohens_kappa(a: Mapping[str, bool | None], b: Mapping[str, bool | None]) -> Agreement:
+    """Return the agreement of two raters' labels by id, with Cohen's kappa (1960); None is a missing label.
 
-    kappa = (p_o - p_e) / (1 - p_e), where p_o is the share of ids on which they agree, and p_e what it would be if each
-    drew labels at random in the shares that are its own. It is undefined (None) where p_e is 1: both gave one and the
-    same label to all. Raises InputError where no id has both labels.
+    kappa = (p_o - p_e) / (1 - p_e). p_o is the share of ids on which the raters agree. p_e is the expected share if
+    each draws labels at random with its own frequencies. kappa is None if p_e is 1. Raises InputError without pairs.
     """
     pairs = [(a[id], b[id]) for id in a.keys() & b.keys() if a[id] is not None and b[id] is not None]
-    n = len(pairs)
-    if not n:
-        raise InputError(f"agreement: of {len(a)} and {len(b)} ids none has a label of both; expected ids in common")
+    if not (n := len(pairs)):
+        raise InputError(f"agreement: expected ids with a label of both raters, got none of {len(a)} and {len(b)} ids")
     agreed = sum(x == y for x, y in pairs)
     yes_a, yes_b = sum(x is True for x, _ in pairs), sum(y is True for _, y in pairs)
-    by_chance = yes_a * yes_b + (n - yes_a) * (n - yes_b)  # of n * n; whole numbers: equality is exact
+    by_chance = yes_a * yes_b + (n - yes_a) * (n - yes_b)  # of n * n; integers, so that equality is exact
     return Agreement(n, 100 * agreed / n, (n * agreed - by_chance) / (n * n - by_chance) if by_chance < n * n else None)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What judging takes: calls, beside the `stored` responses; tokens, estimated as `basis` says; and their price."""
+    """An estimate: calls, besides `cached` responses, their tokens and price, and the `basis` of the estimate."""
 
     calls: int
-    stored: int
+    cached: int
     prompt_tokens: int
     completion_tokens: int
     price: float | None
     basis: str
 
+    def __str__(self) -> str:
+        tokens = f"{self.prompt_tokens} prompt tokens and {self.completion_tokens} completion tokens"
+        price = "" if self.price is None else f", at a price of {self.price:.2f}"
+        return f"{self.calls} calls, {tokens}{price}\n({self.cached} cached; {self.basis})"
 
-def cost_of(
+
+def price_of(
     prompt_tokens: float, completion_tokens: float, prompt_price: float | None, completion_price: float | None
-) -> float:
-    """Return what tokens cost by the prices of a million of them; one that is not known counts as nothing."""
-    return (prompt_tokens * (prompt_price or 0) + completion_tokens * (completion_price or 0)) / 1e6
+) -> float | None:
+    """Return the price of tokens by the prices of a million of them; one None counts as 0, two as no price: None."""
+    price = (prompt_tokens * (prompt_price or 0) + completion_tokens * (completion_price or 0)) / 1e6
+    return None if prompt_price is completion_price is None else price
 
 
-def estimate(
-    requests: Mapping[str, str],
-    responses: Mapping[str, str],
-    prompt_price: float | None,
-    completion_price: float | None,
+def estimate_cost(
+    bodies: Mapping[str, str], responses: Mapping[str, str], prompt_price: float | None, completion_price: float | None
 ) -> Cost:
-    """Return what those of `requests` cost that have no response yet; both are by key, prices of a million tokens."""
-    stored = [(len(body), read_verdict(responses[key], body)) for key, body in requests.items() if key in responses]
-    paid = [(length, verdict) for length, verdict in stored if verdict.prompt_tokens]
-    per_token, per_verdict, basis = CHARACTERS, ANSWER_TOKENS, "assumed"
-    if paid:
-        per_token = sum(length for length, _ in paid) / sum(verdict.prompt_tokens for _, verdict in paid)
-        per_verdict = sum(verdict.completion_tokens for _, verdict in paid) / len(paid)
-        basis = f"as in {len(paid)} stored"
-    lengths = [len(body) for key, body in requests.items() if key not in responses]
-    sent, got = math.ceil(sum(lengths) / per_token), math.ceil(len(lengths) * per_verdict)
-    price = cost_of(sent, got, prompt_price, completion_price)
-    return Cost(
-        calls=len(lengths),
-        stored=len(stored),
-        prompt_tokens=sent,
-        completion_tokens=got,
-        price=None if prompt_price is completion_price is None else price,
-        basis=f"{per_token:.3g} characters of a request a token, {per_verdict:.3g} tokens a verdict ({basis})",
-    )
+    """Return the cost of the request bodies without a response. Both are by cache key, prices of a million tokens."""
+    lengths = [len(body) for key, body in bodies.items() if key not in responses]
+    cached = {body: read_verdict(responses[key], body) for key, body in bodies.items() if key in responses}
+    counted = {body: verdict for body, verdict in cached.items() if verdict.prompt_tokens}
+    characters_per_token, tokens_per_verdict, basis = CHARACTERS_PER_TOKEN, TOKENS_PER_VERDICT, "assumed"
+    if counted:
+        characters_per_token = sum(map(len, counted)) / sum(verdict.prompt_tokens for verdict in counted.values())
+        tokens_per_verdict = sum(verdict.completion_tokens for verdict in counted.values()) / len(counted)
+        basis = f"mean of {len(counted)} cached responses"
+    prompt_tokens = math.ceil(sum(lengths) / characters_per_token)
+    completion_tokens = math.ceil(len(lengths) * tokens_per_verdict)
+    price = price_of(prompt_tokens, completion_tokens, prompt_price, completion_price)
+    basis = f"{characters_per_token:.3g} characters per token, {tokens_per_verdict:.3g} tokens per verdict, {basis}"
+    return Cost(len(lengths), len(cached), prompt_tokens, completion_tokens, price, basis)

@@ -1,1 +1,5 @@
 """report.html: plots and tables of results on one page."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,7 +1,7 @@
-"""report.html: all that is known of an evaluation, of a training run, or of two, on one page that loads nothing.
+"""report.html: results of an evaluation or a training run, or a comparison of two, on one page that loads nothing.
 
-What the folders hold was written by models and strangers. On the page it is text: Jinja escapes it; the questions stand
-in a block of JSON, which a script shows as `textContent`; a policy forbids all scripts but that one, and all loading.
+Models and unknown authors wrote the texts in these folders. On the page they stay text: Jinja escapes them, the script
+inserts the questions, a block of JSON, as `textContent`, and a policy forbids all loading and all other scripts.
 """
 
 import base64
@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,160 +18,142 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rqa import __version__
+from rqa.atomic_files import atomic_file
 from rqa.errors import InputError
-from rqa.evaluation.results import TITLES, Evaluation, Results, Row, Run, differences, paired_rows, read_results
+from rqa.evaluation.comparison import Evaluation, Results, differences, paired_predictions, read_results
+from rqa.evaluation.metrics import METRICS
+from rqa.evaluation.results import PassageRecord, PredictionRecord, RunRecords, to_json
 from rqa.evaluation.significance import LEVEL, question_scores
-from rqa.report.plots import SIDES, position_plots, ranking_plots, short_title, training_plots
+from rqa.report.plots import SIDES, position_plots, ranking_plots, training_plots
+from rqa.terminal import track
 
-ATTRIBUTIONS = {"cross_attention": "cross-attention, share", "leave_one_out": "leave one out, nats"}
+ATTRIBUTION_LABELS = {"cross_attention": "cross-attention, share", "leave_one_out": "leave one out, nats"}
+PERCENTAGES = {metric.name for metric in METRICS if metric.label and metric.is_percentage}
 
 
 def write_report(folder: Path, other: Path | None = None, output: Path | None = None) -> Path:
-    """Write report.html of an evaluation's folder or a training run's, and return its path; see `read_results`.
+    """Write report.html of the folder of an evaluation or a training run, and return its path; see `read_results`.
 
-    With `other` both stand side by side, two evaluations of the same questions, in comparison.html. The same files give
-    the same bytes. Raises InputError where a file is not what it should be, or the page cannot be written.
+    With `other`, write comparison.html of two evaluations of the same questions. Equal files give equal bytes. Raises
+    InputError if a file in a folder is not valid, or if the page cannot be written.
     """
     page = render([read_results(path) for path in (folder, other) if path is not None])
     path = output or folder / ("report.html" if other is None else "comparison.html")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Half of a surrogate pair, which the name of a folder can bring, is in no file: it is shown as its escape.
-        path.write_bytes(page.encode(errors="backslashreplace"))
+        with atomic_file(path) as file:
+            # The name of a folder may contain a lone surrogate, which UTF-8 cannot encode.
+            file.write(page.encode(errors="backslashreplace"))
     except OSError as error:
-        raise InputError(f"{path}: the report cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot write the report: {error.strerror}") from error
     return path
 
 
 def render(sides: Sequence[Results]) -> str:
-    """Return the page of one, or of two whose evaluations are of the same questions."""
+    """Return the page of one folder, or of two with evaluations of the same questions."""
     evaluations = [side.evaluation for side in sides if side.evaluation]
     if len(evaluations) < len(sides) == 2:
-        lacking = next(side.folder for side in sides if not side.evaluation)
-        raise InputError(f"{lacking}: expected two evaluations to compare, found none in it")
-    script = files("rqa.report").joinpath("templates/report.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=PackageLoader("rqa.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"score": shown_score, "signed": signed, "milliseconds": milliseconds}
-    return environment.get_template("report.html").render(
+        folder = next(side.folder for side in sides if not side.evaluation)
+        raise InputError(f"{folder}: expected an evaluation to compare, got none")
+    labels = {name: label for each in evaluations for name, label in each.labels.items()}
+    loader = PackageLoader("rqa.report")
+    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    style, script = (loader.get_source(jinja, name)[0] for name in ("report.css", "report.js"))
+    jinja.filters |= {"score": format_score, "signed": format_difference, "milliseconds": format_milliseconds}
+    return jinja.get_template("report.html").render(
         sides=sides,
         letters=SIDES,
         evaluations=evaluations,
-        scores=_scores(evaluations),
-        level=evaluations[0].about.get("level", LEVEL) if evaluations else LEVEL,
+        scores=_scores(evaluations, labels),
+        level=evaluations[0].score.level if evaluations else LEVEL,
         training=training_plots([side.run for side in sides]),
         run_facts=[(i, _run_facts(side.run)) for i, side in enumerate(sides) if side.run],
         ranking=ranking_plots(evaluations),
-        stages=[_stages(evaluation) for evaluation in evaluations],
+        stages=[evaluation.score.runtime["stages"] for evaluation in evaluations],
         contexts=[(i, side.contexts) for i, side in enumerate(sides) if side.contexts],
         positions=position_plots([side.contexts for side in sides]),
-        verdicts=[_verdicts(evaluation) for evaluation in evaluations],
+        verdicts=[_verdict_counts(evaluation) for evaluation in evaluations],
         flags=_side_by_side([side.config for side in sides]),
-        about=_side_by_side([_traces(evaluation) for evaluation in evaluations]),
-        data=_json(_questions(evaluations)),
+        measurement=_side_by_side([_measurement(evaluation) for evaluation in evaluations]),
+        data=_json(_questions(evaluations, labels)),
         version=__version__,
-        style=Markup(files("rqa.report").joinpath("templates/report.css").read_text(encoding="utf-8")),
+        style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-# Scores
-
-
-def _scores(evaluations: Sequence[Evaluation]) -> list[Row]:
-    """Return a row for each score: those of TITLES first, the others under their names."""
-    names = [*TITLES, *(name for evaluation in evaluations for name in evaluation.scores)]
-    found = differences(*evaluations) if len(evaluations) == 2 else {}
+def _scores(evaluations: Sequence[Evaluation], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return a row for each metric of the evaluations, those with a label first."""
+    names = [*labels, *(name for evaluation in evaluations for name in evaluation.scores)]
+    results = differences(*evaluations) if len(evaluations) == 2 else {}
     return [
         {
             "name": name,
-            "title": TITLES.get(name, name),
-            "is_first": name in TITLES,
-            "is_percentage": TITLES.get(name, "").endswith("%") or name == "bleu",
+            "label": labels.get(name, name),
+            "is_main": name in labels,
+            "is_percentage": name in PERCENTAGES,
             "cells": [(evaluation.scores.get(name), evaluation.intervals.get(name)) for evaluation in evaluations],
-            "difference": found.get(name),
+            "difference": results.get(name),
         }
         for name in dict.fromkeys(names)
         if any(name in evaluation.scores for evaluation in evaluations)
     ]
 
 
-def shown_score(value: float, name: str) -> str:
-    """Show a score in the digits that it is good for."""
+def format_score(value: float, name: str) -> str:
+    """Return the text of a score: one decimal, three of a loss, three digits of seconds."""
     return f"{value:.3g}" if name == "seconds" else f"{value:z.{3 if name == 'loss' else 1}f}"
 
 
-def signed(value: float, name: str) -> str:
-    """Show a difference of scores with its sign."""
-    text = shown_score(abs(value), name)
+def format_difference(value: float, name: str) -> str:
+    """Return the text of a difference of scores, with its sign."""
+    text = format_score(abs(value), name)
     return f"{'+' if value > 0 else '−'}{text}" if float(text) else text
 
 
-def milliseconds(seconds: float) -> str:
-    """Show seconds as milliseconds, in three digits, of less than a hundredth in four decimals."""
-    shown = 1000 * seconds
-    return f"{shown:,.{max(0, 2 - math.floor(math.log10(max(shown, 0.01))))}f}"
+def format_milliseconds(seconds: float) -> str:
+    """Return the text of seconds in milliseconds: three digits, at most four decimals."""
+    milliseconds = 1000 * seconds
+    return f"{milliseconds:,.{max(0, 2 - math.floor(math.log10(max(milliseconds, 0.01))))}f}"
 
 
-# Tables
-
-
-def _run_facts(run: Run) -> dict[str, str]:
-    """Return what is worth knowing of a run beside its curves."""
+def _run_facts(run: RunRecords) -> dict[str, str]:
     facts = {
-        "updates": f"{len(run.updates):,}",
-        "skipped, not finite": f"{sum(update['skipped'] for update in run.updates):,}",
-        "examples": f"{sum(update['examples'] for update in run.updates):,}",
-        "target tokens": f"{sum(update['target_tokens'] for update in run.updates):,}",
+        "steps": f"{len(run.steps):,}",
+        "skipped steps (not finite)": f"{sum(step.skipped for step in run.steps):,}",
+        "examples": f"{sum(step.examples for step in run.steps):,}",
+        "target tokens": f"{sum(step.target_tokens for step in run.steps):,}",
     }
     if run.timings:
-        facts["minutes in updates"] = f"{sum(row['seconds'] for row in run.timings) / 60:,.1f}"
-        facts["peak memory, GiB"] = f"{max(row['memory_gib'] for row in run.timings):,.1f}"
+        facts["minutes in steps"] = f"{sum(row.seconds for row in run.timings) / 60:,.1f}"
+        facts["peak memory, GiB"] = f"{max(row.memory_gib for row in run.timings):,.1f}"
     return facts
 
 
-def _stages(evaluation: Evaluation) -> Row:
-    """Return the stages of an answer, and the seconds of all; of older evaluations the two that were timed."""
-    runtime, retrieval, generation = (
-        evaluation.about.get(name) or {} for name in ("runtime", "retrieval", "generation")
-    )
-    older = {"retrieval": retrieval.get("seconds_per_question"), "generation": generation.get("seconds_per_answer")}
-    stages = runtime.get("stages") or {
-        name: {"seconds_per_question": seconds} for name, seconds in older.items() if seconds is not None
-    }
-    return {"stages": stages, "total": sum(stage["seconds_per_question"] for stage in stages.values())}
-
-
-def _verdicts(evaluation: Evaluation) -> dict[str, str]:
-    """Count the verdicts, and why there is none; and tell between what the accuracy lies whatever those would be."""
-    judged = [row["judge"] for row in evaluation.predictions.values() if row.get("judge")]
-    correct = {True: "correct", False: "incorrect"}
-    counts = Counter(correct.get(verdict.get("correct"), verdict["status"]) for verdict in judged)
+def _verdict_counts(evaluation: Evaluation) -> dict[str, str]:
+    """Return the number of each verdict; if verdicts are missing, also the bounds of the accuracy."""
+    words = {True: "correct", False: "incorrect"}
+    verdicts = [prediction.verdict for prediction in evaluation.predictions.values() if prediction.verdict]
+    counts = Counter(verdict.status if verdict.correct is None else words[verdict.correct] for verdict in verdicts)
     facts = {name: f"{count:,}" for name, count in counts.most_common()}
-    ends = [evaluation.scores.get(f"judge_accuracy_{end}") for end in ("low", "high")]
-    if {*counts} - {*correct.values()} and None not in ends:
-        facts["correct, if all others are wrong, or right"] = " to ".join(f"{end:.1f} %" for end in ends)
+    bounds = [evaluation.scores.get(f"judge_accuracy_{end}") for end in ("low", "high")]
+    if {*counts} - {*words.values()} and None not in bounds:
+        facts["bounds of the accuracy"] = " to ".join(f"{bound:.1f} %" for bound in bounds)
     return facts
 
 
-def _traces(evaluation: Evaluation) -> Row:
-    """Return what a score was measured with; the stages have a table of their own."""
-    runtime = {name: value for name, value in (evaluation.about.get("runtime") or {}).items() if name != "stages"}
-    return evaluation.about | {"runtime": runtime}
+def _measurement(evaluation: Evaluation) -> Any:
+    """Return the content of score.json without the values of other tables: metrics, intervals, stages."""
+    score = to_json(evaluation.score)
+    del score["metrics"], score["intervals"], score["runtime"]["stages"]
+    return score
 
 
-def _side_by_side(sides: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """Return the name of each value in one of the objects, and the values as text, empty where it has none."""
-    flat = [_flat(side) for side in sides]
-    return [
-        (name, [side.get(name, "") for side in flat]) for name in dict.fromkeys(name for side in flat for name in side)
-    ]
+def _side_by_side(sides: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Return the dotted name of each value in one of the objects, with its text in each, empty if absent."""
+    texts = [_flat(side) for side in sides]
+    names = dict.fromkeys(name for side in texts for name in side)
+    return [(name, [side.get(name, "") for side in texts]) for name in names]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:
@@ -181,52 +163,43 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
     return {name: value if is_plain else json.dumps(value, ensure_ascii=False)} if name else {}
 
 
-# Questions
-
-
-def _questions(evaluations: Sequence[Evaluation]) -> Row:
-    """Return the questions as the page's script reads them: each passage once, scores in the order of their names."""
+def _questions(evaluations: Sequence[Evaluation], labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return the data of the page's script: each passage once, scores in the order of `metrics`."""
+    rows: list[tuple[PredictionRecord, ...]] = [(row,) for each in evaluations for row in each.predictions.values()]
     if len(evaluations) == 2:
-        rows: list[tuple[Row, ...]] = [*paired_rows(*evaluations)]
-    else:
-        rows = [(row,) for evaluation in evaluations for row in evaluation.predictions.values()]
-    evidence = [of for sides in rows for row in sides for of in row.get("attribution") or ()]
-    attributions = list(dict.fromkeys(name for of in evidence for name in of if name not in ("id", "gold")))
-    scored = [[question_scores(row) for row in sides] for sides in rows]
-    metrics = list(dict.fromkeys(name for of in scored for scores in of for name in scores))
-    passages: dict[tuple[Any, ...], int] = {}
+        rows = [*paired_predictions(*evaluations)]
+    metrics = list(dict.fromkeys(name for sides in rows for row in sides for name in question_scores(row)))
+    attributed = [passage for sides in rows for row in sides for passage in row.attribution or ()]
+    attributions = [name for name in dict.fromkeys(chain(*attributed)) if name not in ("id", "is_gold")]
+    numbers: dict[tuple[str, ...], int] = {}
 
-    def numbered(passage: Row) -> int:
-        """Return the number of a passage, the next where it is new; gold that was read may be known by its id alone."""
-        content = (passage.get("title") or "", passage.get("text"), *(passage.get("sources") or ()))
-        return passages.setdefault((passage["id"], *content), len(passages))
+    def passage_data(passage: PassageRecord, attribution: dict[str, Any] | None) -> list[Any]:
+        number = numbers.setdefault((passage.id, passage.title, passage.text, *passage.sources), len(numbers))
+        values = [to_json(attribution.get(name)) for name in attributions] if attribution else []
+        return [number, to_json(passage.score), passage.is_gold, *values]
 
-    def side(row: Row, scores: Mapping[str, float]) -> Row:
-        owed = {of["id"]: [of.get(name) for name in attributions] for of in row.get("attribution") or ()}
-        shown = row.get("passages") or row.get("attribution") or ()
-        return {name: row[name] for name in ("answer", "finished", "read", "judge") if row.get(name) is not None} | {
-            "scores": [scores.get(name) for name in metrics],
-            "passages": [[numbered(of), of.get("score"), of["gold"], *owed.get(of["id"], ())] for of in shown],
+    def side_data(row: PredictionRecord) -> dict[str, Any]:
+        by_id = {passage["id"]: passage for passage in row.attribution or ()}
+        fields = {name: getattr(row, name) for name in ("answer", "finished", "num_passages_read", "verdict")}
+        return {name: value for name, value in fields.items() if value is not None} | {
+            "scores": [*map(question_scores(row).get, metrics)],
+            "passages": [passage_data(passage, by_id.get(passage.id)) for passage in row.passages],
         }
 
     questions = [
-        {
-            "id": first["id"],
-            "question": first["question"],
-            "chat_history": first.get("chat_history") or [],
-            "references": first.get("references") or [],
-            "sides": [side(row, scores) for row, scores in zip((first, *others), of, strict=True)],
-        }
-        for (first, *others), of in zip(rows, scored, strict=True)
+        {name: getattr(sides[0], name) for name in ("id", "question", "chat_history", "references")}
+        | {"sides": [side_data(row) for row in sides]}
+        for sides in track(rows, "report", unit="questions")
     ]
     return {
-        "metrics": [short_title(name) for name in metrics],
-        "attributions": [ATTRIBUTIONS.get(name, name) for name in attributions],
-        "passages": list(passages),
+        "metrics": [labels.get(name, name).removesuffix(", %") for name in metrics],
+        "attributions": [ATTRIBUTION_LABELS.get(name, name) for name in attributions],
+        "passages": list(numbers),
         "questions": questions,
     }
 
 
 def _json(value: Any) -> Markup:
-    """Return JSON for a script element, which no text in it can end."""
-    return Markup(json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"))
+    """Return JSON for a script element; no text in it can end the element."""
+    text = json.dumps(value, default=to_json, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))

@@ -1,4 +1,4 @@
-"""report.html: every number on it is one of the folder's files, every text of theirs is text, and nothing is loaded."""
+"""Tests of report.html: its numbers are those of the files, their texts stay text, and the page loads nothing."""
 
 import base64
 import hashlib
@@ -8,22 +8,23 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from errno import ENOSPC
 from html.parser import HTMLParser
 from math import nan
 from pathlib import Path
 
 import pytest
-from test_results import STEP, change, change_score, write_run
-from test_statistics import evaluation
+from five_questions import score_examples
+from tiny_evaluations import STEP, change, change_score, evaluation, write_run
 from world import launch
 
 from rqa.data.records import Example, Passage, Turn
 from rqa.errors import InputError
-from rqa.evaluation.context_report import build_contexts, context_report
-from rqa.evaluation.evaluate import evaluate
+from rqa.evaluation.comparison import read_results
+from rqa.evaluation.context_report import build_contexts, compare_contexts
 from rqa.evaluation.metrics import answer_scores
-from rqa.evaluation.results import Run, read_results
-from rqa.evaluation.significance import compare, measures, score_intervals
+from rqa.evaluation.results import RunRecords, StepRecord, VerdictRecord, write_record
+from rqa.evaluation.significance import compare, resampled_scores, score_intervals
 from rqa.generation.generator import Answer
 from rqa.report.html import render, write_report
 from rqa.report.plots import plot, training_plots
@@ -36,7 +37,7 @@ HOSTILE = (
 
 
 def hostile(seed=0):
-    """An evaluation in which every text that a user, a corpus or a model brings wants to be more than text."""
+    """Return an evaluation in which every text of a user, a corpus or a model is hostile."""
     passages = [Passage(f"{HOSTILE} text {i}", f"{HOSTILE} title {i}", (f"{HOSTILE} source",)) for i in range(4)]
     examples = [
         Example(
@@ -49,21 +50,20 @@ def hostile(seed=0):
         for i in range(3)
     ]
     hits = [[Retrieved(passage, 0.5) for passage in passages[seed:]] for _ in examples]
-    scores = evaluate(
+    scores = score_examples(
         examples,
         retrieval=Retrieval(hits, 1.0, HOSTILE),
-        generate=lambda readings: [Answer(HOSTILE, 9, 9, False) for _ in readings],
-        attributions={"cross_attention": lambda readings: [[0.75, 0.25] for _ in readings]},
+        generate=lambda inputs: [Answer(HOSTILE, 9, 9, False, 0, len(item.passages)) for item in inputs],
+        attributions={"cross_attention": lambda inputs: [[0.75, 0.25] for _ in inputs]},
         k=2,
         ks=(1, 3),
     )
-    for row in scores.predictions:
-        row["judge"] = {"status": "judged", "correct": False, "explanation": HOSTILE}
-    return scores
+    verdict = VerdictRecord(status="judged", correct=False, explanation=HOSTILE)
+    return replace(scores, predictions=[replace(row, verdict=verdict) for row in scores.predictions])
 
 
 class Page(HTMLParser):
-    """What a reader of HTML finds: elements with their attributes, and the text in each, scripts as they stand."""
+    """A parsed page: elements with their attributes and texts; scripts are raw."""
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
@@ -85,25 +85,25 @@ class Page(HTMLParser):
             element[2] += data
 
     def all(self, tag, **attributes):
-        """The text of each such element, white space folded."""
+        """Return the text of each such element, white space folded."""
         return [
             " ".join(text.split())
-            for name, found, text in self.elements
-            if name == tag and attributes.items() <= found.items()
+            for name, attrs, text in self.elements
+            if name == tag and attributes.items() <= attrs.items()
         ]
 
     def raw(self, tag, **attributes):
-        return [text for name, found, text in self.elements if name == tag and attributes.items() <= found.items()]
+        return [text for name, attrs, text in self.elements if name == tag and attributes.items() <= attrs.items()]
 
     def rows(self):
-        """Each row of a table: the texts of its cells, the template's spaces around them left out."""
-        found = []
+        """Return the texts of the cells of each row of a table, without surrounding white space."""
+        rows = []
         for tag, _, text in self.elements:
             if tag == "tr":
-                found.append([])
+                rows.append([])
             elif tag in ("td", "th"):
-                found[-1].append(text.strip(" \n"))
-        return found
+                rows[-1].append(text.strip(" \n"))
+        return rows
 
     @property
     def data(self):
@@ -117,17 +117,21 @@ def page_of(*folders):
 
 @pytest.fixture(scope="module")
 def scores():
-    """Two evaluations of the same questions, in which every third answer or every fourth is exact."""
+    """Two evaluations of the same questions, in which every third and every fourth answer is exact."""
     return [exact(evaluation(seed, size=45), 3 + seed) for seed in range(2)]
 
 
 def exact(scores, every):
-    for row in scores.predictions[::every]:
-        [row["answer"]] = row["references"]
-        row["answer_scores"] = answer_scores(row["answer"], row["references"])
-    metrics = {name: measure.value for name, measure in measures(scores.predictions).items()}
-    intervals = {"intervals": score_intervals(scores.predictions)}
-    return replace(scores, metrics=scores.metrics | metrics, about=scores.about | intervals)
+    predictions = list(scores.predictions)
+    for i in range(0, len(predictions), every):
+        [text] = predictions[i].references
+        predictions[i] = replace(predictions[i], answer=text, answer_scores=answer_scores(text, [text]))
+    metrics = scores.metrics | {name: each.value for name, each in resampled_scores(predictions).items()}
+    return replace(
+        scores,
+        predictions=predictions,
+        score=replace(scores.score, metrics=metrics, intervals=score_intervals(predictions)),
+    )
 
 
 @pytest.fixture
@@ -146,7 +150,7 @@ def one_decimal(value):
 # The file
 
 
-def test_a_second_process_writes_the_same_bytes(pair, scores, tmp_path):
+def test_report_is_byte_identical_in_another_process(pair, scores, tmp_path):
     write_run(tmp_path / "before", [replace(STEP, number=i) for i in range(1, 200)], [("eval-000100", scores[0])])
     path = write_report(*pair, tmp_path / "new/report.html")
     printed = launch("report.py", {str(pair[0]): str(pair[1]), "--output": str(tmp_path / "again.html")})
@@ -154,70 +158,88 @@ def test_a_second_process_writes_the_same_bytes(pair, scores, tmp_path):
     assert (tmp_path / "again.html").read_bytes() == path.read_bytes()
 
 
-def test_it_stands_in_the_folder_unless_told_otherwise(pair):
+def test_report_is_written_to_the_folder_by_default(pair):
     assert write_report(pair[0]) == pair[0] / "report.html"
     assert "<title>" in (pair[0] / "report.html").read_text(encoding="utf-8")
 
 
-def test_where_it_cannot_be_written_that_is_told(pair, tmp_path):
+def test_path_that_cannot_be_written_is_refused(pair, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=f"{tmp_path}/file/page.html: the report cannot be written"):
+    with pytest.raises(InputError, match=f"{tmp_path}/file/page.html: "):
         write_report(pair[0], output=tmp_path / "file/page.html")
 
 
-def test_two_need_two_evaluations(pair, tmp_path):
+def test_failed_write_keeps_the_old_report(pair, monkeypatch):
+    path = write_report(pair[0])
+    old = path.read_bytes()
+    change_score(pair[0], level=0.9)
+
+    def full(path, target):
+        raise OSError(ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_report(pair[0])
+    assert path.read_bytes() == old
+
+
+def test_comparison_requires_evaluations_of_the_same_questions(pair, tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(InputError, match="run: expected two evaluations to compare, found none in it"):
+    with pytest.raises(InputError, match=f"{tmp_path}/run: "):
         write_report(pair[0], write_run(tmp_path / "run"))
     change(pair[1], lambda i, row: row if i else None)
-    with pytest.raises(InputError, match="1 ids that only one of them has"):
+    with pytest.raises(InputError, match="1 ids"):
         write_report(*pair)
 
 
-# Its numbers
+# Numbers
 
 
-def test_scores_stand_there_with_their_intervals(pair, scores):
+def test_scores_are_shown_with_intervals(pair, scores):
     rows = {row[0]: row[1:3] for row in page_of(pair[0]).rows()}
     shown = {"f1": "F1, %", "recall@1": "Recall@1, %", "bleu": "BLEU", "mrr@3": "mrr@3", "rouge1": "rouge1"}
     for name, title in shown.items():
-        low, high = scores[0].about["intervals"][name]
+        low, high = scores[0].score.intervals[name]
         expected = [one_decimal(scores[0].metrics[name]), f"[{one_decimal(low)}, {one_decimal(high)}]"]
         assert rows[title] == expected
     assert rows["loss, nats per token"][0] == f"{scores[0].metrics['loss']:.3f}"
 
 
-def test_of_two_the_difference_stands_beside_them(pair, scores):
+def test_comparison_shows_differences(pair, scores):
     rows = {row[0]: row[1:] for row in page_of(*pair).rows()}
+    results = compare(*(score.predictions for score in scores))
     for name, title in {"f1": "F1, %", "em": "EM, %", "answer_words": "words in an answer"}.items():
-        found = compare(*(score.predictions for score in scores))[name]
         a, _, b, _, difference, ends, p_value, _ = rows[title]
         assert [a, b] == [one_decimal(score.metrics[name]) for score in scores]
-        told = [difference, *ends.strip("[]").split(", ")]
-        assert [float(text.replace("−", "-")) for text in told] == [
-            round(value, 1) for value in (found.difference, found.low, found.high)
-        ]
-        assert p_value == f"{found.p_value:.4f}"
+        shown = [float(text.replace("−", "-")) for text in (difference, *ends.strip("[]").split(", "))]
+        assert shown == [round(value, 1) for value in (results[name].difference, results[name].low, results[name].high)]
+        assert p_value == f"{results[name].p_value:.4f}"
 
 
-def test_the_stages_of_an_answer_are_told_in_milliseconds(pair):
-    stage = {"seconds": 3.0, "questions": 2, "seconds_per_question": 1.5, "p50": 0.0123, "p95": 2.5}
-    change_score(pair[0], runtime={"device": "cpu", "stages": {"search": stage | {"tokens_per_second": 1234.5}}})
+STAGE = {"seconds": 3.0, "questions": 2, "batch": 2, "seconds_per_question": 1.5, "p50": 0.0123, "p95": 2.5}
+
+
+def runtime_of(**stages):
+    return {"device": "cpu", "warm_up": "the first question", "stages": stages}
+
+
+def test_stage_times_are_in_milliseconds(pair):
+    change_score(pair[0], runtime=runtime_of(search=STAGE | {"tokens_per_second": 1234.5}, answer=STAGE))
     rows = {row[0]: row[1:] for row in page_of(pair[0]).rows()}
     assert rows["search"][:4] == ["1,500", "12.3", "2,500", "1,234"]
-    assert rows["together"][0] == "1,500"
+    assert rows["answer"][3] == ""
+    assert rows["total"][0] == "3,000"
     assert rows["runtime.device"] == ["cpu"]
     assert not any("stages" in name for name in rows)
-    change_score(pair[0], runtime=None)  # of an older evaluation
-    rows = {row[0]: row[1:] for row in page_of(pair[0]).rows()}
-    assert {"retrieval", "generation"} <= rows.keys()
 
 
-def test_the_verdicts_are_counted(pair):
+def test_verdicts_are_counted(pair):
     judged = [("judged", True)] * 3 + [("judged", False)] * 2 + [("malformed", None)]
     change(
         pair[0],
-        lambda i, row: row | {"judge": dict(zip(("status", "correct"), judged[i % 6], strict=True))},
+        lambda i, row: (
+            row | {"verdict": dict(zip(("status", "correct"), judged[i % 6], strict=True)) | {"explanation": ""}}
+        ),
         keep_scores=True,
     )
     change_score(pair[0], metrics={"judge_accuracy_low": 50.0, "judge_accuracy_high": 66.67})
@@ -227,23 +249,21 @@ def test_the_verdicts_are_counted(pair):
     assert facts["correct"] == str(counts["judged", True])
     assert facts["incorrect"] == str(counts["judged", False])
     assert facts["malformed"] == str(counts["malformed", None])
-    assert facts["correct, if all others are wrong, or right"] == "50.0 % to 66.7 %"
+    assert facts["bounds of the accuracy"] == "50.0 % to 66.7 %"
 
 
-def test_flags_and_what_was_measured_are_there_and_what_differs_is_marked(pair, scores):
+def test_settings_list_flags_and_measurement_and_mark_differences(pair, scores):
     page = page_of(*pair)
     assert ["batch_size", "8", "8"] in page.rows()
     assert ["output_dir, differs", "before", "after"] in page.rows()
-    assert ["versions.torch", *[score.about["versions"]["torch"] for score in scores]] in page.rows()
-    assert ["signatures.bleu", *[score.about["signatures"]["bleu"] for score in scores]] in page.rows()
+    assert ["versions.torch", *[score.score.versions["torch"] for score in scores]] in page.rows()
+    assert ["signatures.bleu", *[score.score.signatures["bleu"] for score in scores]] in page.rows()
 
 
-def test_what_only_the_second_has_is_told_of_the_second(pair, scores):
-    change(pair[1], lambda i, row: row | {"judge": {"status": "judged", "correct": True, "explanation": ""}})
-    for name in ("runtime", "generation", "retrieval"):
-        score = json.loads((pair[0] / "score.json").read_text())
-        score.pop(name, None)
-        (pair[0] / "score.json").write_text(json.dumps(score))
+def test_results_of_the_second_folder_alone_are_marked_b(pair, scores):
+    change(pair[1], lambda i, row: row | {"verdict": {"status": "judged", "correct": True, "explanation": ""}})
+    change_score(pair[0], runtime=runtime_of())
+    change_score(pair[1], runtime=runtime_of(search=STAGE))
     write_run(pair[1], [STEP], [])
     html = render([read_results(folder) for folder in pair])
     [judge] = re.findall('<h2 id="judge">.*?</section>', html, re.DOTALL)
@@ -251,89 +271,89 @@ def test_what_only_the_second_has_is_told_of_the_second(pair, scores):
     for section in (judge, times):
         assert ">B<" in section
         assert ">A<" not in section
-    loss = words_of(Page(html), "Loss")
+    loss = description_of(Page(html), "Loss")
     assert "B: training: " in loss
     assert "A: " not in loss
 
 
-def test_the_report_on_contexts_is_there(pair):
+def test_context_report_is_shown(pair):
     passages = [Passage(f"Text {i}.") for i in range(5)]
     examples = [Example(str(i), "Who?", (f"Text {i}.",), (passages[i],)) for i in range(2)]
     hits = [[Retrieved(passage, 1.0) for passage in passages]] * 2
 
-    def generate(readings):  # by heart, or the first passage
-        return [Answer(read.passages[0].text if read.passages else "Text 0.", 1, 1, True) for read in readings]
+    def generate(inputs):  # the first passage, or a memorized text
+        texts = [item.passages[0].text if item.passages else "Text 0." for item in inputs]
+        return [Answer(text, 1, 1, True, 0, len(item.passages)) for text, item in zip(texts, inputs, strict=True)]
 
-    report = context_report(build_contexts(examples, hits, k=3), generate)
-    (pair[0] / "contexts.json").write_text(json.dumps(report))
+    report = compare_contexts(build_contexts(examples, hits, k=3), generate)
+    write_record(pair[0] / "contexts.json", report)
     page = page_of(pair[0])
     rows = {row[0]: row[1:] for row in page.rows()}
-    for name, of in report["conditions"].items():
+    for name, condition in report.conditions.items():
         if not name.startswith("gold_at_"):
-            shown = [of["scores"][score] for score in ("f1", "em", "rougeL", "bleu", "refusal")]
             f1, _, *others = rows[name.replace("_", " ")]
-            assert [float(text) for text in (f1, *others)] == pytest.approx(shown, abs=0.05)
-    assert (
-        rows["distractor cost"][0].replace("−", "-")
-        == f"{report['differences']['distractor_cost']['f1']['difference']:+.1f}"
-    )
-    [words] = [text["aria-label"] for tag, text, _ in page.elements if "place" in text.get("aria-label", "")]
-    at = [report["conditions"][f"gold_at_{i}"]["scores"]["f1"] for i in (1, 2, 3)]
-    assert words.endswith(f"F1: {at[0]:.3g} at 1, {at[1]:.3g} at 2, {at[2]:.3g} at 3.")
+            expected = [condition["scores"][score] for score in ("f1", "em", "rougeL", "bleu", "refusal")]
+            assert [float(text) for text in (f1, *others)] == pytest.approx(expected, abs=0.05)
+    cost = report.differences["distractor_cost"]["f1"].difference
+    assert rows["distractor cost"][0].replace("−", "-") == f"{cost:+.1f}"
+    f1 = [report.conditions[f"gold_at_{i}"]["scores"]["f1"] for i in (1, 2, 3)]
+    description = description_of(page, "Position of the gold passage")
+    assert description.endswith(f"F1: {f1[0]:.3g} at 1, {f1[1]:.3g} at 2, {f1[2]:.3g} at 3.")
 
 
-# Its plots
+# Plots
 
 
-def words_of(page, title):
-    [words] = [found["aria-label"] for tag, found, _ in page.elements if found.get("aria-label", "").startswith(title)]
-    return words
+def description_of(page, title):
+    labels = [attributes.get("aria-label", "") for _, attributes, _ in page.elements]
+    [description] = [label for label in labels if label.startswith(title)]
+    return description
 
 
-def test_a_run_is_drawn_and_told(tmp_path, scores):
+def test_training_run_is_plotted_and_described(tmp_path, scores):
     steps = [
         replace(STEP, number=1, loss=8.0, gradient_norm=4.0, learning_rate=0.001),
         replace(STEP, number=2, loss=nan, gradient_norm=nan, learning_rate=0.002, skipped=True),
         replace(STEP, number=3, loss=1.25, gradient_norm=0.5, learning_rate=0.0),
     ]
     page = page_of(write_run(tmp_path, steps, [("eval-000003", scores[0]), ("test", scores[1])]))
-    assert f"training: 8 at 1, 1.25 at 3. evaluation: {scores[0].metrics['loss']:.3g} at 3." in words_of(page, "Loss")
-    assert "norm: 4 at 1, 0.5 at 3." in words_of(page, "Gradient norm")
-    assert "rate: 0.001 at 1, 0.002 at 2, 0 at 3." in words_of(page, "Learning rate")
-    told = words_of(page, "Scores on the way")
+    assert f"training: 8 at 1, 1.25 at 3. validation: {scores[0].metrics['loss']:.3g} at 3." in description_of(
+        page, "Loss"
+    )
+    assert "norm: 4 at 1, 0.5 at 3." in description_of(page, "Gradient norm")
+    assert "rate: 0.001 at 1, 0.002 at 2, 0 at 3." in description_of(page, "Learning rate")
+    description = description_of(page, "Validation scores")
     for title, name in {"F1": "f1", "EM": "em", "ROUGE-L": "rougeL", "BLEU": "bleu"}.items():
-        assert f"{title}: {scores[0].metrics[name]:.3g} at 3." in told
+        assert f"{title}: {scores[0].metrics[name]:.3g} at 3." in description
     facts = dict(zip(page.all("dt"), page.all("dd"), strict=True))
-    assert (facts["updates"], facts["skipped, not finite"], facts["examples"]) == ("3", "1", "12")
+    assert (facts["steps"], facts["skipped steps (not finite)"], facts["examples"]) == ("3", "1", "12")
     assert one_decimal(scores[1].metrics["f1"]) in {row[0]: row[1] for row in page.rows()}["F1, %"]
 
 
-def test_the_loss_is_averaged_by_the_token():
-    updates = [
-        {"number": i, "loss": float(i % 7), "gradient_norm": 1.0, "learning_rate": 1.0, "target_tokens": 1 + i % 3}
-        for i in range(1, 201)
-    ]
-    words = str(training_plots([Run(updates, [], [])])[0].svg)
+def test_mean_loss_is_weighted_by_target_tokens():
+    other = {"gradient_norm": 1.0, "learning_rate": 1.0, "positions": 9, "examples": 1, "skipped": False}
+    steps = [StepRecord(step=i, loss=float(i % 7), target_tokens=1 + i % 3, **other) for i in range(1, 201)]
+    description = str(training_plots([RunRecords(steps, [], [])])[0].svg)
     means = [
-        (a["loss"] * a["target_tokens"] + b["loss"] * b["target_tokens"]) / (a["target_tokens"] + b["target_tokens"])
-        for a, b in zip(updates[::2], updates[1::2], strict=True)
+        (a.loss * a.target_tokens + b.loss * b.target_tokens) / (a.target_tokens + b.target_tokens)
+        for a, b in zip(steps[::2], steps[1::2], strict=True)
     ]
-    assert f"averaged: first {means[0]:.3g} at 1.5, last {means[-1]:.3g} at 199.5, lowest {min(means):.3g}" in words
+    assert f"mean: first {means[0]:.3g} at 1.5, last {means[-1]:.3g} at 199.5, lowest {min(means):.3g}" in description
 
 
-def test_recall_is_told_at_every_k(pair, scores):
-    [plain] = [words_of(page_of(pair[0]), "Found among")]
+def test_recall_is_described_at_every_k(pair, scores):
+    alone = description_of(page_of(pair[0]), "Gold among")
     values = {name: [f"{scores[0].metrics[f'{name}@{k}']:.3g}" for k in (1, 3)] for name in ("recall", "hit", "all")}
     assert values["recall"] == values["hit"] == values["all"]  # with one gold passage a question
     assert (
-        f"recall, any gold passage, all gold passages: {values['recall'][0]} at 1, {values['recall'][1]} at 3." in plain
+        f"recall, any gold passage, all gold passages: {values['recall'][0]} at 1, {values['recall'][1]} at 3." in alone
     )
-    both = words_of(page_of(*pair), "Found among")
+    both = description_of(page_of(*pair), "Gold among")
     for letter, score in zip("AB", scores, strict=True):
         assert f"{letter}: recall: {score.metrics['recall@1']:.3g} at 1, {score.metrics['recall@3']:.3g} at 3." in both
 
 
-def test_plots_are_in_the_page_s_colours_and_their_ids_are_their_own(tmp_path, scores):
+def test_plots_use_css_colors_and_unique_ids(tmp_path, scores):
     write_run(tmp_path, (STEP, replace(STEP, number=2)), [("eval-000002", scores[0])])
     html = render([read_results(tmp_path)])
     svg = "".join(re.findall(r"<svg role.*?</svg>", html, flags=re.DOTALL))
@@ -346,36 +366,35 @@ def test_plots_are_in_the_page_s_colours_and_their_ids_are_their_own(tmp_path, s
     assert used <= set(ids)
 
 
-def test_there_is_no_plot_of_nothing():
-    assert plot("Nothing", "x", "y", []) is None
-    assert training_plots([Run([], [], [])]) == []
+def test_plot_without_points_is_none():
+    assert plot("Nothing", "x", "y", []) == []
+    assert training_plots([RunRecords([], [], [])]) == []
 
 
-# Its questions
+# Questions
 
 
-def test_the_questions_are_those_of_the_files_each_passage_once(pair, scores):
+def test_data_has_every_question_and_each_passage_once(pair, scores):
     data = page_of(*pair).data
     assert len(data["questions"]) == 45
     assert len(data["passages"]) == len(
-        {passage["id"] for s in scores for row in s.predictions for passage in row["passages"]}
+        {passage.id for each in scores for row in each.predictions for passage in row.passages}
     )
     for i, question in enumerate(data["questions"]):
         rows = [score.predictions[i] for score in scores]
-        assert {name: question[name] for name in ("id", "question")} == {
-            name: rows[0][name] for name in ("id", "question")
-        }
-        assert question["references"] == list(rows[0]["references"])
+        assert (question["id"], question["question"]) == (rows[0].id, rows[0].question)
+        assert question["references"] == list(rows[0].references)
         for side, row in zip(question["sides"], rows, strict=True):
-            assert (side["answer"], side["finished"], side["read"]) == (row["answer"], True, 2)
-            assert dict(zip(data["metrics"], side["scores"], strict=True))["F1"] == row["answer_scores"]["f1"]
-            shown = [(*data["passages"][number], score, gold) for number, score, gold in side["passages"]]
+            assert (side["answer"], side["finished"], side["num_passages_read"]) == (row.answer, True, 2)
+            assert dict(zip(data["metrics"], side["scores"], strict=True))["F1"] == row.answer_scores["f1"]
+            shown = [(*data["passages"][number], score, is_gold) for number, score, is_gold in side["passages"]]
             assert shown == [
-                (of["id"], of["title"], of["text"], *of["sources"], of["score"], of["gold"]) for of in row["passages"]
+                (passage.id, passage.title, passage.text, *passage.sources, passage.score, passage.is_gold)
+                for passage in row.passages
             ]
 
 
-def test_what_each_passage_is_owed_stands_beside_it(tmp_path):
+def test_attribution_is_shown_for_each_passage(tmp_path):
     hostile().write(tmp_path)
     data = page_of(tmp_path).data
     assert data["attributions"] == ["cross-attention, share"]
@@ -383,50 +402,42 @@ def test_what_each_passage_is_owed_stands_beside_it(tmp_path):
         assert [passage[3:] for passage in question["sides"][0]["passages"]] == [[0.75], [0.25], []]
 
 
-def test_a_retriever_alone_and_a_generator_that_reads_gold_have_a_page(pair):
-    kept = ("id", "question", "passages", "retrieval_scores")
+def test_evaluation_of_a_retriever_or_a_generator_alone_has_a_page(pair):
+    kept = ("format", "id", "question", "passages", "retrieval_scores")
     change(pair[0], lambda i, row: {name: row[name] for name in kept if name in row})
     data = page_of(pair[0]).data
     assert "answer" not in data["questions"][0]["sides"][0]
     assert "F1" not in data["metrics"]
-    change(pair[1], lambda i, row: {name: row[name] for name in row if name not in kept[2:]})
+    change(pair[1], lambda i, row: {name: row[name] for name in row if name != "retrieval_scores"} | {"passages": []})
     data = page_of(pair[1]).data
     assert data["questions"][0]["sides"][0]["passages"] == []
     assert "F1" in data["metrics"]
 
 
-def test_what_older_evaluations_lack_is_left_out(pair):
-    """A score.json of nothing but scores; intervals of some of them."""
-    metrics = json.loads((pair[0] / "score.json").read_text())["metrics"]
-    (pair[0] / "score.json").write_text(json.dumps({"metrics": metrics}))
+def test_missing_intervals_are_left_out(pair):
     change_score(pair[1], intervals={"f1": [1, 2]})
-    page = page_of(*pair)
-    rows = {row[0]: row[1:5] for row in page.rows()}
+    rows = {row[0]: row[1:5] for row in page_of(*pair).rows()}
     assert rows["EM, %"][1].startswith("[")
     assert (rows["EM, %"][3], rows["F1, %"][3]) == ("", "[1.0, 2.0]")
-    assert "Found among" in words_of(page, "Found among")
 
 
-def test_a_run_without_an_evaluation_has_a_page(tmp_path):
+def test_metric_of_the_user_has_its_label(pair):
+    score = json.loads((pair[0] / "score.json").read_text())
+    change_score(pair[0], metrics=score["metrics"] | {"digits": 25.0}, labels={"digits": "digits, %"})
+    rows = {row[0]: row[1] for row in page_of(pair[0]).rows()}
+    assert rows["digits, %"] == "25.0"
+
+
+def test_run_without_an_evaluation_has_a_page(tmp_path):
     page = page_of(write_run(tmp_path))
     assert page.all("h2") == ["Training", "Settings"]
     assert page.raw("script") == []
 
 
-def test_gold_that_an_older_evaluation_read_is_there_by_its_id(pair):
-    def older(i, row):
-        return {**row, "passages": None, "attribution": [{"id": "p", "gold": True, "leave_one_out": -0.5}]}
-
-    change(pair[0], older)
-    data = page_of(pair[0]).data
-    assert data["passages"] == [["p", "", None]]
-    assert data["questions"][3]["sides"][0]["passages"] == [[0, None, True, -0.5]]
+# Texts
 
 
-# Its texts
-
-
-def test_all_text_is_text(tmp_path):
+def test_texts_are_escaped(tmp_path):
     folder = tmp_path / "<script>hacked = 1<!--'\"&amp;"
     hostile().write(folder)
     (folder / "config.json").write_text(
@@ -434,7 +445,7 @@ def test_all_text_is_text(tmp_path):
     )
     html = render([read_results(folder)])
     page = Page(html)
-    assert [found for tag, found, _ in page.elements if tag == "script"] == [
+    assert [attributes for tag, attributes, _ in page.elements if tag == "script"] == [
         {"id": "data", "type": "application/json"},
         {},
     ]
@@ -448,19 +459,19 @@ def test_all_text_is_text(tmp_path):
     question = page.data["questions"][1]
     assert question["question"] == f"{HOSTILE} question 1"
     assert question["chat_history"] == [{"role": role, "text": HOSTILE} for role in ("user", "assistant")]
-    assert question["sides"][0]["answer"] == question["sides"][0]["judge"]["explanation"] == HOSTILE
+    assert question["sides"][0]["answer"] == question["sides"][0]["verdict"]["explanation"] == HOSTILE
 
 
-def test_a_name_that_is_not_unicode_is_shown_as_its_escape(tmp_path, scores):
+def test_folder_name_that_is_not_unicode_is_escaped(tmp_path, scores):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     scores[0].write(folder)
     assert "\\udcff" in Page(write_report(folder).read_text(encoding="utf-8")).raw("h1")[0]
 
 
-def test_the_policy_lets_that_script_run_and_nothing_load(pair):
+def test_policy_allows_one_script_and_no_loading(pair):
     html = render([read_results(pair[0])])
     page = Page(html)
-    [policy] = [found["content"] for tag, found, _ in page.elements if found.get("http-equiv")]
+    [policy] = [attributes["content"] for _, attributes, _ in page.elements if attributes.get("http-equiv")]
     rules = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
     script = page.raw("script")[-1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -472,7 +483,10 @@ def test_the_policy_lets_that_script_run_and_nothing_load(pair):
         "form-action": "'none'",
     }
     links = [
-        value for _, found, _ in page.elements for name, value in found.items() if name in ("src", "href", "xlink:href")
+        value
+        for _, attributes, _ in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href")
     ]
     assert links
     assert all(link.startswith("#") for link in links)
@@ -496,7 +510,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory, scores):
-    """The pages of an evaluation, of two, and of one that is hostile."""
+    """The pages of an evaluation, of two, and of two hostile ones."""
     folder = tmp_path_factory.mktemp("pages")
     for name, score in {"before": scores[0], "after": scores[1], "<b>&": hostile(), "other": hostile(1)}.items():
         score.write(folder / name)
@@ -510,17 +524,17 @@ def pages(tmp_path_factory, scores):
 
 @pytest.fixture
 def opened(browser, pages):
-    """Open a page; at the end, nothing was said on the console, and nothing was asked for but the page itself."""
-    contexts, said, asked = [], [], []
+    """Open a page; at the end, check that the console is empty and that nothing but the page was requested."""
+    contexts, messages, requested = [], [], []
 
     def by(name, **options):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(5_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(pages[name].as_uri())
         return page
 
@@ -528,25 +542,25 @@ def opened(browser, pages):
     documents = [context.pages[0].url for context in contexts]
     for context in contexts:
         context.close()
-    assert said == []
-    assert [url.partition("#")[0] for url in asked] == [url.partition("#")[0] for url in documents]
+    assert messages == []
+    assert [url.partition("#")[0] for url in requested] == [url.partition("#")[0] for url in documents]
 
 
-# The element in focus, and whether that can be seen.
+# The element in focus, and true if its focus is visible.
 FOCUSED = """() => {
     const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement);
     const { id, name, tagName } = document.activeElement;
     return [id || name || tagName, outlineStyle !== "none" && outlineWidth !== "0px"];
 }"""
-# Of each element with a text of its own: the colour of that, and of the nearest ground.
+# The colour of the text and of the background, of each element with a text of its own.
 COLORS = """() => [...document.querySelectorAll("body *")]
     .filter((element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
     .map((element) => {
-        let ground = element;
-        while (ground !== document.body && getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)")
-            ground = ground.parentElement;
+        let background = element;
+        while (background !== document.body && getComputedStyle(background).backgroundColor === "rgba(0, 0, 0, 0)")
+            background = background.parentElement;
         const { fill, color } = getComputedStyle(element);
-        return [element.closest("svg") ? fill : color, getComputedStyle(ground).backgroundColor];
+        return [element.closest("svg") ? fill : color, getComputedStyle(background).backgroundColor];
     })"""
 
 
@@ -555,10 +569,10 @@ def shown(page):
 
 
 def questions(rows):
-    return [row["question"] for row in rows]
+    return [row.question for row in rows]
 
 
-def test_twenty_questions_are_shown_at_a_time(opened, scores):
+def test_questions_are_shown_in_pages_of_twenty(opened, scores):
     page = opened("one")
     expected = questions(scores[0].predictions)
     assert shown(page) == expected[:20]
@@ -573,13 +587,13 @@ def test_twenty_questions_are_shown_at_a_time(opened, scores):
     assert shown(page) == expected[20:40]
 
 
-def test_questions_are_chosen(opened, scores):
+def test_questions_are_filtered(opened, scores):
     page = opened("two")
     a, b = (score.predictions for score in scores)
     page.fill("#text", "WHEN 7?")
     assert shown(page) == ["When 7?"]
     page.fill("#text", "no such text")
-    assert (shown(page), page.inner_text("#count")) == ([], "No question is like that.")
+    assert (shown(page), page.inner_text("#count")) == ([], "No matching questions.")
     page.fill("#text", "when 1")
     assert page.inner_text("#count") == "1–11 of 11 questions, out of 45"
     page.select_option("#metric", label="EM")
@@ -587,14 +601,14 @@ def test_questions_are_chosen(opened, scores):
     page.wait_for_selector("#list > li:nth-child(20)")
     assert page.locator("#metric option:checked").text_content() == "F1"
     kinds = {
-        "not exact": lambda row, other: row["answer_scores"]["em"] < 100 or other["answer_scores"]["em"] < 100,
+        "not exact": lambda *rows: any(row.answer_scores["em"] < 100 for row in rows),
         "gold not retrieved": lambda *rows: any(
-            "retrieval_scores" in row and not any(of["gold"] for of in row["passages"]) for row in rows
+            row.retrieval_scores and not any(passage.is_gold for passage in row.passages) for row in rows
         ),
-        "answers differ": lambda row, other: row["answer"] != other["answer"],
+        "answers differ": lambda row, other: row.answer != other.answer,
     }
-    for name, of in kinds.items():
-        expected = [row["question"] for row, other in zip(a, b, strict=True) if of(row, other)]
+    for name, applies in kinds.items():
+        expected = [row.question for row, other in zip(a, b, strict=True) if applies(row, other)]
         page.check(f"text={name} ({len(expected)})")
         assert shown(page) == expected[:20]
         assert 0 < len(expected) < 45
@@ -602,13 +616,13 @@ def test_questions_are_chosen(opened, scores):
     assert page.locator("text=judged incorrect").count() == 0
 
 
-def test_questions_are_sorted_by_a_score_or_a_difference(opened, scores):
+def test_questions_are_sorted_by_score_or_difference(opened, scores):
     page = opened("two")
     rows = list(zip(*(score.predictions for score in scores), strict=True))
     metrics = {
-        "F1": lambda row: row["answer_scores"]["f1"],
-        "words in an answer": lambda row: len(re.findall(r"\w+", row["answer"])),
-        "ndcg@3": lambda row: row.get("retrieval_scores", {}).get("ndcg@3"),
+        "F1": lambda row: row.answer_scores["f1"],
+        "words in an answer": lambda row: len(re.findall(r"\w+", row.answer)),
+        "ndcg@3": lambda row: (row.retrieval_scores or {}).get("ndcg@3"),
     }
     for metric, value in metrics.items():
         page.select_option("#metric", label=metric)
@@ -618,36 +632,36 @@ def test_questions_are_sorted_by_a_score_or_a_difference(opened, scores):
             "B − A, lowest first": lambda a, b, value=value: value(b) - value(a),
             "B − A, highest first": lambda a, b, value=value: value(a) - value(b),
         }
-        known = [pair for pair in rows if value(pair[0]) is not None]
+        scored = [pair for pair in rows if value(pair[0]) is not None]
         for order, key in keys.items():
             page.select_option("#order", label=order)
-            expected = sorted(known, key=lambda pair, key=key: key(*pair))
-            expected += [pair for pair in rows if pair not in known]
+            expected = sorted(scored, key=lambda pair, key=key: key(*pair))
+            expected += [pair for pair in rows if pair not in scored]
             assert shown(page) == questions(a for a, _ in expected)[:20]
     page.click("#next")
     page.click("#next")
     assert shown(page) == questions(a for a, _ in expected)[40:]
 
 
-def test_a_question_opens_on_its_passages(opened, scores):
+def test_opened_question_shows_its_passages(opened, scores):
     page = opened("one")
-    first = next(row for row in scores[0].predictions if any(of["gold"] for of in row["passages"]))
-    page.fill("#text", first["question"])
-    exactness = "✓ exact" if first["answer_scores"]["em"] == 100 else "✗ not exact"
-    rank = [of["gold"] for of in first["passages"]].index(True) + 1
+    first = next(row for row in scores[0].predictions if any(passage.is_gold for passage in row.passages))
+    page.fill("#text", first.question)
+    exactness = "✓ exact" if first.answer_scores["em"] == 100 else "✗ not exact"
+    rank = [passage.is_gold for passage in first.passages].index(True) + 1
     assert page.locator("#list .tags > span").all_text_contents() == [exactness, f"gold at {rank}"]
     for is_open in (True, False, True):
         page.click("#list summary >> nth=0")
         page.wait_for_selector("#list .body", state="visible" if is_open else "hidden")
     body = page.locator("#list .body")
-    assert body.locator("h3:has-text('Answer') + .text").text_content() == first["answer"]
-    assert body.locator(".passages > li .text").all_text_contents() == [of["text"] for of in first["passages"]]
-    assert body.locator(".passages > li .title").all_text_contents() == [of["title"] for of in first["passages"]]
-    assert body.locator("text=★ gold").count() == sum(of["gold"] for of in first["passages"])
-    assert body.locator("text=not read").count() == len(first["passages"]) - first["read"]
+    assert body.locator("h3:has-text('Answer') + .text").text_content() == first.answer
+    assert body.locator(".passages > li .text").all_text_contents() == [passage.text for passage in first.passages]
+    assert body.locator(".passages > li .title").all_text_contents() == [passage.title for passage in first.passages]
+    assert body.locator("text=★ gold").count() == sum(passage.is_gold for passage in first.passages)
+    assert body.locator("text=not read").count() == len(first.passages) - first.num_passages_read
 
 
-def test_hostile_text_is_shown_as_text(opened):
+def test_hostile_text_stays_text_in_a_browser(opened):
     page = opened("hostile")
     for summary in page.locator("#list > li > details > summary").all():
         summary.click()
@@ -661,10 +675,10 @@ def test_hostile_text_is_shown_as_text(opened):
     assert page.evaluate("[typeof hacked, document.scripts.length, document.images.length]") == ["undefined", 2, 0]
 
 
-def test_the_policy_holds_in_a_browser(browser, pages):
+def test_browser_enforces_the_policy(browser, pages):
     page = browser.new_page()
-    said, failed = [], []
-    page.on("console", lambda message: said.append(message.text))
+    messages, failed = [], []
+    page.on("console", lambda message: messages.append(message.text))
     page.on("requestfailed", lambda request: failed.append((request.url, request.failure)))
     page.goto(pages["one"].as_uri())
     page.evaluate(
@@ -678,11 +692,11 @@ def test_the_policy_holds_in_a_browser(browser, pages):
     )
     page.wait_for_timeout(100)
     assert page.evaluate("typeof hacked") == "undefined"
-    assert (len(said), failed) == (2, [("http://127.0.0.1:9/x.png", "csp")])
+    assert (len(messages), failed) == (2, [("http://127.0.0.1:9/x.png", "csp")])
     page.close()
 
 
-def test_the_keyboard_reaches_everything(opened):
+def test_every_control_is_reachable_by_keyboard(opened):
     page = opened("two")
     reached: list[tuple[str, bool]] = []
     while "SUMMARY" not in [name for name, _ in reached[-1:]] or "order" not in [name for name, _ in reached]:
@@ -698,9 +712,9 @@ def test_the_keyboard_reaches_everything(opened):
 
 
 @pytest.mark.parametrize("name", ["one", "two", "hostile"])
-def test_a_phone_needs_no_scrolling_sideways(opened, name):
+def test_page_fits_the_width_of_a_phone(opened, name):
     page = opened(name, viewport={"width": 360, "height": 740})
-    page.evaluate("for (const of of document.querySelectorAll('details')) of.open = true")
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
     page.wait_for_selector("#list .body")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
 
@@ -712,12 +726,12 @@ def luminance(color):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_on_its_ground(opened, scheme):
-    """Contrast of 4.5 at least, as WCAG 2.2 asks for at level AA."""
+def test_text_has_enough_contrast(opened, scheme):
+    """The contrast is at least 4.5, as WCAG 2.2 requires at level AA."""
     page = opened("two", color_scheme=scheme)
     page.click("#list summary >> nth=0")
-    found = {tuple(pair) for pair in page.evaluate(COLORS)}
-    assert len(found) > 5
-    for color, ground in found:
-        lighter, darker = sorted((luminance(color), luminance(ground)), reverse=True)
-        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (color, ground)
+    pairs = {tuple(pair) for pair in page.evaluate(COLORS)}
+    assert len(pairs) > 5
+    for color, background in pairs:
+        lighter, darker = sorted((luminance(color), luminance(background)), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (color, background)

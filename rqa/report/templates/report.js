@@ -1,6 +1,7 @@
 "use strict";
-// Shows the questions, twenty at a time, and what one holds when it is opened. No text of theirs is ever read as HTML.
-const PAGE = 20, LONG = 600;
+// Lists the questions, a page at a time; the details of a question are built when it is opened. Texts are never HTML.
+const PER_PAGE = 20; // questions
+const MAX_UNFOLDED = 600; // characters of a passage; a longer text is folded to five lines
 const data = JSON.parse(document.getElementById("data").textContent);
 const form = document.getElementById("filters"), list = document.getElementById("list");
 const isPair = data.questions.some((question) => question.sides.length > 1);
@@ -27,15 +28,15 @@ const sign = (value) => (value > 0 ? "+" : value < 0 ? "−" : "");
 const signed = (value) => (value === null ? "–" : sign(value) + shown(Math.abs(value)));
 const measured = (name, value) => make("span", "value", make("span", "unseen", `${name} `), value);
 
-// What is known of a question
+// Values of a question
 
 const rank = (side) => side.passages.findIndex((passage) => passage[2]) + 1;
 const isMissed = (side) => !rank(side) && hits.some((i) => side.scores[i] !== null);
 const isWrong = (side) => exact >= 0 && side.scores[exact] !== null && side.scores[exact] < 100;
-const isIncorrect = (side) => side.judge !== undefined && side.judge.correct === false;
+const isIncorrect = (side) => side.verdict !== undefined && side.verdict.correct === false;
 
 function score(question, side, metric) {
-  const [a, b] = question.sides.map((of) => of.scores[metric] ?? null);
+  const [a, b] = question.sides.map((each) => each.scores[metric] ?? null);
   if (side < 2) return side ? b : a;
   return a === null || b === null ? null : b - a;
 }
@@ -55,14 +56,14 @@ const FILTERS = {
 const APPLIES = {
   "not exact": exact >= 0,
   "gold not retrieved": hits.length > 0,
-  "judged incorrect": data.questions.some((question) => question.sides.some((side) => side.judge)),
+  "judged incorrect": data.questions.some((question) => question.sides.some((side) => side.verdict)),
   "answers differ": isPair,
 };
 
 // One question
 
 function line(side, i, metric) {
-  const found = rank(side);
+  const goldRank = rank(side);
   return make(
     "span",
     "line",
@@ -71,8 +72,8 @@ function line(side, i, metric) {
     make(
       "span",
       "tags",
-      side.judge ? verdict(side.judge) : exactness(side),
-      found ? make("span", "", `gold at ${found}`) : null,
+      side.verdict ? verdict(side.verdict) : exactness(side),
+      goldRank ? make("span", "", `gold at ${goldRank}`) : null,
       isMissed(side) ? make("span", "wrong", "✗ gold not retrieved") : null,
     ),
     metric < 0 ? null : measured(data.metrics[metric], shown(side.scores[metric])),
@@ -84,10 +85,10 @@ function exactness(side) {
   return isWrong(side) ? make("span", "wrong", "✗ not exact") : make("span", "right", "✓ exact");
 }
 
-function verdict(judge) {
-  if (judge.correct === true) return make("span", "right", "✓ judged correct");
-  if (judge.correct === false) return make("span", "wrong", "✗ judged incorrect");
-  return make("span", "", `no verdict: ${judge.status}`);
+function verdict({ status, correct }) {
+  if (correct === true) return make("span", "right", "✓ judged correct");
+  if (correct === false) return make("span", "wrong", "✗ judged incorrect");
+  return make("span", "", `no verdict: ${status}`);
 }
 
 function row(question, metric) {
@@ -98,7 +99,7 @@ function row(question, metric) {
       "span",
       "line",
       text("span", "question", question.question),
-      isPair && metric >= 0 ? measured("B less A", signed(score(question, 2, metric))) : null,
+      isPair && metric >= 0 ? measured("B − A", signed(score(question, 2, metric))) : null,
     ),
     ...question.sides.map((side, i) => line(side, i, metric)),
   );
@@ -112,31 +113,31 @@ function body(question) {
     "div",
     "body",
     make("p", "note", make("code", "", question.id)),
-    question.chat_history.length ? make("h3", "", "Conversation before") : null,
-    ...question.chat_history.map(said),
+    question.chat_history.length ? make("h3", "", "Chat history") : null,
+    ...question.chat_history.map(turnLine),
     question.references.length ? make("h3", "", question.references.length > 1 ? "References" : "Reference") : null,
     ...question.references.map((reference) => text("p", "text", reference)),
-    make("div", "sides", ...question.sides.map(answered)),
+    make("div", "sides", ...question.sides.map(sideDetails)),
   );
 }
 
-const said = (turn) => make("p", "text", make("span", "label", turn.role), text("span", "", turn.text));
+const turnLine = (turn) => make("p", "text", make("span", "label", turn.role), text("span", "", turn.text));
 
-function answered(side, i) {
+function sideDetails(side, i) {
   const named = data.metrics.map((name, j) => [name, side.scores[j]]).filter(([, value]) => value !== null);
-  const ofRetrieval = named.filter(([name]) => name.includes("@"));
+  const retrieval = named.filter(([name]) => name.includes("@"));
   return make(
     "div",
     "",
     side.answer === undefined ? null : make("h3", "", letter(i), " Answer"),
     side.answer === undefined ? null : text("p", "text", side.answer || "(empty)"),
-    side.finished === false ? make("p", "note", "Cut at the limit of tokens.") : null,
-    side.judge ? make("p", "", verdict(side.judge), " ", text("span", "note", side.judge.explanation ?? "")) : null,
+    side.finished === false ? make("p", "note", "Truncated at the token limit.") : null,
+    side.verdict ? make("p", "", verdict(side.verdict), " ", text("span", "note", side.verdict.explanation)) : null,
     scores(named.filter(([name]) => !name.includes("@"))),
     make("h3", "", side.answer === undefined ? letter(i) : null, " Passages"),
-    side.passages.length ? null : make("p", "note", "None."),
+    side.passages.length ? null : make("p", "note", "No passages."),
     make("ol", "passages", ...side.passages.map((_, j) => passage(side, j))),
-    ofRetrieval.length ? make("details", "", make("summary", "", "Scores of retrieval"), scores(ofRetrieval)) : null,
+    retrieval.length ? make("details", "", make("summary", "", "Retrieval scores"), scores(retrieval)) : null,
   );
 }
 
@@ -146,10 +147,10 @@ function scores(named) {
 }
 
 function passage(side, i) {
-  const [number, value, isGold, ...owed] = side.passages[i];
+  const [number, value, isGold, ...shares] = side.passages[i];
   const [id, title, content, ...sources] = data.passages[number];
-  const isRead = side.read === undefined || i < side.read;
-  const isShort = !title && content !== null && content.length <= LONG; // and stands on the first line
+  const isRead = side.num_passages_read === undefined || i < side.num_passages_read;
+  const isShort = !title && content !== null && content.length <= MAX_UNFOLDED; // on the first line
   const node = make(
     "li",
     (isGold ? "gold" : "") + (isRead ? "" : " unread"),
@@ -164,7 +165,7 @@ function passage(side, i) {
     ),
     content === null || isShort ? null : folded(content),
     sources.length ? text("p", "note", sources.join(" · ")) : null,
-    ...owed.map((share, j) => (share === null ? null : evidence(side, j, share))),
+    ...shares.map((share, j) => (share === null ? null : evidence(side, j, share))),
   );
   node.title = id;
   return node;
@@ -172,73 +173,73 @@ function passage(side, i) {
 
 function folded(content) {
   const node = text("p", "text", content);
-  if (content.length <= LONG) return node;
+  if (content.length <= MAX_UNFOLDED) return node;
   node.classList.add("folded");
-  const button = make("button", "more", "Whole text");
+  const button = make("button", "more", "Show all");
   button.type = "button";
   button.setAttribute("aria-expanded", "false");
   button.addEventListener("click", () => {
     const isFolded = node.classList.toggle("folded");
     button.setAttribute("aria-expanded", String(!isFolded));
-    button.textContent = isFolded ? "Whole text" : "Less";
+    button.textContent = isFolded ? "Show all" : "Show less";
   });
   return make("div", "", node, button);
 }
 
 function evidence(side, j, share) {
-  const most = Math.max(...side.passages.map((passage) => passage[3 + j] ?? 0));
+  const largest = Math.max(...side.passages.map((passage) => passage[3 + j] ?? 0));
   const bar = make("span", "bar");
-  bar.style.width = `${most > 0 ? (100 * Math.max(0, share)) / most : 0}%`;
+  bar.style.width = `${largest > 0 ? (100 * Math.max(0, share)) / largest : 0}%`;
   const value = make("span", "value", share.toFixed(3).replace("-", "−"));
   return make("p", "evidence", make("span", "label", data.attributions[j]), value, make("span", "rail", bar));
 }
 
-// All of them
+// The list
 
 function choose() {
-  const wanted = form.elements.text.value.toLowerCase();
+  const pattern = form.elements.text.value.toLowerCase();
   const filters = Object.keys(FILTERS).filter((name) => form.elements[name]?.checked);
   const metric = Number(form.elements.metric.value || -1);
   chosen = data.questions.filter((question) => filters.every((name) => FILTERS[name](question)));
-  chosen = chosen.filter((question) => words(question).includes(wanted));
+  chosen = chosen.filter((question) => words(question).includes(pattern));
   const [side, direction] = form.elements.order.value.split(" ").map(Number);
   if (direction) {
     const key = (question) => score(question, side, metric) * direction;
-    const known = chosen.filter((question) => score(question, side, metric) !== null);
+    const scored = chosen.filter((question) => score(question, side, metric) !== null);
     const others = chosen.filter((question) => score(question, side, metric) === null);
-    chosen = [...known.sort((a, b) => key(a) - key(b)), ...others];
+    chosen = [...scored.sort((a, b) => key(a) - key(b)), ...others];
   }
-  turn(0);
+  show(0);
 }
 
-function turn(to) {
-  first = to;
-  const metric = Number(form.elements.metric.value || -1), last = Math.min(first + PAGE, chosen.length);
+function show(start) {
+  first = start;
+  const metric = Number(form.elements.metric.value || -1), last = Math.min(first + PER_PAGE, chosen.length);
   list.replaceChildren(...chosen.slice(first, last).map((question) => row(question, metric)));
   const others = chosen.length < data.questions.length ? `, out of ${data.questions.length}` : "";
   document.getElementById("count").textContent = chosen.length
     ? `${first + 1}–${last} of ${chosen.length} questions${others}`
-    : "No question is like that.";
-  document.getElementById("pages").hidden = chosen.length <= PAGE;
-  document.getElementById("page").textContent = `${first / PAGE + 1} of ${Math.ceil(chosen.length / PAGE)}`;
+    : "No matching questions.";
+  document.getElementById("pages").hidden = chosen.length <= PER_PAGE;
+  document.getElementById("page").textContent = `${first / PER_PAGE + 1} of ${Math.ceil(chosen.length / PER_PAGE)}`;
   document.getElementById("previous").disabled = first === 0;
   document.getElementById("next").disabled = last === chosen.length;
 }
 
 function page(by) {
-  turn(first + by * PAGE);
+  show(first + by * PER_PAGE);
   list.querySelector("summary").focus();
 }
 
 function option(select, value, name) {
   const node = make("option", "", name);
   node.value = value;
-  node.defaultSelected = name === "F1"; // else the first is
+  node.defaultSelected = name === "F1"; // without F1 the first score is selected
   select.append(node);
 }
 
 data.metrics.forEach((name, i) => option(form.elements.metric, i, name));
-option(form.elements.order, "0 0", "as evaluated");
+option(form.elements.order, "0 0", "original");
 for (const [side, name] of isPair ? ["A", "B", "B − A"].entries() : [[0, "score"]]) {
   option(form.elements.order, `${side} 1`, `${name}, lowest first`);
   option(form.elements.order, `${side} -1`, `${name}, highest first`);

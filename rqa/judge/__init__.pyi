@@ -1,0 +1,25 @@
+from .client import Judge as Judge
+from .judge_evaluation import RESPONSES_FILE as RESPONSES_FILE
+from .judge_evaluation import build_requests as build_requests
+from .judge_evaluation import judge_answers as judge_answers
+from .judge_evaluation import read_labels as read_labels
+from .prompt import JudgeRequest as JudgeRequest
+from .verdicts import Agreement as Agreement
+from .verdicts import Cost as Cost
+from .verdicts import Verdict as Verdict
+from .verdicts import cohens_kappa as cohens_kappa
+from .verdicts import summarize as summarize
+
+__all__ = [
+    "RESPONSES_FILE",
+    "Agreement",
+    "Cost",
+    "Judge",
+    "JudgeRequest",
+    "Verdict",
+    "build_requests",
+    "cohens_kappa",
+    "judge_answers",
+    "read_labels",
+    "summarize",
+]
