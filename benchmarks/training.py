@@ -1,9 +1,9 @@
-"""How much of training is not training: padding, waiting, and time outside forward, backward and optimizer.
+"""The overhead of training: padding, waiting ranks, and time outside forward, backward and optimizer.
 
     python benchmarks/training.py --config recipes/configs/quickstart.yaml --max_steps 12
 
-Takes the flags of recipes/swr_starling.py; --output_dir is not written. The gold passages and the corpus' next ones
-stand for what a retriever would find: lengths are what matters here, not relevance.
+It accepts the flags of recipes/swr_starling.py; nothing is written to --output_dir. The gold passages and the next ones
+of the corpus stand in for retrieved passages: only their lengths matter here.
 """
 
 import time
@@ -11,54 +11,44 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from rqa.cli import data_args as inputs
-from rqa.cli import training_args as config
-from rqa.cli.parser import cli, parse_configs
-from rqa.data.corpus import open_passages
-from rqa.data.passage_selection import select_passages
-from rqa.data.records import load_examples
-from rqa.distributed.accelerator import make_accelerator
-from rqa.models.decoder import AnswerLM
-from rqa.prompts.collators import ConcatenatedCollator, EncodedExample
-from rqa.prompts.decoder_prompt import PromptBuilder, load_tokenizer
-from rqa.training.batching import BatchLayout, epoch_order, num_positions, plan_steps, training_batches
-from rqa.training.loop import train_steps
-from rqa.training.optim import make_optimizer
+from rqa import cli, data, distributed, models, training
+from rqa.prompts.collators import EncodedExample
+from rqa.training.batching import BatchLayout, epoch_order, num_positions, plan_steps
 
 
-def computed(lengths: Sequence[int], batches: Iterable[Sequence[int]], *, fixed: int = 0) -> float:
-    """Return the positions computed for each real token, when rows are padded to the longest of their batch."""
-    padded = sum(len(batch) * (fixed or max(lengths[i] for i in batch)) for batch in batches)
-    return padded / sum(lengths)
+def positions_per_token(lengths: Sequence[int], batches: Iterable[Sequence[int]], *, padded_to: int = 0) -> float:
+    """Return the positions computed per token if rows are padded to the longest of their batch, or to `padded_to`."""
+    positions = sum(len(batch) * (padded_to or max(lengths[i] for i in batch)) for batch in batches)
+    return positions / sum(lengths)
 
 
 def planned(lengths: Sequence[int], layout: BatchLayout, *, group_by_length: bool) -> Iterator[list[list[list[int]]]]:
-    """Yield the updates of an epoch: of each process, its micro-batches."""
+    """Yield the micro-batches of each rank for each step of an epoch."""
     window = layout.window * layout.global_batch
     for start in range(0, len(lengths), window):
         part = lengths[start : start + window]
-        for update in plan_steps(part, layout, group_by_length=group_by_length, seed="0"):
-            yield [[[start + i for i in micro] for micro in process if micro] for process in update]
+        for step in plan_steps(part, layout, group_by_length=group_by_length, seed="0"):
+            yield [[[start + i for i in micro_batch] for micro_batch in rank if micro_batch] for rank in step]
 
 
-def efficiency(lengths: Sequence[int], updates: Iterable[Sequence[Sequence[Sequence[int]]]]) -> float:
-    """Return the mean over processes of the positions that they compute in an update, by the most of one."""
+def balance(lengths: Sequence[int], steps: Iterable[Sequence[Sequence[Sequence[int]]]]) -> float:
+    """Return the positions that the mean rank computes in a step, divided by those of the rank with the most."""
     mean = most = 0.0
-    for update in updates:
-        work = [sum(num_positions([lengths[i] for i in micro]) for micro in process) for process in update]
+    for step in steps:
+        work = [sum(num_positions([lengths[i] for i in micro_batch]) for micro_batch in rank) for rank in step]
         mean += sum(work) / len(work)
         most += max(work)
     return mean / most
 
 
 class Timer:
-    """Seconds spent inside the functions that it wraps."""
+    """The seconds spent in the functions that it wraps."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, timed."""
+        """Return `function` with a measurement of its time."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
@@ -72,73 +62,61 @@ class Timer:
 
 def main() -> None:
     """Print the tables."""
-    lm, _, retrieval, _, data, mix, prompt, opt, _ = parse_configs(
-        config.Model(),
-        inputs.Retriever(),
-        inputs.Retrieval(),
-        inputs.Index(),
-        inputs.Data(),
-        inputs.Passages(),
-        inputs.Prompt(),
-        config.Optimization(),
-        config.Run(),
+    lm, files, search, mix, prompt, optim, _ = cli.parse_args(
+        cli.ModelArgs(),
+        cli.DataArgs(),
+        cli.RetrievalArgs(),
+        cli.PassageArgs(),
+        cli.PromptArgs(),
+        cli.OptimizationArgs(),
+        cli.RunArgs(),
     )
-    train, corpus = load_examples(data.train_file), open_passages(data.full_dataset_file_path)
-    tokenizer = load_tokenizer(lm.model_name_or_path)
-    builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
-    collator = ConcatenatedCollator(builder, prompt.max_answer_length)
-
-    k = retrieval.embedding_max_num_to_retrieve
+    train, corpus = data.load_examples(files.train_file), data.open_passages(search.full_dataset_file_path)
+    collator = models.load_collator(lm.model_name_or_path, **prompt.collator_options)
+    k = search.embedding_max_num_to_retrieve
 
     def encode(epoch: int, positions: Sequence[int]) -> list[EncodedExample]:
-        found = {i: [corpus[(i + j) % len(corpus)] for j in range(k)] for i in positions}
-        return collator.encode(
-            select_passages(train[i], found[i], k=k, seed=opt.seed, epoch=epoch, **vars(mix)) for i in positions
-        )
+        options = {"k": k, "seed": optim.seed, "epoch": epoch, **mix.selection_options}
+        neighbours = {i: [corpus[(i + j) % len(corpus)] for j in range(k)] for i in positions}
+        return collator.encode(data.select_passages(train[i], neighbours[i], **options) for i in positions)
 
-    lengths = [len(row) for row in encode(0, epoch_order(len(train), seed=opt.seed, epoch=0))]
-    layout = opt.layout(1, 0)
+    lengths = [len(row) for row in encode(0, epoch_order(len(train), seed=optim.seed, epoch=0))]
+    layout = optim.layout(1, 0)
     size = layout.micro_batch
     in_order = [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
-    print(f"{len(lengths)} rows, {size} x {layout.accumulation} an update: positions computed for each real one")
-    print(f"  padded to 2048           {computed(lengths, in_order, fixed=2048):6.3f}")
-    print(f"  random batches           {computed(lengths, in_order):6.3f}")
-    for grouped, name in ((False, "sorted within an update"), (True, "grouped by length")):
+    print(f"{len(lengths)} rows, {size} x {layout.accumulation} per step: positions computed per token")
+    print(f"  padded to 2048           {positions_per_token(lengths, in_order, padded_to=2048):6.3f}")
+    print(f"  random batches           {positions_per_token(lengths, in_order):6.3f}")
+    for grouped, name in ((False, "sorted within a step"), (True, "grouped by length")):
         epoch = planned(lengths, layout, group_by_length=grouped)
-        batches = [micro for update in epoch for process in update for micro in process]
-        print(f"  {name:23}  {computed(lengths, batches):6.3f}")
-    print("on 8 processes: the mean of their work in an update by the most of one")
-    cards = [[[[i]] for i in range(start, start + 8)] for start in range(0, len(lengths) - 7, 8)]
-    print(f"  one row for each, random {efficiency(lengths, cards):6.3f}")
+        batches = [micro_batch for step in epoch for rank in step for micro_batch in rank]
+        print(f"  {name:23}  {positions_per_token(lengths, batches):6.3f}")
+    print("8 ranks: mean work in a step divided by the most work")
+    ranks = [[[[i]] for i in range(start, start + 8)] for start in range(0, len(lengths) - 7, 8)]
+    print(f"  one row each, random     {balance(lengths, ranks):6.3f}")
     for accumulation in (1, 2, 4):
         plan = planned(lengths, BatchLayout(size, accumulation, 8), group_by_length=True)
-        print(f"  {size} x {accumulation} for each, dealt    {efficiency(lengths, plan):6.3f}")
+        print(f"  {size} x {accumulation} each, planned     {balance(lengths, plan):6.3f}")
 
-    accelerator = make_accelerator(opt.gradient_accumulation_steps, bf16=opt.bf16)
-    wrapper = AnswerLM.from_pretrained(lm.model_name_or_path)
-    model, optimizer = accelerator.prepare(wrapper, make_optimizer(wrapper, opt.optim, weight_decay=opt.weight_decay))
+    accelerator = distributed.make_accelerator(optim.gradient_accumulation_steps, bf16=optim.bf16)
+    wrapper = models.AnswerLM.from_pretrained(lm.model_name_or_path)
+    optimizer = training.make_optimizer(wrapper, optim.optim, weight_decay=optim.weight_decay)
+    model, optimizer = accelerator.prepare(wrapper, optimizer)
     timer = Timer()
     model.forward, accelerator.backward, optimizer.step = map(
         timer, (model.forward, accelerator.backward, optimizer.step)
     )
-    updates = training_batches(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length)
-    steps = train_steps(
-        accelerator,
-        model,
-        optimizer,
-        updates,
-        learning_rate=opt.rate(opt.max_steps),
-        num_steps=opt.max_steps,
-        max_grad_norm=opt.max_grad_norm,
-        seed=opt.seed,
+    micro_batches = training.training_batches(
+        len(train), layout, encode, collator.collate, optim.seed, optim.group_by_length
     )
+    steps = training.train_steps(accelerator, model, optimizer, micro_batches, **optim.loop_options(optim.max_steps))
     start = time.perf_counter()
-    for _ in islice(steps, opt.max_steps):
+    for _ in islice(steps, optim.max_steps):
         pass
-    wall = time.perf_counter() - start
-    outside = 100 * (1 - timer.seconds / wall)
-    print(f"{opt.max_steps} updates: {wall:.1f} s, outside forward, backward and optimizer {outside:.2f} %")
+    seconds = time.perf_counter() - start
+    outside = 100 * (1 - timer.seconds / seconds)
+    print(f"{optim.max_steps} steps: {seconds:.1f} s, outside forward, backward and optimizer {outside:.2f} %")
 
 
 if __name__ == "__main__":
-    cli(main)
+    cli.run_main(main)

@@ -1,1 +1,5 @@
-"""Checks of data and an estimate of memory before a training run."""
+"""Checks of the data and estimates of memory before a training run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,6 @@
-"""Which examples make up each update, and on which process each of them runs: pure functions of seed and position.
+"""The examples of each step, and the rank and micro-batch of each: pure functions of seed and position.
 
-An update's global batch is processes x accumulation x micro-batch examples, whatever their order in the file. Rows of
-like length are put into one micro-batch, so that little is padded, and the processes get as much to do, so that nobody
-waits.
+Rows of similar length share a micro-batch, for little padding. All ranks have about the same amount of work.
 """
 
 import random
@@ -13,15 +11,15 @@ from typing import Any, TypeVar
 
 Row = TypeVar("Row", bound=Sized)
 
-MicroBatch = list[int]  # positions in the window; an empty one is a slot without examples
-Update = list[list[MicroBatch]]  # [process][accumulation]
+MicroBatch = list[int]  # positions of examples in the window; an empty list is a slot without examples
+StepPlan = list[list[MicroBatch]]  # [rank][accumulation]
 
-WINDOW = 2048  # examples, in whole updates: among so many there are enough of like length, and few wait in memory
+WINDOW_EXAMPLES = 2048  # enough to find rows of similar length; few enough to encode and keep in memory at once
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How a global batch is spread: over processes, forward passes, and rows of one forward pass."""
+    """The parts of a global batch: ranks (`processes`), forward passes of a step, rows of a forward pass."""
 
     micro_batch: int
     accumulation: int = 1
@@ -30,56 +28,55 @@ class BatchLayout:
 
     @property
     def global_batch(self) -> int:
-        """Examples in one update."""
+        """Examples in one step."""
         return self.processes * self.accumulation * self.micro_batch
 
     @property
     def window(self) -> int:
-        """Updates whose examples are dealt together."""
-        return max(1, WINDOW // self.global_batch)
+        """Steps whose examples are distributed together."""
+        return max(1, WINDOW_EXAMPLES // self.global_batch)
 
 
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> list[int]:
-    """Return the examples' positions in the order of `epoch`."""
+    """Return the positions of the examples in the order of `epoch`."""
     order = list(range(num_examples))
     random.Random(f"{seed}/{epoch}/order").shuffle(order)
     return order
 
 
-def plan_steps(lengths: Sequence[int], layout: BatchLayout, *, group_by_length: bool, seed: str) -> list[Update]:
-    """Deal the rows of a window, whose `lengths` are in tokens, to updates, processes and micro-batches.
+def plan_steps(lengths: Sequence[int], layout: BatchLayout, *, group_by_length: bool, seed: str) -> list[StepPlan]:
+    """Distribute the rows of a window, of `lengths` in tokens, over steps, ranks and micro-batches.
 
-    With `group_by_length` the rows of one update are alike in length; without, they are neighbours in the order given,
-    and only the rows of one micro-batch are alike. Every row is in exactly one micro-batch.
+    With `group_by_length` the rows of a step have similar lengths. Without it, they are neighbours in the given order,
+    and only the rows of a micro-batch have similar lengths. Every row is in exactly one micro-batch.
     """
     rows = list(range(len(lengths)))
     if group_by_length:
         rows.sort(key=lambda row: -lengths[row])
     size = layout.global_batch
-    globals_ = [rows[start : start + size] for start in range(0, len(rows), size)]
+    global_batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     if group_by_length:
-        random.Random(seed).shuffle(globals_)  # else every window would run from long to short
-    return [_deal(sorted(rows, key=lambda row: -lengths[row]), lengths, layout) for rows in globals_]
+        random.Random(seed).shuffle(global_batches)  # else every window would go from long to short
+    return [_plan_step(sorted(rows, key=lambda row: -lengths[row]), lengths, layout) for rows in global_batches]
 
 
-def _deal(rows: Sequence[int], lengths: Sequence[int], layout: BatchLayout) -> Update:
-    """Cut the rows of one update, sorted by length, into micro-batches, and give each process as many.
+def _plan_step(rows: Sequence[int], lengths: Sequence[int], layout: BatchLayout) -> StepPlan:
+    """Cut the rows of one step, sorted by length, into micro-batches, the same number for each rank.
 
-    Those that run at the same time are neighbours, for where processes wait for each other after each of them; the
-    longest goes to the process that has had least to do, for where they wait after each update. A short last update is
-    spread evenly, so that the fewest slots stay empty.
+    Micro-batches that run at the same time are neighbours: FSDP and ZeRO-3 synchronize after each. The longest goes to
+    the rank with the least work so far: DDP synchronizes after the step. A short last step leaves few slots empty.
     """
     slots = layout.processes * layout.accumulation
     cuts = [len(rows) * slot // slots for slot in range(slots + 1)]
     micro_batches = [list(rows[a:b]) for a, b in pairwise(cuts)]
-    update: Update = [[] for _ in range(layout.processes)]
+    plan: StepPlan = [[] for _ in range(layout.processes)]
     loads = [0] * layout.processes
     for start in range(0, slots, layout.processes):
         least_first = sorted(range(layout.processes), key=loads.__getitem__)
-        for process, micro_batch in zip(least_first, micro_batches[start : start + layout.processes], strict=True):
-            update[process].append(micro_batch)
-            loads[process] += num_positions([lengths[row] for row in micro_batch])
-    return update
+        for rank, micro_batch in zip(least_first, micro_batches[start : start + layout.processes], strict=True):
+            plan[rank].append(micro_batch)
+            loads[rank] += num_positions([lengths[row] for row in micro_batch])
+    return plan
 
 
 def num_positions(lengths: Sequence[int]) -> int:
@@ -88,7 +85,7 @@ def num_positions(lengths: Sequence[int]) -> int:
 
 
 def steps_per_epoch(num_examples: int, layout: BatchLayout) -> int:
-    """Return the number of updates that see every example once; the last may be short."""
+    """Return the number of steps of one epoch; the last may have fewer examples."""
     return -(-num_examples // layout.global_batch)
 
 
@@ -101,11 +98,11 @@ def training_batches(
     group_by_length: bool = True,
     first_step: int = 0,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield, for one update after another, this process's micro-batches: epoch after epoch, without end.
+    """Yield the micro-batches of this rank for one step after another, epoch after epoch, without end.
 
-    `encode(epoch, positions)` makes the rows of a window of updates, whose `len` is their length; `collate` a batch of
-    those of a micro-batch, and of none one without targets; their positions are added to it as "examples".
-    `first_step` starts there, with what would come there.
+    `encode(epoch, positions)` returns the rows of a window of steps; the `len` of a row is its length. `collate` makes
+    a batch from some rows, or one without targets from none. The key "examples" is added: the examples' positions.
+    The first step is `first_step`, the same as without an interruption.
     """
     per_epoch = steps_per_epoch(num_examples, layout)
     first_epoch, skip = divmod(first_step, per_epoch)
@@ -115,10 +112,10 @@ def training_batches(
             positions = order[start * layout.global_batch : (start + layout.window) * layout.global_batch]
             rows = encode(epoch, positions)
             lengths = [len(row) for row in rows]
-            plan = plan_steps(lengths, layout, group_by_length=group_by_length, seed=f"{seed}/{epoch}/{start}")
-            for update in plan[max(0, skip - start) :]:
+            plans = plan_steps(lengths, layout, group_by_length=group_by_length, seed=f"{seed}/{epoch}/{start}")
+            for plan in plans[max(0, skip - start) :]:
                 yield [
                     {**collate([rows[i] for i in micro_batch]), "examples": [positions[i] for i in micro_batch]}
-                    for micro_batch in update[layout.rank]
+                    for micro_batch in plan[layout.rank]
                 ]
         skip = 0

@@ -1,16 +1,15 @@
-"""What a run leaves behind: checkpoints to go on from, and the plain model.
+"""Checkpoints to resume a run from, and the export of the plain model.
 
-A checkpoint is a folder, OUTPUT_DIR/checkpoints/step-00000050, that is there whole or not at all: it is written beside,
-flushed to the disk, sealed with a manifest of every file's size and SHA-256, renamed, and only then are older ones
-deleted. All processes must see the same folder.
+A checkpoint is a folder, OUTPUT_DIR/checkpoints/step-00000050, that is whole or does not exist: it is written under
+another name, with a manifest of the size and SHA-256 of every file, flushed to the disk and renamed. Older checkpoints
+are deleted after that. All ranks must see the same folder.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,174 +22,160 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rqa import __version__
+from rqa.atomic_files import atomic_file, atomic_folder, publish_folder, read_manifest, sha256_of, write_manifest
 from rqa.errors import InputError
+from rqa.terminal import Progress, track
 from rqa.training.early_stopping import EarlyStopping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 LOGS = ("metrics.jsonl", "timings.jsonl")
 MAX_FAILURES_IN_A_ROW = 3
-# A full disk shows as any of these: torch.save raises RuntimeError.
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+WRITE_ERRORS = (
+    OSError,
+    RuntimeError,
+    SafetensorError,
+)  # errors if the disk is full; torch.save then raises RuntimeError
 
 
 class DamagedCheckpointError(InputError):
-    """A folder that is no whole checkpoint."""
+    """A folder is not a whole checkpoint."""
 
 
+@dataclass
 class Checkpoints:
     """The checkpoints of a run: the newest `keep`, and the best.
 
-    `identity` is what a run must have in common with a checkpoint to go on from it, by names that tell the user what
-    differs. The accelerator's prepared models and optimizers are what is saved; every process must make every call.
+    `fingerprint` must be equal for a run to resume from a checkpoint; an error names the keys that differ. The state of
+    the accelerator's prepared models and optimizers is saved. Every rank must make every call.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        folder: Path,
-        identity: Mapping[str, Any],
-        selection: EarlyStopping,
-        *,
-        keep: int = 2,
-    ) -> None:
-        self.accelerator = accelerator
-        self.folder = folder
-        self.identity = json.loads(json.dumps(identity))  # as it will be read
-        self.selection = selection
-        self.keep = keep
-        self.failures = 0
+    accelerator: Accelerator
+    folder: Path
+    fingerprint: Mapping[str, Any]
+    early_stopping: EarlyStopping
+    keep: int = field(default=2, kw_only=True)
+    failures: int = field(default=0, init=False)  # in a row
+
+    def __post_init__(self) -> None:
+        self.fingerprint = json.loads(json.dumps(self.fingerprint))  # as a manifest returns it
 
     def save(self, step: int) -> bool:
-        """Save the state after update `step`, and tell whether that worked; training can go on where it did not.
-
-        Raises OSError after three failures in a row.
-        """
+        """Save the state after a step. Return False if that failed; raise OSError after three failures in a row."""
         final, partial = _folder(self.folder, step), _folder(self.folder, step, ".partial")
-        problem = (
-            self._attempt(lambda: self._begin(partial))
-            or self._attempt(lambda: self.accelerator.save_state(str(partial)), everywhere=True)
-            or self._attempt(lambda: self._finish(step, partial, final))
-        )
+        with Progress(f"step {step}: saving a checkpoint"):
+            problem = (
+                self._attempt(lambda: self._create(partial))
+                or self._attempt(lambda: self.accelerator.save_state(str(partial)), everywhere=True)
+                or self._attempt(lambda: self._publish(step, partial, final))
+            )
         self.failures = self.failures + 1 if problem else 0
         if problem:
             if self.accelerator.is_main_process:
-                shutil.rmtree(partial, ignore_errors=True)  # makes room, where that was missing
-            self.selection.values.pop(step, None)  # what is not saved cannot be chosen
-            log.error("update %d: the checkpoint could not be written: %s", step, problem)
+                shutil.rmtree(partial, ignore_errors=True)  # makes room on a full disk
+            self.early_stopping.values.pop(step, None)  # only a saved step can be the best
+            log.error("step %d: the checkpoint could not be written: %s", step, problem)
         if self.failures == MAX_FAILURES_IN_A_ROW:
             raise OSError(f"{self.folder}: {self.failures} checkpoints in a row could not be written: {problem}")
         return not problem
 
     def _attempt(self, write: Callable[[], object], *, everywhere: bool = False) -> str:
-        """Run `write`, on the main process or `everywhere`; return the same on all processes: "" or what failed."""
+        """Run `write`, on the main process or `everywhere`. Return "" or the problem on all ranks."""
         problem = ""
         try:
             if everywhere or self.accelerator.is_main_process:
                 write()
         except WRITE_ERRORS as error:
             if everywhere and self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-                raise  # the other processes wait within the save: only the end of this one ends them
+                raise  # the other ranks wait inside the save; only the end of this process ends them
             problem = f"{type(error).__name__}: {error}"
         failed = torch.tensor(int(bool(problem)), device=self.accelerator.device)
-        if self.accelerator.reduce(failed, "sum").item():
-            return problem or "another process failed"
-        return ""
+        return (problem or "another rank failed") if self.accelerator.reduce(failed, "sum").item() else ""
 
-    def _begin(self, partial: Path) -> None:
+    def _create(self, partial: Path) -> None:
         for leftover in partial.parent.glob(".*.partial"):
             shutil.rmtree(leftover)
         partial.mkdir(parents=True)
 
-    def _finish(self, step: int, partial: Path, final: Path) -> None:
-        """Seal what all processes have written, give it its name, and delete what is too old."""
+    def _publish(self, step: int, partial: Path, final: Path) -> None:
+        """Add the logs and the manifest to a written state, rename it, and delete older checkpoints."""
         for name in LOGS:
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, partial / name)
-        files = {}
-        for path in sorted(partial.rglob("*")):
-            _flush(path)
-            if path.is_file():
-                files[str(path.relative_to(partial))] = [path.stat().st_size, _sha256(path)]
+        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         manifest = {
-            "rqa_checkpoint": FORMAT,
+            "format": FORMAT,
             "step": step,
-            "identity": self.identity,
-            "selection": list(self.selection.values.items()),
+            "fingerprint": self.fingerprint,
+            "evaluations": list(self.early_stopping.values.items()),
             "versions": _versions(),
-            "files": files,
+            "files": {str(path.relative_to(partial)): [path.stat().st_size, sha256_of(path)] for path in files},
         }
-        (partial / MANIFEST).write_text(json.dumps(manifest | {"checksum": _checksum(manifest)}, indent=1))
-        _flush(partial / MANIFEST)
-        _flush(partial)
-        if final.exists():
-            shutil.rmtree(final)  # what the run that is repeated here left
-        partial.replace(final)
-        _flush(final.parent)
-        for old in _all(self.folder)[: -self.keep]:
-            if _step_of(old) != self.selection.best:
-                shutil.rmtree(old)
+        write_manifest(partial / MANIFEST, manifest)
+        publish_folder(partial, final)
+        for old in _saved_steps(self.folder)[: -self.keep]:
+            if old != self.early_stopping.best:
+                shutil.rmtree(_folder(self.folder, old))
 
     def resume(self, checkpoint: str) -> int:
-        """Restore a run and return the number of updates that it has done.
+        """Restore a run, with its logs, and return the number of steps done.
 
-        `checkpoint` is a checkpoint's folder, or "latest": the newest whole one of this run, or none where there is
-        none yet. The run's logs are put back to where they were. Raises InputError where it is damaged, or of another
-        run.
+        `checkpoint` is the folder of a checkpoint, or "latest", the newest whole one; if the run has none yet, no step
+        is done. Raises InputError if the checkpoint is damaged, or of another format or run.
         """
-        found: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            found = [self._latest() if checkpoint == "latest" else _verified(Path(checkpoint))]
-        found = broadcast_object_list(found)
-        if found == [None]:
-            log.info("no checkpoint yet: training begins")
-            if self.accelerator.is_main_process:
-                for name in LOGS:
-                    (self.folder / name).unlink(missing_ok=True)
+        is_main = self.accelerator.is_main_process
+        verified = (self._latest() if checkpoint == "latest" else _verified(Path(checkpoint))) if is_main else None
+        [verified] = broadcast_object_list([verified])
+        if verified is None:
+            log.info("no checkpoint to resume from: training starts at step 1")
+            for name in LOGS if is_main else ():
+                (self.folder / name).unlink(missing_ok=True)
             return 0
-        path, manifest = found[0]
-        _expect_same(path, manifest["identity"], self.identity)
-        for name, found_version in _versions().items():
-            if manifest["versions"].get(name) != found_version:
-                log.warning("%s: made with %s %s, now %s", path, name, manifest["versions"].get(name), found_version)
-        self.accelerator.load_state(str(path))
-        self.selection.values = dict(manifest["selection"])
-        if self.accelerator.is_main_process:
+        path, manifest = verified
+        _check_fingerprint(path, manifest["fingerprint"], self.fingerprint)
+        for name, installed in _versions().items():
+            if manifest["versions"].get(name) != installed:
+                log.warning("%s: written with %s %s, now %s", path, name, manifest["versions"].get(name), installed)
+        with Progress(f"loading {path}"):
+            self.accelerator.load_state(str(path))
+        self.early_stopping.values = dict(manifest["evaluations"])
+        if is_main:
             self._restore_logs(path, manifest["step"])
         self.accelerator.wait_for_everyone()
-        log.info("going on after update %d, from %s", manifest["step"], path)
+        log.info("resumed after step %d, from %s", manifest["step"], path)
         return int(manifest["step"])
 
     def load(self, step: int) -> None:
-        """Restore the state after update `step` and nothing else."""
-        self.accelerator.load_state(str(_folder(self.folder, step)))
+        """Restore the state after a step, and nothing else."""
+        with Progress(f"loading the checkpoint of step {step}"):
+            self.accelerator.load_state(str(_folder(self.folder, step)))
 
     def _latest(self) -> tuple[Path, dict[str, Any]] | None:
-        paths = _all(self.folder)
-        for path in reversed(paths):
+        steps = _saved_steps(self.folder)
+        for step in reversed(steps):
             try:
-                return _verified(path)
+                return _verified(_folder(self.folder, step))
             except DamagedCheckpointError as error:
-                log.warning("%s. The one before is used.", error)
-        if paths:
-            raise InputError(f"{self.folder}: none of the {len(paths)} checkpoints is whole; name a new --output_dir")
+                log.warning("%s The checkpoint before it is tried.", error)
+        if steps:
+            problem = f"{self.folder}: expected a whole checkpoint, got {len(steps)} damaged"
+            raise InputError(f"{problem}. Name a new --output_dir.")
         return None
 
     def _restore_logs(self, path: Path, step: int) -> None:
-        """Put the logs back to what they were at `step`, and delete what came later: it will be made again."""
+        """Restore the logs of the checkpoint at `path`, and delete later checkpoints: their steps are repeated."""
         for name in LOGS:
             if (path / name).exists():
-                partial = self.folder / f".{name}.partial"
-                shutil.copyfile(path / name, partial)
-                partial.replace(self.folder / name)
+                with (path / name).open("rb") as saved, atomic_file(self.folder / name) as file:
+                    shutil.copyfileobj(saved, file)
             else:
                 (self.folder / name).unlink(missing_ok=True)
-        for later in _all(self.folder):
-            if _step_of(later) > step:
-                log.info("%s is deleted: it comes after update %d", later, step)
-                shutil.rmtree(later)
+        for later in _saved_steps(self.folder):
+            if later > step:
+                log.info("%s is deleted: it is later than step %d", _folder(self.folder, later), step)
+                shutil.rmtree(_folder(self.folder, later))
 
 
 def _folder(folder: Path, step: int, suffix: str = "") -> Path:
@@ -198,88 +183,64 @@ def _folder(folder: Path, step: int, suffix: str = "") -> Path:
     return folder / "checkpoints" / (f".{name}{suffix}" if suffix else name)
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def _all(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, the oldest first."""
-    return sorted((folder / "checkpoints").glob("step-" + "[0-9]" * 8))
+def _saved_steps(folder: Path) -> list[int]:
+    """Return the steps of a run's checkpoints, in order."""
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-" + "[0-9]" * 8))
 
 
 def _verified(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return a checkpoint and its manifest; every byte is read. Raises DamagedCheckpointError."""
+    """Read every byte of a checkpoint. Return it with its manifest; raise InputError if it cannot be used."""
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
-        whole = manifest.pop("checksum") == _checksum(manifest) and manifest["rqa_checkpoint"] == FORMAT
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise DamagedCheckpointError(f"{path}: no whole checkpoint: {error!r} in {MANIFEST}") from error
-    if not whole:
-        raise DamagedCheckpointError(f"{path}: no whole checkpoint of format {FORMAT}: {MANIFEST} was changed")
-    for name, (size, digest) in manifest["files"].items():
+        manifest = read_manifest(path / MANIFEST)
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{path}: expected a whole checkpoint, got {error!r} for {MANIFEST}.") from error
+    written = manifest.get("format", manifest.get("rqa_checkpoint", "none"))
+    if "evaluations" not in manifest and "selection" not in manifest:
+        raise DamagedCheckpointError(f"{path}: expected the {MANIFEST} of a checkpoint, got another one.")
+    if written != FORMAT:
+        raise InputError(
+            f"{path}: expected a checkpoint of format {FORMAT}, got format {written}. Resume with the version of rqa "
+            "that wrote it, or start in a new --output_dir."
+        )
+    for name, (size, digest) in track(manifest["files"].items(), f"verifying {path}", unit="files"):
         file = path / name
-        found = file.stat().st_size if file.is_file() else "no file"
-        if found != size:
-            raise DamagedCheckpointError(f"{file}: found {found}, expected {size} bytes")
-        if _sha256(file) != digest:
-            raise DamagedCheckpointError(f"{file}: its content is not what was saved")
+        actual = file.stat().st_size if file.is_file() else "no file"
+        if actual != size:
+            raise DamagedCheckpointError(f"{file}: expected {size} bytes, got {actual}.")
+        if sha256_of(file) != digest:
+            raise DamagedCheckpointError(f"{file}: expected the SHA-256 in {MANIFEST}, got another.")
     return path, manifest
 
 
-def _expect_same(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raise InputError unless two identities are equal, naming what differs."""
+def _check_fingerprint(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise InputError, which names every difference, unless two fingerprints are equal."""
     lines = [
-        f"  {name}: the checkpoint has {theirs.get(name)!r}, now given is {ours.get(name)!r}"
-        for name in sorted({*theirs, *ours})
-        if theirs.get(name) != ours.get(name)
+        f"  {name}: expected {saved.get(name)!r}, as in the checkpoint, got {current.get(name)!r}"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
     ]
     if lines:
-        raise InputError("\n".join([f"{path}: the checkpoint is of another run:", *lines]))
+        raise InputError("\n".join([f"{path}: this is a checkpoint of another run:", *lines]))
 
 
 def _versions() -> dict[str, str]:
     return {"rqa": __version__} | {name: version(name) for name in ("accelerate", "torch", "transformers")}
 
 
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def export(accelerator: Accelerator, model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Write the plain model inside the prepared wrapper `model`, and its tokenizer, to the folder `path`.
 
-    It loads with the plain class's `from_pretrained`, and appears whole or not at all; what an earlier attempt left
-    there is replaced. Every process must call this.
+    The plain class loads it. The folder is whole or does not exist; an older one is replaced. Every rank calls this.
     """
-    state = accelerator.get_state_dict(model)
-    if accelerator.is_main_process:
-        plain = accelerator.unwrap_model(model).model
-        partial = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-        for tied, source in plain.all_tied_weights_keys.items():
-            if source in state:
-                state.pop(tied, None)  # DeepSpeed gives copies, which would be saved beside their source
-        plain.save_pretrained(partial, state_dict=state)
-        tokenizer.save_pretrained(partial)
-        for file in partial.rglob("*"):
-            _flush(file)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.replace(path)
-        _flush(path.parent)
-    accelerator.wait_for_everyone()
+    with Progress(f"exporting the model to {path}"):
+        state = accelerator.get_state_dict(model)
+        if accelerator.is_main_process:
+            plain = accelerator.unwrap_model(model).model
+            state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+            for tied, source in plain.all_tied_weights_keys.items():
+                if source in state:
+                    state.pop(tied, None)  # DeepSpeed returns copies, which would be saved beside their source
+            with atomic_folder(path) as partial:
+                plain.save_pretrained(partial, state_dict=state)
+                tokenizer.save_pretrained(partial)
+        accelerator.wait_for_everyone()

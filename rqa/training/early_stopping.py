@@ -1,38 +1,33 @@
-"""Which evaluation of a run was the best, and when to stop: a pure function of their scores."""
+"""The best evaluation of a run, and early stopping: pure functions of the scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# What a trained model can be chosen by, and whether more of it is better. The retriever's scores are left out: it is
-# frozen, so that they are the same after every update.
-HIGHER_IS_BETTER = {"loss": False, "bleu": True, "rouge1": True, "rouge2": True, "rougeL": True, "em": True, "f1": True}
+from rqa.evaluation.metrics import HIGHER_IS_BETTER
 
 
 @dataclass
 class EarlyStopping:
-    """The evaluations of a run by one of its metrics: which was best, and how long ago.
+    """The evaluations of a run by one metric. Without a metric there is no best one, and no early stop."""
 
-    Without a metric nothing is best, and nothing is over.
-    """
-
-    metric: str = ""  # one of HIGHER_IS_BETTER
+    metric: str = ""
     patience: int | None = None  # evaluations
-    values: dict[int, float] = field(default_factory=dict)  # of each evaluation, by update
+    values: dict[int, float] = field(default_factory=dict)  # of each evaluation, by step
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take note of the evaluation after update `step`."""
+        """Record the evaluation after a step."""
         if self.metric:
             self.values[step] = metrics[self.metric]
 
     @property
     def best(self) -> int | None:
-        """The update of the best evaluation, of equals the first; what is not a number is worst."""
-        sign = 1.0 if HIGHER_IS_BETTER.get(self.metric) else -1.0
+        """The step of the best evaluation, the first of equal ones. NaN is never the best."""
+        sign = 1.0 if HIGHER_IS_BETTER.get(self.metric, True) else -1.0
         numbers = {step: sign * value for step, value in self.values.items() if value == value}
         return max(numbers, key=lambda step: (numbers[step], -step), default=None)
 
     @property
     def should_stop(self) -> bool:
-        """Whether the last `patience` evaluations were no better than one before them."""
+        """True if none of the last `patience` evaluations is better than the best before them."""
         best = -1 if self.best is None else self.best
         return self.patience is not None and sum(step > best for step in self.values) >= self.patience

@@ -1,12 +1,10 @@
-"""Around a run: its folder, its log, what it is known by."""
+"""The start of a training run: its output folder, its fingerprint, its log."""
 
 import hashlib
-import json
 import logging
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -17,175 +15,169 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rqa.cli.parser import flat, write_config
-from rqa.cli.training_args import flags_locked_on_resume
+from rqa.atomic_files import write_json
 from rqa.data.records import Example
 from rqa.distributed.device import peak_memory_gib
 from rqa.errors import InputError
 from rqa.evaluation.evaluate import Scores
+from rqa.evaluation.metrics import format_scores
+from rqa.evaluation.results import StepRecord, TimingRecord, to_line
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieval
 from rqa.terminal import printable
+from rqa.training.checkpoint import Checkpoints
+from rqa.training.early_stopping import EarlyStopping
 from rqa.training.loop import Step
 from rqa.training.trackers import Tracker, TrackerName
 
 log = logging.getLogger("rqa")
 
-SHOWN = 600  # characters of either end of a prompt
-TRACKED = ("loss", "gradient_norm", "learning_rate")
-
-
-def log_rows(rows: Sequence[EncodedExample], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Log what training rows cost and lose, and show the first of them with its target tokens marked."""
-    lengths = [len(row) for row in rows]
-    answers = sum(len(row.answer) for row in rows)
-    cut = sum(row.cut for row in rows)
-    log.info(
-        "rows: %d, tokens in a row %.0f (most %d), %.1f %% of them targets; passages cut in %d rows, %.2f %% of tokens",
-        len(rows),
-        sum(lengths) / len(rows),
-        max(lengths),
-        100 * answers / sum(lengths),
-        sum(row.cut > 0 for row in rows),
-        100 * cut / (cut + sum(lengths)),
-    )
-    prompt = "\n".join(str(tokenizer.decode(ids)) for ids in rows[0].prompts)
-    if len(prompt) > 2 * SHOWN:
-        prompt = f"{prompt[:SHOWN]} […] {prompt[-SHOWN:]}"
-    marked = "".join(f"⟦{tokenizer.decode([id])}⟧" for id in rows[0].answer)
-    log.info("the first row, its target tokens in brackets:\n%s%s\n", printable(prompt), printable(marked))
-
-
-class RunLog:
-    """The growing files of a run, its progress bar and its lines on the terminal; silent but on the main process.
-
-    metrics.jsonl holds what is the same when the run is repeated, timings.jsonl the rest; a `tracker` is told as well.
-    `ids` are those of the training examples, for updates that had to be skipped.
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        directory: Path,
-        configs: Sequence[Any],
-        num_steps: int,
-        logging_steps: int,
-        *,
-        first_step: int = 0,
-        ids: Sequence[str],
-        tracker: TrackerName = "none",
-        run_group: str = "",
-    ) -> None:
-        self.directory = directory
-        self.num_steps = num_steps
-        self.logging_steps = logging_steps
-        self.ids = ids
-        self.device = accelerator.device
-        self.main = accelerator.is_main_process
-        self.recent: list[Step] = []
-        if self.main:
-            write_config(directory / "config.json", configs)
-        self.last_step = first_step
-        self.tracker = Tracker(
-            tracker if self.main else "none", directory, flat(configs), group=run_group, first_step=first_step
-        )
-        hidden = not (self.main and sys.stderr.isatty())
-        self.bar = tqdm(total=num_steps, initial=first_step, unit="update", disable=hidden)
-
-    def step(self, step: Step) -> None:
-        """Record an update, and print a line after every `logging_steps` of them and after the last."""
-        row = asdict(step)
-        times = {name: row.pop(name) for name in ("seconds", "batch_seconds")}
-        suspects = [self.ids[i] for i in row.pop("suspects")]
-        self._append("metrics.jsonl", row | ({"suspects": suspects} if step.skipped else {}))
-        self.last_step = step.number
-        self.tracker.log(
-            {f"train/{name}": row[name] for name in TRACKED} | {"train/seconds": step.seconds}, step.number
-        )
-        self._append("timings.jsonl", {"number": step.number, **times, "memory_gib": peak_memory_gib(self.device)})
-        if step.skipped:
-            self._say(f"update {step.number}: skipped, its gradient is not finite; examples: {_shortened(suspects)}")
-        self.bar.update()
-        self.recent.append(step)
-        if step.number % self.logging_steps == 0 or step.number == self.num_steps:
-            self._line()
-            self.recent = []
-
-    def _line(self) -> None:
-        last, seconds = self.recent[-1], sum(step.seconds for step in self.recent)
-        tokens = sum(step.target_tokens for step in self.recent)
-        self._say(
-            f"update {last.number}/{self.num_steps}"
-            f"  loss {sum(step.loss * step.target_tokens for step in self.recent) / tokens:.4f}"
-            f"  gradient norm {last.gradient_norm:.3f}  rate {last.learning_rate:.2e}"
-            f"  {sum(step.examples for step in self.recent) / seconds:.2f} examples/s"
-            f"  {sum(step.positions for step in self.recent) / seconds:.0f} tokens/s"
-            f"  {peak_memory_gib(self.device):.1f} GiB"
-            f"  {(self.num_steps - last.number) * seconds / len(self.recent) / 60:.1f} min left"
-        )
-
-    def evaluation(self, name: str, scores: Scores) -> None:
-        """Record an evaluation, its predictions in the folder `name`."""
-        self._append("metrics.jsonl", {"evaluation": name, **scores.metrics})
-        split = name.partition("-")[0]
-        self.tracker.log({f"{split}/{metric}": value for metric, value in scores.metrics.items()}, self.last_step)
-        self._say(f"{name}: {format_scores(scores.metrics)}")
-        if self.main:
-            scores.write(self.directory / name)
-
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        if self.main:
-            with (self.directory / name).open("a", encoding="utf-8") as file:
-                finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-                file.write(json.dumps(finite) + "\n")  # NaN is no JSON
-
-    def _say(self, line: str) -> None:
-        if self.main:
-            with logging_redirect_tqdm():
-                log.info("%s", line)
-
-
-def _shortened(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def format_scores(metrics: Mapping[str, float]) -> str:
-    """Return the main scores in one line."""
-    names = ("loss", "recall@1", "recall@3", "bleu", "rougeL", "em", "f1")
-    return "  ".join(f"{name} {metrics[name]:.3g}" for name in names if name in metrics)
+SHOWN_CHARACTERS = 600  # at each end of the prompt that is logged
 
 
 def new_folder(accelerator: Accelerator, path: str, *, resume: bool | None = None) -> Path:
-    """Make the output folder of a run. InputError where files are there that it does not `resume`; None: it cannot."""
+    """Create the output folder of a run.
+
+    Raises InputError if it is not writable, or has a run's files and `resume` is not True (None: no flag to resume).
+    """
     folder = Path(path)
     if accelerator.is_main_process:
         if (folder / "config.json").exists() and not resume:
-            or_resume = "" if resume is None else ", or go on with that run: --resume_from_checkpoint latest"
-            raise InputError(f"--output_dir {path}: a run's files are there already; name a new folder{or_resume}")
+            or_resume = "" if resume is None else ", or resume that run: --resume_from_checkpoint latest"
+            raise InputError(f"--output_dir {path}: expected no files of a run. Name a new folder{or_resume}.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise InputError(f"--output_dir {path}: cannot be written to: {error}") from error
+            raise InputError(f"--output_dir {path}: expected a writable folder, got {error}") from error
     return folder
+
+
+def log_rows(rows: Sequence[EncodedExample], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Log the lengths of training rows, and the first row with its target tokens in brackets."""
+    tokens, truncated = sum(map(len, rows)), sum(row.truncated for row in rows)
+    targets = 100 * sum(len(row.answer) for row in rows) / tokens
+    lengths = f"{tokens / len(rows):.0f} (longest {max(map(len, rows))}), {targets:.1f} % of them targets"
+    share = f"{sum(row.truncated > 0 for row in rows)} rows, by {100 * truncated / (truncated + tokens):.2f} %"
+    log.info("rows: %d, tokens in a row %s; passages truncated in %s of all tokens", len(rows), lengths, share)
+    prompt = "\n".join(str(tokenizer.decode(ids)) for ids in rows[0].prompts)
+    if len(prompt) > 2 * SHOWN_CHARACTERS:
+        prompt = f"{prompt[:SHOWN_CHARACTERS]} […] {prompt[-SHOWN_CHARACTERS:]}"
+    marked = "".join(f"⟦{tokenizer.decode([id])}⟧" for id in rows[0].answer)
+    log.info("the first row, its target tokens in brackets:\n%s%s\n", printable(prompt), printable(marked))
+
+
+class RunLog:
+    """Writes config.json, metrics.jsonl and timings.jsonl, log lines, a progress bar, and numbers for a tracker.
+
+    metrics.jsonl is the same when a run is repeated, timings.jsonl is not. `example_ids` are those of the training
+    examples, by position. `config` is written to config.json without resume_from_checkpoint: a repeated run is new.
+    Only the main process writes.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        config: Mapping[str, Any],
+        num_steps: int,
+        example_ids: Sequence[str],
+        logging_steps: int = 10,
+        first_step: int = 0,
+        tracker: TrackerName = "none",
+        run_group: str = "",
+    ) -> None:
+        self.folder, self.example_ids = folder, example_ids
+        self.num_steps, self.logging_steps, self.last_step = num_steps, logging_steps, first_step
+        self.device, self.is_main = accelerator.device, accelerator.is_main_process
+        self.unlogged_steps: list[Step] = []
+        if self.is_main:
+            values = {name: value for name, value in config.items() if name != "resume_from_checkpoint"}
+            write_json(folder / "config.json", values)
+        name: TrackerName = tracker if self.is_main else "none"
+        self.tracker = Tracker(name, folder, config, group=run_group, first_step=first_step)
+        is_shown = self.is_main and sys.stderr.isatty()
+        self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not is_shown)
+
+    def step(self, step: Step) -> None:
+        """Record a step. Log a line every `logging_steps` steps and after the last."""
+        ids = tuple(self.example_ids[i] for i in step.non_finite_examples)
+        record = StepRecord(
+            step=step.number,
+            loss=step.loss,
+            gradient_norm=step.gradient_norm,
+            learning_rate=step.learning_rate,
+            target_tokens=step.target_tokens,
+            positions=step.positions,
+            examples=step.examples,
+            skipped=step.skipped,
+            non_finite_examples=ids if step.skipped else None,
+        )
+        timing = TimingRecord(step.number, step.seconds, step.batch_seconds, peak_memory_gib(self.device))
+        self._append("metrics.jsonl", record)
+        self._append("timings.jsonl", timing)
+        self.last_step = step.number
+        self.tracker.log_step(step)
+        if step.skipped:
+            shown = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
+            self.info(f"step {step.number}: skipped, its gradient is not finite; examples: {shown}")
+        self.bar.update()
+        self.unlogged_steps.append(step)
+        if step.number % self.logging_steps == 0 or step.number == self.num_steps:
+            self.info(self._line())
+            self.unlogged_steps = []
+
+    def _line(self) -> str:
+        steps = self.unlogged_steps
+        last, seconds = steps[-1], sum(step.seconds for step in steps)
+        tokens = sum(step.target_tokens for step in steps)
+        return (
+            f"step {last.number}/{self.num_steps}"
+            f"  loss {sum(step.loss * step.target_tokens for step in steps) / tokens:.4f}"
+            f"  gradient norm {last.gradient_norm:.3f}  rate {last.learning_rate:.2e}"
+            f"  {sum(step.examples for step in steps) / seconds:.2f} examples/s"
+            f"  {sum(step.positions for step in steps) / seconds:.0f} tokens/s"
+            f"  {peak_memory_gib(self.device):.1f} GiB"
+            f"  {(self.num_steps - last.number) * seconds / len(steps) / 60:.1f} min left"
+        )
+
+    def evaluation(self, name: str, scores: Scores) -> None:
+        """Record an evaluation, and write its scores and predictions to the folder `name`."""
+        self._append("metrics.jsonl", {"evaluation": name, **scores.metrics})
+        self.tracker.log_evaluation(name.partition("-")[0], scores.metrics, self.last_step)
+        self.info(f"{name}: {format_scores(scores.metrics)}")
+        if self.is_main:
+            scores.write(self.folder / name)
+
+    def _append(self, name: str, record: StepRecord | TimingRecord | dict[str, Any]) -> None:
+        if self.is_main:
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.write(to_line(record))
+
+    def info(self, line: str) -> None:
+        """Log a line beside the progress bar, on the main process."""
+        if self.is_main:
+            with logging_redirect_tqdm():
+                log.info("%s", line)
 
 
 def run_fingerprint(
     accelerator: Accelerator,
     model: nn.Module,
-    configs: Sequence[Any],
+    locked_flags: Mapping[str, Any],
     splits: Sequence[Sequence[Example]],
     rows: Sequence[EncodedExample],
     retrieval: Retrieval | None,
 ) -> dict[str, Any]:
-    """Return what a run must have in common with a checkpoint to go on from it, named as the user knows it.
+    """Return the values that must be equal for a run to resume from a checkpoint, by names that a user understands.
 
-    Files are told by what was read from them, the tokenizer and the prompts by some training `rows` that they made.
+    Files are compared by content. Some training `rows` stand for the tokenizer and the prompts.
     """
     plugin = accelerator.state.deepspeed_plugin
     return {
-        **flags_locked_on_resume(configs),
+        **locked_flags,
         "processes": accelerator.num_processes,
         "distribution": f"{accelerator.distributed_type.value}{f' stage {plugin.zero_stage}' if plugin else ''}",
         "mixed precision": accelerator.mixed_precision,
@@ -204,3 +196,36 @@ def _digest(values: Sequence[Any]) -> str:
     for value in values:
         digest.update(repr(value).encode())
     return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train, from the step after `first_step`."""
+
+    log: RunLog
+    checkpoints: Checkpoints
+    early_stopping: EarlyStopping
+    first_step: int
+
+
+def start_run(
+    accelerator: Accelerator,
+    folder: Path,
+    *,
+    fingerprint: Mapping[str, Any],
+    metric_for_best_model: str = "",
+    early_stopping_patience: int | None = None,
+    save_total_limit: int = 2,
+    resume_from_checkpoint: str = "",
+    **log_options: Any,
+) -> Run:
+    """Restore the checkpoint to resume from, if any, then open the log. Every rank must call this.
+
+    `fingerprint` comes from `run_fingerprint`; `log_options` are for `RunLog`. The accelerator's prepared model and
+    optimizer are restored. Raises InputError if the checkpoint is damaged or belongs to another run.
+    """
+    early_stopping = EarlyStopping(metric_for_best_model, early_stopping_patience)
+    checkpoints = Checkpoints(accelerator, folder, fingerprint, early_stopping, keep=save_total_limit)
+    first_step = checkpoints.resume(resume_from_checkpoint) if resume_from_checkpoint else 0
+    run_log = RunLog(accelerator, folder, first_step=first_step, **log_options)
+    return Run(run_log, checkpoints, early_stopping, first_step)

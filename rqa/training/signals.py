@@ -1,6 +1,7 @@
-"""Signals as a request: a run that is told to stop finishes its update, saves, and says how to go on."""
+"""Signals that stop a run: it finishes its step, saves, and prints the command that resumes it."""
 
 import ctypes
+import logging
 import os
 import shlex
 import signal
@@ -12,32 +13,34 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 
-REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1  # of Linux' prctl
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # option of Linux' prctl
 
 
 class StopSignals:
-    """Within its `with` block SIGTERM, SIGINT (Ctrl-C) and SIGHUP only ask to stop; the same one again stops at once.
+    """In its `with` block SIGTERM, SIGINT (Ctrl-C) and SIGHUP request a stop; a second one of the same kind kills.
 
-    A launcher's end is such a request too: `accelerate launch` of one process passes no signal on.
+    The end of the launcher is a request too, because `accelerate launch` of one process forwards no signals.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.received: set[int] = set()
-        self._before: dict[int, Any] = {}
+        self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in REQUESTS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's SIGHUP stays ignored
-                self._before[number] = signal.signal(number, self._receive)
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                self._handlers_before[number] = signal.signal(number, self._receive)
         by_launcher = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
         if by_launcher and sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
@@ -46,20 +49,20 @@ class StopSignals:
             os.kill(os.getpid(), number)
         self.received.add(number)
         name = signal.Signals(number).name
-        os.write(2, f"{name}: stopping after this update; {name} again stops at once\n".encode())
+        os.write(2, f"{name}: stopping after this step; {name} again stops at once\n".encode())
 
     def stop_requested(self) -> bool:
-        """Tell whether any process was asked to stop: the same answer on all; every process must call this."""
-        asked = torch.tensor(len(self.received), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum").item())
+        """Return True if any rank received a signal: the same on all ranks. Every rank must call this."""
+        received = torch.tensor(len(self.received), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(received, "sum").item())
 
 
-def resume_command(accelerator: Accelerator, folder: Path) -> str:
-    """Return the command that goes on with this run from its newest checkpoint."""
+def log_resume_command(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Log the command that resumes a run that was stopped after `step`."""
     launcher = "accelerate launch"
     if accelerator.num_processes > 1:
         launcher = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', accelerator.num_processes)}"
         if accelerator.device.type == "cpu":
             launcher = f"ACCELERATE_USE_CPU=true {launcher}"
     flags = ["--config", str(folder / "config.json"), "--resume_from_checkpoint", "latest"]
-    return f"{launcher} {shlex.join([sys.argv[0], *flags])}"
+    log.info("stopped after step %d; resume with:\n%s %s", step, launcher, shlex.join([sys.argv[0], *flags]))

@@ -2,21 +2,22 @@
 
 import pytest
 
-from rqa.evaluation.metrics import answer_scores
-from rqa.training.early_stopping import HIGHER_IS_BETTER, EarlyStopping
+from rqa.evaluation.metrics import HIGHER_IS_BETTER, answer_scores
+from rqa.training.early_stopping import EarlyStopping
 
 NAN = float("nan")
 
 
 def after(metric, values, patience=None):
-    selection = EarlyStopping(metric, patience)
+    early_stopping = EarlyStopping(metric, patience)
     for step, value in enumerate(values, 1):
-        selection.add(10 * step, {"other": 0.0, metric: value})
-    return selection
+        early_stopping.add(10 * step, {"other": 0.0, metric: value})
+    return early_stopping
 
 
-def test_every_score_of_an_answer_has_a_direction():
+def test_the_loss_and_every_score_of_an_answer_can_select_a_model():
     assert set(HIGHER_IS_BETTER) == {"loss", "bleu", *answer_scores("a", ["a"])}
+    assert [metric for metric, higher in HIGHER_IS_BETTER.items() if not higher] == ["loss"]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_every_score_of_an_answer_has_a_direction():
         ([-1.0, 0.0], 10, 20),
     ],
 )
-def test_the_best_is_the_first_of_the_best(values, of_loss, of_f1):
+def test_the_best_is_the_first_of_equal_ones(values, of_loss, of_f1):
     assert (after("loss", values).best, after("f1", values).best) == (of_loss, of_f1)
 
 
@@ -48,11 +49,11 @@ def test_the_best_is_the_first_of_the_best(values, of_loss, of_f1):
         ([3.0, 4.0, 5.0], None, False),
     ],
 )
-def test_patience_ends_where_as_many_evaluations_are_no_better(values, patience, should_stop):
+def test_patience_ends_after_evaluations_without_improvement(values, patience, should_stop):
     assert after("loss", values, patience).should_stop == should_stop
 
 
-def test_without_a_metric_nothing_is_best():
-    selection = EarlyStopping()
-    selection.add(10, {"loss": 1.0})
-    assert (selection.best, selection.should_stop, selection.values) == (None, False, {})
+def test_without_a_metric_there_is_no_best():
+    early_stopping = EarlyStopping()
+    early_stopping.add(10, {"loss": 1.0})
+    assert (early_stopping.best, early_stopping.should_stop, early_stopping.values) == (None, False, {})

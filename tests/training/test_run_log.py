@@ -1,6 +1,5 @@
-"""run_log: refusals before a run begins, and the files that it leaves."""
+"""run_log: the output folder, the fingerprint and the log of a run."""
 
-import json
 import logging
 import shutil
 from dataclasses import asdict, replace
@@ -10,27 +9,32 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from tiny_evaluations import evaluation
 from tiny_models import BOS, EOS, tokenizer
-from world import World, files
+from world import files, read_jsonl
 
-from rqa.cli import data_args as inputs
-from rqa.cli import training_args as config
-from rqa.cli.parser import parse_configs
+from rqa.cli.data_args import DataArgs, PromptArgs
+from rqa.cli.parser import flat, parse_args
+from rqa.cli.training_args import OptimizationArgs, RunArgs, flags_locked_on_resume
 from rqa.data.records import load_examples
 from rqa.errors import InputError
-from rqa.evaluation.evaluate import Scores
+from rqa.evaluation.metrics import format_scores
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieval
 from rqa.training.loop import Step
-from rqa.training.run_log import RunLog, format_scores, log_rows, new_folder, run_fingerprint
+from rqa.training.run_log import RunLog, log_rows, new_folder, run_fingerprint, start_run
 
 MAIN, OTHER = (SimpleNamespace(is_main_process=main, device=torch.device("cpu")) for main in (True, False))
 STEPS = [
     Step(number, 4.0 / number, 1.5, 1e-3, 10 * number, 100, 8, number == 3, (1, 2) * (number == 3), 0.5, 0.1)
     for number in range(1, 6)
 ]
-IDS = ("zero", "one", "two")
-CONFIGS = (inputs.Prompt(user_prefix="水", assistant_prefix="A"), config.Run(output_dir="out"))
+ARGS = (
+    PromptArgs(user_prefix="水", assistant_prefix="A"),
+    OptimizationArgs(max_grad_norm=float("inf")),
+    RunArgs(output_dir="out"),
+)
+LOG = {"config": flat(ARGS), "num_steps": 5, "logging_steps": 2, "example_ids": ("zero", "one", "two")}
 
 
 @pytest.fixture(autouse=True)
@@ -44,63 +48,53 @@ def log(caplog):
     return caplog
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World.make(tmp_path_factory.mktemp("world"))
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def args_of(folder):
+    """Return the flags that config.json sets."""
+    return parse_args(PromptArgs(), OptimizationArgs(), RunArgs(), argv=["--config", f"{folder}/config.json"])
 
 
 # The folder
 
 
-def test_a_run_writes_a_config_that_repeats_it_once_it_is_about_to_train(tmp_path):
-    for _ in range(2):  # what failed before, an encoder that does not load say, leaves the folder free
+def test_a_run_writes_a_config_that_repeats_it_when_it_starts_to_train(tmp_path):
+    for _ in range(2):  # a failure before the training, for example in the encoder, leaves the folder empty
         folder = new_folder(MAIN, str(tmp_path / "a/b"))
         assert (folder, files(folder)) == (tmp_path / "a/b", set())
-    RunLog(MAIN, folder, CONFIGS, 5, 1, ids=IDS)
+    RunLog(MAIN, folder, **LOG)
     assert files(folder) == {"config.json"}
-    assert parse_configs(inputs.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
+    assert args_of(folder) == ARGS
 
 
-@pytest.mark.parametrize(
-    ("resume", "advice"), [(None, "$"), (False, ", or go on .*: --resume_from_checkpoint latest$")]
-)
-def test_a_folder_with_a_run_is_refused_and_left_as_it_is(tmp_path, resume, advice):
-    """To who cannot go on with a run, the flag that does is not named."""
-    (tmp_path / "config.json").write_text("a run's, or a model's")
-    told = f"--output_dir {tmp_path}: a run's files are there already; name a new folder{advice}"
-    with pytest.raises(InputError, match=told):
+@pytest.mark.parametrize(("resume", "names_flag"), [(None, False), (False, True)])
+def test_a_folder_with_a_run_is_refused_and_unchanged(tmp_path, resume, names_flag):
+    """The flag to resume is named only if the recipe has it."""
+    (tmp_path / "config.json").write_text("of a run or a model")
+    with pytest.raises(InputError, match=f"--output_dir {tmp_path}: ") as refused:
         new_folder(MAIN, str(tmp_path), resume=resume)
+    assert ("--resume_from_checkpoint latest" in str(refused.value)) == names_flag
     assert files(tmp_path) == {"config.json"}
-    assert (tmp_path / "config.json").read_text() == "a run's, or a model's"
+    assert (tmp_path / "config.json").read_text() == "of a run or a model"
 
 
-def test_a_run_that_goes_on_keeps_its_folder_and_its_config_begins_another(tmp_path):
-    folder = new_folder(MAIN, str(tmp_path))
-    RunLog(MAIN, folder, CONFIGS, 5, 1, ids=IDS)
-    resumed = (CONFIGS[0], replace(CONFIGS[1], resume_from_checkpoint="latest"))
-    RunLog(MAIN, new_folder(MAIN, str(tmp_path), resume=True), resumed, 5, 1, first_step=2, ids=IDS)
-    assert parse_configs(inputs.Prompt(), config.Run(), argv=["--config", f"{folder}/config.json"]) == CONFIGS
-
-
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+def test_a_folder_that_is_not_writable_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (str(tmp_path / "file/out"), "/proc"):  # which cannot be made, and which takes no file
-        with pytest.raises(InputError, match=f"--output_dir {path}: cannot be written to: "):
+    for path in (str(tmp_path / "file/out"), "/proc"):  # the first cannot be created, the second takes no file
+        with pytest.raises(InputError, match=f"--output_dir {path}: "):
             new_folder(MAIN, path)
 
 
-def test_a_run_is_known_by_what_it_reads_not_by_its_names(world, tmp_path):
+def test_the_fingerprint_depends_on_content_not_on_file_names(world, tmp_path):
     accelerator, model = Accelerator(cpu=True), torch.nn.Linear(3, 2)
     splits = [load_examples(path) for path in (world.train, world.eval, world.test)]
     rows = [EncodedExample([[1, 2]], [3]), EncodedExample([[4]], [5])]
-    configs = (config.Optimization(seed=3), config.Run(output_dir="a", save_steps=7), inputs.Data(train_file="a"))
-    base = (accelerator, model, configs, splits, rows, Retrieval([], 0.0, "R"))
-    identity = run_fingerprint(*base)
-    assert identity == identity | {
+
+    def locked(name, **optimization):
+        args = (OptimizationArgs(**{"seed": 3} | optimization), RunArgs(output_dir=name), DataArgs(train_file=name))
+        return flags_locked_on_resume(flat(args))
+
+    base = (accelerator, model, locked("a"), splits, rows, Retrieval([], 0.0, "R"))
+    fingerprint = run_fingerprint(*base)
+    assert fingerprint == fingerprint | {
         "processes": 1,
         "distribution": "NO",
         "mixed precision": "no",
@@ -108,14 +102,13 @@ def test_a_run_is_known_by_what_it_reads_not_by_its_names(world, tmp_path):
         "retriever": "R",
         "--seed": 3,
     }
-    moved = (config.Optimization(seed=3), config.Run(output_dir="b", save_steps=8), inputs.Data(train_file="b"))
     shutil.copy(world.train, tmp_path / "train.jsonl")
     same = [load_examples(str(tmp_path / "train.jsonl")), *splits[1:]]
-    assert run_fingerprint(accelerator, model, moved, same, rows, base[-1]) == identity
+    assert run_fingerprint(accelerator, model, locked("b"), same, rows, base[-1]) == fingerprint
 
     changed = [replace(splits[0][0], question="Why?"), *splits[0][1:]]
     others = {
-        "--seed": (*base[:2], (config.Optimization(seed=4), *configs[1:]), *base[3:]),
+        "--seed": (*base[:2], locked("a", seed=4), *base[3:]),
         "parameters": (accelerator, torch.nn.Linear(3, 3), *base[2:]),
         "--train_file": (*base[:3], [changed, *splits[1:]], *base[4:]),
         "--test_file": (*base[:3], [*splits[:2], splits[2][1:]], *base[4:]),
@@ -123,92 +116,130 @@ def test_a_run_is_known_by_what_it_reads_not_by_its_names(world, tmp_path):
         "retriever": (*base[:5], None),
     }
     for name, other in others.items():
-        found = run_fingerprint(*other)
-        assert {key for key in identity if found[key] != identity[key]} == {name}
+        other_fingerprint = run_fingerprint(*other)
+        assert {key for key in fingerprint if other_fingerprint[key] != fingerprint[key]} == {name}
 
 
-def test_other_processes_make_no_folder_and_refuse_none(tmp_path):
+def test_other_ranks_create_no_folder_and_refuse_none(tmp_path):
     assert new_folder(OTHER, str(tmp_path / "new")) == tmp_path / "new"
     assert not (tmp_path / "new").exists()
-    RunLog(MAIN, new_folder(MAIN, str(tmp_path / "new")), CONFIGS, 5, 1, ids=IDS)
+    RunLog(MAIN, new_folder(MAIN, str(tmp_path / "new")), **LOG)
     new_folder(OTHER, str(tmp_path / "new"))
+
+
+# The start
+
+
+def started(folder, **options):
+    accelerator = Accelerator(cpu=True)
+    net = torch.nn.Linear(1, 1)
+    accelerator.prepare(net, torch.optim.AdamW(net.parameters()))
+    return start_run(accelerator, folder, **LOG, fingerprint={"--seed": 0}, metric_for_best_model="f1", **options)
+
+
+def test_a_started_run_resumes_with_its_evaluations_and_its_config_repeats_it(tmp_path):
+    run = started(new_folder(MAIN, str(tmp_path)), resume_from_checkpoint="latest", early_stopping_patience=1)
+    assert (run.first_step, run.early_stopping.best) == (0, None)
+    for step in STEPS[:2]:
+        run.log.step(step)
+        run.early_stopping.add(step.number, {"f1": -step.number})
+    assert run.early_stopping.should_stop
+    run.checkpoints.save(2)
+    run.log.step(STEPS[2])
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    again = started(new_folder(MAIN, str(tmp_path), resume=True), resume_from_checkpoint="latest")
+    assert (again.first_step, again.early_stopping.best, again.log.last_step) == (2, 1, 2)
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert args_of(tmp_path) == ARGS
+
+
+def test_the_config_does_not_resume(tmp_path):
+    RunLog(MAIN, tmp_path, **LOG | {"config": LOG["config"] | {"resume_from_checkpoint": "latest"}})
+    assert args_of(tmp_path) == ARGS
 
 
 # The log
 
 
-def test_the_first_row_is_shown_with_its_targets_in_brackets(log):
+def test_the_first_row_is_logged_with_its_targets_in_brackets(log):
     encode = tokenizer().encode
     log_rows(
         [
-            EncodedExample([[BOS, *encode("Who?")]], [*encode("I."), EOS], cut=2),
+            EncodedExample([[BOS, *encode("Who?")]], [*encode("I."), EOS], truncated=2),
             EncodedExample([[BOS] * 9], [EOS]),
             EncodedExample([[5]], [6], 1),
         ],
         tokenizer(),
     )
     counts, shown = log.messages
-    assert counts == (
-        "rows: 3, tokens in a row 7 (most 10), 25.0 % of them targets; passages cut in 2 rows, 13.04 % of tokens"
-    )  # 5 of 20, and 3 of 23
-    assert shown == "the first row, its target tokens in brackets:\n<s>Who?⟦I⟧⟦.⟧⟦</s>⟧\n"
+    for part in ("rows: 3", "in a row 7 ", "longest 10", "25.0 %", "in 2 rows", "13.04 %"):  # 5 of 20, and 3 of 23
+        assert part in counts
+    assert shown.endswith("\n<s>Who?⟦I⟧⟦.⟧⟦</s>⟧\n")
     log_rows([EncodedExample([encode("a" * 700 + "b" * 700)], [EOS])], tokenizer())
     assert f"\n{'a' * 600} […] {'b' * 600}⟦</s>⟧\n" in log.messages[-1]
 
 
-def test_what_repeats_goes_into_one_file_and_what_does_not_into_another(tmp_path, monkeypatch):
+def test_repeatable_fields_and_times_go_to_different_files(tmp_path, monkeypatch):
     monkeypatch.setattr("rqa.training.run_log.peak_memory_gib", lambda device: 1.25)
-    run_log = RunLog(MAIN, tmp_path, CONFIGS, num_steps=5, logging_steps=2, ids=IDS)
+    run_log = RunLog(MAIN, tmp_path, **LOG)
     for step in STEPS:
         run_log.step(step)
-    elsewhere = {"seconds", "batch_seconds", "suspects"}
-    expected = [{k: v for k, v in asdict(step).items() if k not in elsewhere} for step in STEPS]
-    expected[2]["suspects"] = ["one", "two"]  # only where an update was skipped
-    assert rows(tmp_path / "metrics.jsonl") == expected
-    assert rows(tmp_path / "timings.jsonl") == [
-        {"number": step.number, "seconds": 0.5, "batch_seconds": 0.1, "memory_gib": 1.25} for step in STEPS
+    elsewhere = {"number", "seconds", "batch_seconds", "non_finite_examples"}
+    expected = [{"step": step.number} | {k: v for k, v in asdict(step).items() if k not in elsewhere} for step in STEPS]
+    expected[2]["non_finite_examples"] = ["one", "two"]  # only of a skipped step
+    metrics = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [list(row.items()) for row in metrics] == [list(row.items()) for row in expected]
+    assert read_jsonl(tmp_path / "timings.jsonl") == [
+        {"step": step.number, "seconds": 0.5, "batch_seconds": 0.1, "memory_gib": 1.25} for step in STEPS
     ]
 
 
-def test_what_is_not_finite_is_written_as_null(tmp_path):
-    RunLog(MAIN, tmp_path, CONFIGS, 5, 9, ids=IDS).step(
-        replace(STEPS[0], loss=float("nan"), gradient_norm=float("inf"), skipped=True)
-    )
-    [row] = rows(tmp_path / "metrics.jsonl")
+def test_the_tracker_receives_steps_and_evaluations(tmp_path):
+    run_log, sent = RunLog(MAIN, tmp_path, **LOG), []
+    run_log.tracker._send = lambda values, step: sent.append((dict(values), step))
+    run_log.step(STEPS[1])
+    scores = evaluation(0)
+    run_log.evaluation("eval-000002", scores)
+    step = {"train/loss": 2.0, "train/gradient_norm": 1.5, "train/learning_rate": 1e-3, "train/seconds": 0.5}
+    assert sent == [(step, 2), ({f"eval/{name}": value for name, value in scores.metrics.items()}, 2)]
+
+
+def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
+    RunLog(MAIN, tmp_path, **LOG).step(replace(STEPS[0], loss=float("nan"), gradient_norm=float("inf"), skipped=True))
+    [row] = read_jsonl(tmp_path / "metrics.jsonl")
     assert (row["loss"], row["gradient_norm"], row["skipped"]) == (None, None, True)
 
 
-def test_lines_tell_of_the_updates_since_the_last(tmp_path, log, monkeypatch):
+def test_a_line_summarizes_the_steps_since_the_last_line(tmp_path, log, monkeypatch):
     monkeypatch.setattr("rqa.training.run_log.peak_memory_gib", lambda device: 1.25)
-    run_log = RunLog(MAIN, tmp_path, CONFIGS, num_steps=5, logging_steps=2, ids=IDS)
+    run_log = RunLog(MAIN, tmp_path, **LOG)
     for step in STEPS:
         run_log.step(replace(step, seconds=60.0))
     same = "gradient norm 1.500  rate 1.00e-03  0.13 examples/s  2 tokens/s  1.2 GiB"
-    assert log.messages == [
-        f"update 2/5  loss {(4.0 * 10 + 2.0 * 20) / 30:.4f}  {same}  3.0 min left",
-        "update 3: skipped, its gradient is not finite; examples: one, two",
-        f"update 4/5  loss {(4 / 3 * 30 + 1.0 * 40) / 70:.4f}  {same}  1.0 min left",
-        f"update 5/5  loss 0.8000  {same}  0.0 min left",
+    *lines, skipped = sorted(log.messages, key=lambda line: "skipped" in line)
+    assert lines == [
+        f"step 2/5  loss {(4.0 * 10 + 2.0 * 20) / 30:.4f}  {same}  3.0 min left",
+        f"step 4/5  loss {(4 / 3 * 30 + 1.0 * 40) / 70:.4f}  {same}  1.0 min left",
+        f"step 5/5  loss 0.8000  {same}  0.0 min left",
     ]
+    assert skipped.startswith("step 3: ")
+    assert skipped.endswith(": one, two")
 
 
-def test_an_evaluation_is_recorded_told_and_written(tmp_path, log):
-    scores = Scores({"rougeL": 12.3456, "loss": 1.0, "hit@3": 50.0, "recall@1": 25.0}, [{"id": "a"}], {"examples": 1})
-    RunLog(MAIN, tmp_path, CONFIGS, 5, 2, ids=IDS).evaluation("eval-000002", scores)
+def test_an_evaluation_is_recorded_logged_and_written(tmp_path, log):
+    scores = evaluation(0)
+    RunLog(MAIN, tmp_path, **LOG).evaluation("eval-000002", scores)
     scores.write(tmp_path / "expected")
-    assert rows(tmp_path / "metrics.jsonl") == [{"evaluation": "eval-000002", **scores.metrics}]
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"evaluation": "eval-000002", **scores.metrics}]
     for name in ("score.json", "predictions.jsonl"):
         assert (tmp_path / "eval-000002" / name).read_text() == (tmp_path / "expected" / name).read_text()
-    assert (
-        log.messages
-        == [f"eval-000002: {format_scores(scores.metrics)}"]
-        == ["eval-000002: loss 1  recall@1 25  rougeL 12.3"]
-    )
+    assert log.messages == [f"eval-000002: {format_scores(scores.metrics)}"]
 
 
-def test_other_processes_write_and_say_nothing(tmp_path, log):
-    run_log = RunLog(OTHER, tmp_path, CONFIGS, 5, 1, ids=IDS)
+def test_other_ranks_write_and_log_nothing(tmp_path, log):
+    run_log = RunLog(OTHER, tmp_path, **LOG)
     run_log.step(STEPS[0])
-    run_log.evaluation("test", Scores({"loss": 1.0}, []))
+    run_log.evaluation("test", evaluation(0))
     assert not files(tmp_path)
     assert not log.messages

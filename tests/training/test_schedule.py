@@ -1,4 +1,4 @@
-"""schedule: the rates of transformers' schedulers."""
+"""schedule: the learning rates are those of transformers."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from rqa.training.schedule import learning_rate_at
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warmup", [0, 1, 10, 36])
-def test_rates_are_those_of_transformers_but_for_a_warm_up_that_starts_at_once(schedule, warmup):
+def test_learning_rates_are_those_of_transformers_except_that_warm_up_starts_above_0(schedule, warmup):
     name = "constant_with_warmup" if schedule == "constant" else schedule
     theirs = get_scheduler(name, torch.optim.SGD([torch.zeros(1)]), warmup, 37).lr_lambdas[0]
     ours = partial(learning_rate_at, peak=3e-4, num_steps=37, num_warmup_steps=warmup, schedule=schedule)

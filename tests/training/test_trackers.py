@@ -1,4 +1,4 @@
-"""trackers: a run that goes on is the same run, and a tracker that fails stops nothing."""
+"""trackers: a resumed run stays the same run, and an error of a tracker does not stop it."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rqa.cli import training_args as config
-from rqa.cli.parser import parse_configs
+from rqa.cli.parser import parse_args
+from rqa.cli.training_args import RunArgs
 from rqa.errors import InputError
 from rqa.training.trackers import Tracker, check_tracker
 
@@ -30,7 +30,7 @@ def scalars(folder):
     return values, events.Tags()["tensors"]
 
 
-def test_tensorboard_shows_each_update_once_after_a_resume(tmp_path):
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
     first = Tracker("tensorboard", tmp_path, CONFIG)
     for step in (1, 2, 3):
         first.log({"train/loss": 10.0 + step}, step)
@@ -41,8 +41,8 @@ def test_tensorboard_shows_each_update_once_after_a_resume(tmp_path):
     assert texts == ["config/text_summary"]
 
 
-def test_wandb_goes_on_with_the_same_run_and_is_told_nothing_else(tmp_path, monkeypatch):
-    """Without a network: what would be sent is in the run's file."""
+def test_a_resumed_run_is_the_same_wandb_run_and_sends_only_config_and_numbers(tmp_path, monkeypatch):
+    """Offline: the file of the run contains all that would be sent."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MY_KEY", SECRET)
     monkeypatch.setattr(sys, "argv", ["recipe.py", f"--key={SECRET}"])
@@ -51,7 +51,7 @@ def test_wandb_goes_on_with_the_same_run_and_is_told_nothing_else(tmp_path, monk
     for first_step in (0, 2):
         Tracker("wandb", tmp_path, CONFIG, group="a-group", first_step=first_step).log({"train/loss": 12.5}, 3)
         wandb.finish()
-        time.sleep(1)  # it names a folder by the second
+        time.sleep(1)  # wandb names a folder by the second
     id = json.loads((tmp_path / "tracker.json").read_text())["id"]
     runs = sorted((tmp_path / "wandb").glob(f"offline-run-*-{id}/run-{id}.wandb"))
     assert len(runs) == 2
@@ -63,13 +63,13 @@ def test_wandb_goes_on_with_the_same_run_and_is_told_nothing_else(tmp_path, monk
         assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
 
 
-def test_without_a_tracker_nothing_is_written(tmp_path):
+def test_no_tracker_writes_nothing(tmp_path):
     Tracker("none", tmp_path, CONFIG).log({"loss": 1.0}, 1)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("failing", ["init", "log"])
-def test_a_failing_tracker_is_told_once_and_stops_nothing(tmp_path, monkeypatch, log, failing):
+def test_a_failing_tracker_is_logged_once_and_does_not_stop_the_run(tmp_path, monkeypatch, log, failing):
     calls = []
 
     def call(name):
@@ -84,11 +84,12 @@ def test_a_failing_tracker_is_told_once_and_stops_nothing(tmp_path, monkeypatch,
     for step in (1, 2):
         tracker.log({"loss": 1.0}, step)
     assert calls == (["init"] if failing == "init" else ["init", "log"])
-    assert log.messages == ["tracking ends, training goes on: KeyError: 'the service is gone'"]
+    [message] = log.messages
+    assert "KeyError: 'the service is gone'" in message
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
-def test_a_missing_package_is_an_error_that_says_what_to_install(monkeypatch, name):
+def test_a_missing_package_is_an_error_that_names_it(monkeypatch, name):
     check_tracker(name)
     check_tracker("none")
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
@@ -107,12 +108,12 @@ def test_a_missing_package_is_an_error_that_says_what_to_install(monkeypatch, na
         (["--report_to", "none"], "none"),
     ],
 )
-def test_a_group_means_weights_and_biases(flags, tracker):
-    [run] = parse_configs(config.Run(output_dir="out"), argv=flags)
+def test_a_group_selects_wandb(flags, tracker):
+    [run] = parse_args(RunArgs(output_dir="out"), argv=flags)
     assert run.tracker == tracker
 
 
 @pytest.mark.parametrize("other", ["tensorboard", "none"])
-def test_a_group_for_a_tracker_without_groups_is_refused(other):
-    with pytest.raises(InputError, match=f"--run_group goes with --report_to wandb, found --report_to {other}"):
-        parse_configs(config.Run(output_dir="out"), argv=["--run_group", "g", "--report_to", other])
+def test_a_group_with_another_tracker_is_refused(other):
+    with pytest.raises(InputError, match=f"--run_group: .*--report_to wandb.*--report_to {other}"):
+        parse_args(RunArgs(output_dir="out"), argv=["--run_group", "g", "--report_to", other])

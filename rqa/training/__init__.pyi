@@ -1,0 +1,47 @@
+from .batching import BatchLayout as BatchLayout
+from .batching import steps_per_epoch as steps_per_epoch
+from .batching import training_batches as training_batches
+from .checkpoint import Checkpoints as Checkpoints
+from .checkpoint import DamagedCheckpointError as DamagedCheckpointError
+from .checkpoint import export as export
+from .early_stopping import EarlyStopping as EarlyStopping
+from .loop import Step as Step
+from .loop import train_steps as train_steps
+from .optim import OPTIMIZERS as OPTIMIZERS
+from .optim import OptimizerKind as OptimizerKind
+from .optim import make_optimizer as make_optimizer
+from .run_log import Run as Run
+from .run_log import RunLog as RunLog
+from .run_log import log_rows as log_rows
+from .run_log import new_folder as new_folder
+from .run_log import run_fingerprint as run_fingerprint
+from .run_log import start_run as start_run
+from .schedule import learning_rate_at as learning_rate_at
+from .signals import StopSignals as StopSignals
+from .signals import log_resume_command as log_resume_command
+from .trackers import Tracker as Tracker
+
+__all__ = [
+    "OPTIMIZERS",
+    "BatchLayout",
+    "Checkpoints",
+    "DamagedCheckpointError",
+    "EarlyStopping",
+    "OptimizerKind",
+    "Run",
+    "RunLog",
+    "Step",
+    "StopSignals",
+    "Tracker",
+    "export",
+    "learning_rate_at",
+    "log_resume_command",
+    "log_rows",
+    "make_optimizer",
+    "new_folder",
+    "run_fingerprint",
+    "start_run",
+    "steps_per_epoch",
+    "train_steps",
+    "training_batches",
+]
