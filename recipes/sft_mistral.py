@@ -1,173 +1,110 @@
-"""SFT: train a decoder on gold passages; test it on retrieved ones, or on those that the questions bring, or on gold.
+"""SFT: train a decoder on gold passages; test it on retrieved passages, those of the questions ("ctxs"), or gold.
 
     accelerate launch recipes/sft_mistral.py --bf16 true --use_flash_attention true \\
         --user_prefix "<s>[INST]" --assistant_prefix "[/INST]" --sep_user " " --sep_sys "</s>" \\
-        --eval_embedding_model intfloat/e5-base-v2 \\
         --train_file path/to/train_w_qa.jsonl --eval_file path/to/eval_w_qa.jsonl --test_file path/to/test_w_qa.jsonl \\
-        --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index/dir/of/document \\
-        --output_dir path/to/save/dir
-
-Any decoder does, on disk or of the hub; without chat flags its own chat template is used.
+        --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index --output_dir path/to/run
+Any decoder works, with the chat flags or its own chat template.
 """
 
 from collections.abc import Sequence
 from functools import partial
 
-from rqa.cli import data_args as inputs
-from rqa.cli import training_args as config
-from rqa.cli.parser import cli, parse_configs, require
+from rqa import cli, data, distributed, evaluation, models, prompts, report, retrieval, training
 
 
 def main() -> int:
     """Train, export, test; return the exit status."""
-    configs = parse_configs(
-        config.Model(model_name_or_path="mistralai/Mistral-7B-Instruct-v0.2"),
-        inputs.EvalRetriever(eval_embedding_model="intfloat/e5-base-v2"),
-        inputs.Retrieval(embedding_max_num_to_retrieve=3),
-        inputs.Index(),
-        inputs.Data(),
-        inputs.Prompt(),
-        config.Optimization(
+    args = cli.parse_args(
+        cli.ModelArgs(model_name_or_path="mistralai/Mistral-7B-Instruct-v0.2"),
+        cli.DataArgs(),
+        cli.RetrievalArgs(embedding_model="intfloat/e5-base-v2", embedding_max_num_to_retrieve=3),
+        cli.PromptArgs(),
+        cli.OptimizationArgs(
             per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=5e-6, num_train_epochs=2
         ),
-        config.Run(per_device_eval_batch_size=4, logging_steps=10, eval_steps=50, save_steps=50),
+        cli.RunArgs(per_device_eval_batch_size=4, logging_steps=10, eval_steps=50, save_steps=50),
     )
-    lm, retriever, retrieval, index, data, prompt, opt, run = configs
+    lm, files, search, prompt, optim, output = args
+    name, k = lm.model_name_or_path, search.embedding_max_num_to_retrieve
 
-    # What takes seconds to import: --help and a misspelt flag need not wait for it.
-    from rqa.data.passage_selection import select_passages
-    from rqa.data.records import load_splits
-    from rqa.distributed.accelerator import make_accelerator
-    from rqa.distributed.device import attention_kernel
-    from rqa.evaluation.evaluate import AnswerLoss, evaluate
-    from rqa.generation.generator import Generator
-    from rqa.models.decoder import AnswerLM, check_context_length
-    from rqa.prompts.collators import ConcatenatedCollator, EncodedExample
-    from rqa.prompts.decoder_prompt import PromptBuilder, load_tokenizer
-    from rqa.report.html import write_report
-    from rqa.retrieval.retrieve import KS, open_corpus, retrieve_splits, uses_only_gold
-    from rqa.timing import environment
-    from rqa.training.batching import steps_per_epoch, training_batches
-    from rqa.training.checkpoint import Checkpoints, export
-    from rqa.training.loop import train_steps
-    from rqa.training.optim import make_optimizer
-    from rqa.training.run_log import RunLog, log, log_rows, new_folder, run_fingerprint
-    from rqa.training.signals import StopSignals, resume_command
-
-    if retriever.eval_embedding_model:
-        require(data, "full_dataset_file_path")
-
-    # Records: whatever is wrong with the files is told before anything is loaded.
-    train, evals, tests = load_splits(data.train_file, data.eval_file, data.test_file, **prompt.speakers)
-    if bare := [example.where for example in train if not example.gold_passages]:
-        log.warning("%d training examples have no gold passages and read nothing, first %s", len(bare), bare[0])
-    encoder, passages = retriever.eval_embedding_model, None
-    if not (is_gold := uses_only_gold(encoder, (evals, tests))):
-        passages = open_corpus(encoder, data.full_dataset_file_path, (evals, tests), flag="--eval_embedding_model")
-
-    # Prompts
-    tokenizer = load_tokenizer(lm.model_name_or_path)
-    builder = PromptBuilder(tokenizer, prompt.chat, prompt.instruction, prompt.max_prompt_length)
-    positions = check_context_length(lm.model_name_or_path, prompt.max_row_length)
-    collator = ConcatenatedCollator(builder, prompt.max_answer_length, positions)
+    # Records and prompts: errors in the files are raised before anything is loaded.
+    splits = train, evals, tests = data.load_splits(*files.paths, **prompt.speakers)
+    data.warn_without_gold(train)
+    unseen = evals, tests
+    is_gold = retrieval.uses_only_gold(search.embedding_model, unseen)
+    passages = None if is_gold else retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, unseen)
+    collator = models.load_collator(name, **prompt.collator_options)
     collator.check(train, answers=True)
     collator.check([*evals, *tests])
-    accelerator = make_accelerator(**opt.launch)
-    attention = attention_kernel(lm.use_flash_attention, accelerator.mixed_precision)
-    folder = new_folder(accelerator, run.output_dir, resume=bool(run.resume_from_checkpoint))
+    accelerator = distributed.make_accelerator(**optim.accelerator_options)
+    attention = models.attention_for(accelerator, name, use_flash_attention=lm.use_flash_attention)
+    folder = training.new_folder(accelerator, output.output_dir, resume=bool(output.resume_from_checkpoint))
 
-    # Passages: gold alone in training; in evaluation what the retriever finds, or what comes with the questions.
-    k, eval_found, test_found = retrieval.embedding_max_num_to_retrieve, None, None
+    # Passages: gold in training; in evaluation those that the retriever or the questions provide
+    retriever_options = {"device": accelerator.device, **search.retriever_options}
+    open_retriever = None if passages is None else partial(retrieval.open_retriever, passages, **retriever_options)
+    eval_hits = test_hits = None
     if not is_gold:
-        eval_found, test_found = retrieve_splits(
-            accelerator,
-            passages,
-            encoder,
-            data.full_dataset_index_path,
-            (evals, tests),
-            k + max(KS),
-            history_turns=retrieval.query_history,
-            **vars(index),
+        eval_hits, test_hits = retrieval.retrieve_splits(
+            accelerator, open_retriever, passages, unseen, k + max(retrieval.KS), **search.search_options
         )
 
-    def encode(epoch: int, positions: Sequence[int]) -> list[EncodedExample]:
-        return collator.encode(select_passages(train[i], (), k=0, seed=opt.seed, epoch=epoch) for i in positions)
+    def encode(epoch: int, positions: Sequence[int]) -> list[prompts.EncodedExample]:
+        return collator.encode(data.select_passages(train[i], (), k=0, seed=optim.seed, epoch=epoch) for i in positions)
 
     first_rows = encode(0, range(min(len(train), 1000)))
-    log_rows(first_rows, tokenizer)
+    training.log_rows(first_rows, collator.builder.tokenizer)
 
     # Model
-    model = AnswerLM.from_pretrained(
-        lm.model_name_or_path, attention=attention, gradient_checkpointing=lm.gradient_checkpointing
-    )
-    optimizer = make_optimizer(model, opt.optim, weight_decay=opt.weight_decay)
+    model = models.AnswerLM.from_pretrained(name, attention=attention, gradient_checkpointing=lm.gradient_checkpointing)
+    optimizer = training.make_optimizer(model, optim.optim, weight_decay=optim.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
-    score = partial(
-        evaluate,
-        generate=Generator(accelerator, model, collator, run.per_device_eval_batch_size, prompt.generation_limit),
-        loss=AnswerLoss(accelerator, model, collator, run.per_device_eval_batch_size),
-        k=k,
-        environment=environment(accelerator, run.per_device_eval_batch_size),
-    )
+    limits = {"batch_size": output.per_device_eval_batch_size, "max_new_tokens": prompt.generation_limit}
+    evaluator = evaluation.Evaluator(accelerator, model, collator, k=k, **limits)
 
-    # State: that of a checkpoint, or a new run's.
-    layout = opt.layout(accelerator.num_processes, accelerator.process_index)
-    num_steps = opt.num_steps(steps_per_epoch(len(train), layout))
-    identity = run_fingerprint(accelerator, model, configs, (train, evals, tests), first_rows, eval_found)
-    selection = run.selection
-    checkpoints = Checkpoints(accelerator, folder, identity, selection, keep=run.save_total_limit)
-    first_step = checkpoints.resume(run.resume_from_checkpoint) if run.resume_from_checkpoint else 0
-    run_log = RunLog(
-        accelerator,
-        folder,
-        configs,
-        num_steps,
-        run.logging_steps,
-        first_step=first_step,
-        ids=[example.id for example in train],
-        tracker=run.tracker,
-        run_group=run.run_group,
-    )
+    # State: of a new run, or of a checkpoint
+    layout = optim.layout(accelerator.num_processes, accelerator.process_index)
+    num_steps = optim.num_steps(training.steps_per_epoch(len(train), layout))
+    config, ids = cli.flat(args), [example.id for example in train]
+    locked_flags = cli.flags_locked_on_resume(config)
+    fingerprint = training.run_fingerprint(accelerator, model, locked_flags, splits, first_rows, eval_hits)
+    state = {"config": config, "fingerprint": fingerprint, "num_steps": num_steps, "example_ids": ids}
+    run = training.start_run(accelerator, folder, **state, **output.run_options)
 
     # Loop
-    updates = training_batches(len(train), layout, encode, collator.collate, opt.seed, opt.group_by_length, first_step)
-    steps = train_steps(
-        accelerator,
-        model,
-        optimizer,
-        updates,
-        learning_rate=opt.rate(num_steps),
-        num_steps=num_steps,
-        max_grad_norm=opt.max_grad_norm,
-        seed=opt.seed,
-        first_step=first_step,
+    batches = training.training_batches(
+        len(train), layout, encode, collator.collate, optim.seed, optim.group_by_length, run.first_step
     )
-    with StopSignals(accelerator) as signals:
-        for step in () if selection.should_stop else steps:
-            run_log.step(step)
-            if evals and (step.number % run.eval_steps == 0 or step.number == num_steps):
-                scores = score(evals, retrieval=eval_found)
-                run_log.evaluation(f"eval-{step.number:06d}", scores)
-                selection.add(step.number, scores.metrics)
-            stop = signals.stop_requested()
-            is_due = step.number % run.save_steps == 0 or step.number in (num_steps, selection.best)
-            saved = (is_due or stop or selection.should_stop) and checkpoints.save(step.number)
-            if stop:
-                log.info("stopped after update %d; go on with:\n%s", step.number, resume_command(accelerator, folder))
+    steps = training.train_steps(
+        accelerator, model, optimizer, batches, first_step=run.first_step, **optim.loop_options(num_steps)
+    )
+    with training.StopSignals(accelerator) as signals:
+        for step in () if run.early_stopping.should_stop else steps:
+            run.log.step(step)
+            if evals and (step.number % output.eval_steps == 0 or step.number == num_steps):
+                scores = evaluator(evals, eval_hits)
+                run.log.evaluation(f"eval-{step.number:06d}", scores)
+                run.early_stopping.add(step.number, scores.metrics)
+            is_stopped = signals.stop_requested()
+            is_due = step.number % output.save_steps == 0 or step.number in (num_steps, run.early_stopping.best)
+            saved = (is_due or is_stopped or run.early_stopping.should_stop) and run.checkpoints.save(step.number)
+            if is_stopped:
+                training.log_resume_command(accelerator, folder, step.number)
                 return int(not saved)
-            if selection.should_stop:
+            if run.early_stopping.should_stop:
                 break
 
-    # The plain model, and its test
-    if selection.best:
-        checkpoints.load(selection.best)
-    export(accelerator, model, tokenizer, folder / "model")
+    # The best or the last model: export and test
+    if run.early_stopping.best:
+        run.checkpoints.load(run.early_stopping.best)
+    training.export(accelerator, model, collator.builder.tokenizer, folder / "model")
     if tests:
-        run_log.evaluation("test", score(tests, retrieval=test_found))
+        run.log.evaluation("test", evaluator(tests, test_hits))
     if accelerator.is_main_process:
-        log.info("report: %s", write_report(folder))
+        run.log.info(f"report: {report.write_report(folder)}")
     return 0
 
 
 if __name__ == "__main__":
-    cli(main)
+    cli.run_main(main)

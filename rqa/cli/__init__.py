@@ -1,1 +1,5 @@
-"""Command-line flags, configuration files, and help of the recipes."""
+"""Command-line flags, config files and help of the recipes."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""recipes/demo_data.py: the same bytes on every run, and files that the library reads as they are."""
+"""Tests of recipes/demo_data.py: every run writes the same bytes, and the library reads the files."""
 
 import os
 import re
@@ -42,16 +42,16 @@ def splits(folder):
     return {name: load_examples(folder / f"{name}.jsonl") for name in SPLITS}
 
 
-def test_two_runs_write_the_same_bytes_and_tell_the_counts(folder, tmp_path, passages, splits):
-    told = run(tmp_path / "again", "2")
+def test_output_is_byte_identical_and_counts_are_printed(folder, tmp_path, passages, splits):
+    printed = run(tmp_path / "again", "2")
     files = sorted(path.name for path in folder.iterdir())
     assert files == ["eval.jsonl", "passages.jsonl", "test.jsonl", "train.jsonl"]
     assert all((folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in files)
     counts = {"passages": len(passages), **{name: len(examples) for name, examples in splits.items()}}
-    assert {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", told, re.MULTILINE)} == counts
+    assert {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE)} == counts
 
 
-def test_splits_have_neither_a_name_nor_a_passage_in_common(splits):
+def test_splits_share_no_name_and_no_passage(splits):
     for one, other in combinations(SPLITS, 2):
         for facts in (lambda e: e.id, lambda e: e.question, lambda e: e.gold_passages[0].id):
             assert {*map(facts, splits[one])}.isdisjoint(map(facts, splits[other]))
@@ -60,22 +60,22 @@ def test_splits_have_neither_a_name_nor_a_passage_in_common(splits):
     assert len(splits["eval"]) / total == pytest.approx(0.02, abs=0.01)
 
 
-def test_a_name_stays_in_its_split(splits):
-    """Written down once: no later version of the script may move a name from the test to the training split."""
+def test_split_of_a_name_is_fixed(splits):
+    """No version of the recipe may move a name from the test to the training split."""
     where = {example.id: name for name, examples in splits.items() for example in examples}
     names = ("textwrap.dedent", "json.loads", "os.setuid", "urllib.parse.urlparse", "socket.create_connection")
     assert [where[name] for name in names] == ["train", "train", "eval", "test", "test"]
 
 
-def test_nothing_of_the_run_is_written(folder):
-    """Defaults such as os.environ stand in signatures."""
+def test_environment_is_not_written(folder):
+    """The default of a parameter may be os.environ."""
     text = "".join(path.read_text() for path in folder.iterdir())
     assert not re.search(r"secret-1| at 0x[0-9a-f]{6}", text)
     assert sys.executable not in text
     assert str(folder.parent) not in text
 
 
-def test_the_corpus_has_each_text_once_and_none_is_long(passages):
+def test_corpus_has_each_text_once_and_no_long_text(passages):
     assert len(passages) > 2000
     assert passages.duplicates == 0
     assert max(len(passage.text) for passage in passages) <= 1200
@@ -88,7 +88,7 @@ def test_the_corpus_has_each_text_once_and_none_is_long(passages):
     assert not {"json.decoder.JSONDecoder", "posix.stat", "posixpath.join"} & {*titles}
 
 
-def test_the_answer_stands_in_the_one_gold_passage_which_is_in_the_corpus(splits, passages):
+def test_answer_is_in_the_one_gold_passage_in_the_corpus(splits, passages):
     for example in (example for examples in splits.values() for example in examples):
         (gold,) = example.gold_passages
         (answer,) = example.answers
@@ -99,12 +99,14 @@ def test_the_answer_stands_in_the_one_gold_passage_which_is_in_the_corpus(splits
 
 
 def test_each_kind_has_its_question(splits):
-    told = {example.id: (example.question, *example.answers) for examples in splits.values() for example in examples}
-    assert told["textwrap.dedent"] == (
+    questions = {
+        example.id: (example.question, *example.answers) for examples in splits.values() for example in examples
+    }
+    assert questions["textwrap.dedent"] == (
         "What does the function `dedent` in the module `textwrap` do?",
         "Remove any common leading whitespace from every line in `text`.",
     )
-    assert told["textwrap"][0] == "What is the module `textwrap` for?"
-    assert told["pathlib.PurePath"][0] == "What is the class `PurePath` in the module `pathlib`?"
-    assert told["queue.Queue.put"][0] == "What does the method `put` of the class `queue.Queue` do?"
-    assert told["builtins.IndexError"][0] == "What does the exception `IndexError` in the module `builtins` mean?"
+    assert questions["textwrap"][0] == "What is the module `textwrap` for?"
+    assert questions["pathlib.PurePath"][0] == "What is the class `PurePath` in the module `pathlib`?"
+    assert questions["queue.Queue.put"][0] == "What does the method `put` of the class `queue.Queue` do?"
+    assert questions["builtins.IndexError"][0] == "What does the exception `IndexError` in the module `builtins` mean?"

@@ -1,4 +1,4 @@
-"""recipes/demo_facts.py: questions that can be answered by reading, and by nothing else."""
+"""Tests of recipes/demo_facts.py: only the passages of a question answer it."""
 
 import importlib.util
 import re
@@ -24,13 +24,13 @@ QUESTION = re.compile(r"(?:Where|What) does (\w+ \w+) (\w+)\?")
 STATEMENT = re.compile(r"(\w+ \w+) (\w+) (?:in|many) (\w+)\.")
 
 
-def asked(example):
-    """(person, what is asked of them)"""
+def relation_of(example):
+    """Return (person, relation) of a question."""
     return QUESTION.fullmatch(example.question).groups()
 
 
-def told(passage):
-    """(person, relation as the question names it, value)"""
+def fact_of(passage):
+    """Return (person, relation as in the question, value) of a passage."""
     person, verb, value = STATEMENT.fullmatch(passage.text).groups()
     return person, {"studies": "study"}.get(verb, verb.removesuffix("s")), value
 
@@ -63,7 +63,7 @@ def tokenizer(folder):
     return AutoTokenizer.from_pretrained(folder / "model")
 
 
-def test_a_seed_makes_the_same_bytes_and_another_seed_other_ones(demo, folder, tmp_path):
+def test_output_is_a_function_of_the_seed(demo, folder, tmp_path):
     program = f"import sys; sys.path.insert(0, {str(RECIPE.parent)!r}); import demo_facts, json, itertools\n" + (
         "for split in demo_facts.SPLITS:\n    for row in itertools.islice(demo_facts.questions(split, 0), 100):\n"
         "        print(json.dumps(row))"
@@ -84,14 +84,14 @@ def test_a_seed_makes_the_same_bytes_and_another_seed_other_ones(demo, folder, t
     assert weights[0] != weights[1]
 
 
-def test_the_numbers_of_questions_and_passages_are_as_told(demo, examples):
+def test_numbers_of_questions_and_passages(demo, examples):
     for split, (count, fewest, most) in {**demo.SPLITS, "train": (3000, *demo.SPLITS["train"][1:])}.items():
         assert len(examples[split]) == count
         assert {len(example.contexts) for example in examples[split]} == {*range(fewest, most + 1)}  # distinct
 
 
-def test_splits_have_neither_a_person_nor_a_fact_in_common_and_all_names(demo, examples):
-    people = {name: {told(p)[0] for e in examples[name] for p in e.contexts} for name in SPLITS}
+def test_splits_share_all_names_but_no_person_and_no_fact(demo, examples):
+    people = {name: {fact_of(p)[0] for e in examples[name] for p in e.contexts} for name in SPLITS}
     passages = {name: {p.id for e in examples[name] for p in e.contexts} for name in SPLITS}
     for one, other in combinations(SPLITS, 2):
         assert people[one].isdisjoint(people[other])
@@ -102,46 +102,46 @@ def test_splits_have_neither_a_person_nor_a_fact_in_common_and_all_names(demo, e
     assert all({name for person in people[split] for name in person.split()} == names for split in SPLITS)
 
 
-def test_exactly_one_passage_answers_and_it_is_the_gold_one(examples):
+def test_gold_passage_alone_has_the_answer(examples):
     for example in (example for split in SPLITS for example in examples[split]):
-        facts = [told(passage) for passage in example.contexts]
-        answering = [i for i, fact in enumerate(facts) if fact[:2] == asked(example)]
+        facts = [fact_of(passage) for passage in example.contexts]
+        answering = [i for i, fact in enumerate(facts) if fact[:2] == relation_of(example)]
         assert answering == [0]
         assert example.gold_passages == example.contexts[:1]
         assert example.answers == (facts[0][2],)
         assert [value for *_, value in facts].count(facts[0][2]) == 1
 
 
-def test_withheld_is_the_test_without_the_answers(examples):
-    for given, withheld in zip(examples["test"], examples["withheld"], strict=True):
-        assert (withheld.id, withheld.question, withheld.answers) == (given.id, given.question, given.answers)
-        assert withheld.gold_passages == given.gold_passages
-        assert withheld.contexts == given.contexts[1:]
-        assert given.answers[0] not in {told(passage)[2] for passage in withheld.contexts}
+def test_withheld_is_the_test_split_without_gold_passages(examples):
+    for example, withheld in zip(examples["test"], examples["withheld"], strict=True):
+        assert (withheld.id, withheld.question, withheld.answers) == (example.id, example.question, example.answers)
+        assert withheld.gold_passages == example.gold_passages
+        assert withheld.contexts == example.contexts[1:]
+        assert example.answers[0] not in {fact_of(passage)[2] for passage in withheld.contexts}
 
 
-def test_neither_the_name_nor_the_relation_alone_tells_the_passage(examples):
-    """First name, last name, both with another relation: the answer of who reads no more than that is ambiguous."""
+def test_name_or_relation_alone_is_ambiguous(examples):
+    """Other passages have the first name, the last name, or both with another relation."""
     for example in examples["test"]:
-        (first, last), relation = asked(example)[0].split(), asked(example)[1]
-        others = [(*person.split(), verb) for person, verb, _ in map(told, example.contexts[1:])]
+        (first, last), relation = relation_of(example)[0].split(), relation_of(example)[1]
+        others = [(*person.split(), verb) for person, verb, _ in map(fact_of, example.contexts[1:])]
         assert sum(other[:2] == (first, last) for other in others) == 5
         assert any(other[0] == first and other[1] != last and other[2] == relation for other in others)
         assert any(other[0] != first and other[2] == relation for other in others)
 
 
-def test_nothing_can_be_known_by_heart(examples):
+def test_answers_cannot_be_memorized(examples):
     answers = defaultdict(list)
     for example in examples["train"]:
         answers[example.question].extend(example.answers)
-    repeated = [found for found in answers.values() if len(found) > 1]
+    repeated = [values for values in answers.values() if len(values) > 1]
     assert len(repeated) > 300
-    assert sum(len({*found}) == len(found) for found in repeated) > 0.9 * len(repeated)
+    assert sum(len({*values}) == len(values) for values in repeated) > 0.9 * len(repeated)
 
 
-def test_the_tokenizer_knows_every_word_and_writes_every_text_back(examples, tokenizer):
+def test_tokenizer_has_every_word_and_decodes_every_text(examples, tokenizer):
     texts = {"question: context: title:"}
-    for example in (example for found in examples.values() for example in found):
+    for example in (example for split in examples.values() for example in split):
         texts.update((example.question, *example.answers, *(passage.text for passage in example.contexts)))
     for text, ids in zip(texts, tokenizer([*texts])["input_ids"], strict=True):
         assert tokenizer.unk_token_id not in ids
@@ -149,7 +149,7 @@ def test_the_tokenizer_knows_every_word_and_writes_every_text_back(examples, tok
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def test_the_model_reads_them(folder, examples, tokenizer):
+def test_model_computes_a_loss(folder, examples, tokenizer):
     collator = ParallelCollator(PassagePromptBuilder(tokenizer), max_answer_length=8)
     collator.check(examples["train"], answers=True)
     batch = collator([GeneratorInput.from_ranked(example, example.contexts) for example in examples["eval"][:4]])

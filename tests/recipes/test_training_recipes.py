@@ -1,6 +1,7 @@
-"""The recipes, launched as a user does, on tiny models."""
+"""The recipes on tiny models, launched as from a shell."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from world import ACCELERATE_LAUNCH, World, files, launch, torchrun, write_jsonl
+from world import ACCELERATE_LAUNCH, files, launch, read_jsonl, torchrun, write_jsonl
 
 from rqa.data.corpus import open_passages
 from rqa.data.records import load_splits
+from rqa.retrieval.dense import open_retriever
 from rqa.retrieval.retrieve import retrieve_splits
 
 EXACT = {"--bf16": "false", "--max_new_tokens": "12"}
@@ -21,13 +23,8 @@ EVALUATION_FILES = {"score.json", "predictions.jsonl"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return World.make(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
 def swr(world):
-    """A whole run, by the launcher, with everything on."""
+    """The folder and output of a run with every feature, by `accelerate launch`."""
     out = world.folder / "swr"
     flags = {
         "--model_name_or_path": world.model,
@@ -48,11 +45,7 @@ def swr(world):
     return out, printed
 
 
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_a_run_leaves_exactly_its_files(swr):
+def test_a_run_writes_exactly_its_files(swr):
     out, _ = swr
     model = {f"model/{name}" for name in MODEL_FILES | TOKENIZER_FILES}
     evaluations = {f"{name}/{file}" for name in ("eval-000003", "eval-000004", "test") for file in EVALUATION_FILES}
@@ -62,15 +55,15 @@ def test_a_run_leaves_exactly_its_files(swr):
     assert files(out) == logs | model | evaluations | checkpoint
 
 
-def test_a_run_tells_what_it_does(swr):
+def test_a_run_logs_its_steps_and_evaluations(swr):
     out, printed = swr
     assert "⟦</s>⟧" in printed
-    for update in range(1, 5):
-        assert f"update {update}/4  loss " in printed
-    metrics = rows(out / "metrics.jsonl")
-    updates = [row for row in metrics if "loss" in row and "number" in row]
-    assert [row["number"] for row in updates] == [1, 2, 3, 4]
-    assert sum(row["examples"] for row in updates) == 2 * 13
+    for step in range(1, 5):
+        assert f"step {step}/4  loss " in printed
+    metrics = read_jsonl(out / "metrics.jsonl")
+    steps = [row for row in metrics if "step" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert sum(row["examples"] for row in steps) == 2 * 13
     assert [row["evaluation"] for row in metrics if "evaluation" in row] == ["eval-000003", "eval-000004", "test"]
     assert metrics[-1] == {"evaluation": "test"} | json.loads((out / "test/score.json").read_text())["metrics"]
 
@@ -81,15 +74,14 @@ def test_training_changed_every_matrix(swr, world):
     assert not [name for name, tensor in before.items() if tensor.ndim == 2 and tensor.equal(after[name])]
 
 
-def test_the_generator_alone_is_optimized(swr, world):
-    """Not the retriever, which the same process loaded."""
+def test_the_optimizer_holds_the_generator_and_not_the_retriever(swr, world):
     [checkpoint] = (swr[0] / "checkpoints").iterdir()
     moments = torch.load(checkpoint / "optimizer.bin")["state"].values()
     weights = load_file(swr[0] / "model/model.safetensors").values()
     assert sorted(state["exp_avg"].shape for state in moments) == sorted(tensor.shape for tensor in weights)
 
 
-def test_the_plain_class_loads_the_model_and_its_template(swr):
+def test_the_plain_class_loads_the_exported_model(swr):
     model, loading = AutoModelForCausalLM.from_pretrained(swr[0] / "model", output_loading_info=True)
     assert type(model).__name__ == "LlamaForCausalLM"
     assert not any(loading.values())
@@ -97,7 +89,7 @@ def test_the_plain_class_loads_the_model_and_its_template(swr):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_evaluating_the_saved_model_gives_the_scores_of_the_run(swr, world, monkeypatch, processes):
+def test_evaluation_of_the_saved_model_equals_the_test_of_the_run(swr, world, monkeypatch, processes):
     out = world.folder / f"evaluated-by-{processes}"
     flags = {
         "--qa_model_name_or_path": str(swr[0] / "model"),
@@ -124,14 +116,14 @@ def test_evaluating_the_saved_model_gives_the_scores_of_the_run(swr, world, monk
     assert {name: retrieved[name] for name in ("em", "f1", "bleu")} == pytest.approx(
         {name: ours[name] for name in ("em", "f1", "bleu")}
     )
-    for a, b in zip(rows(out / "predictions.jsonl"), rows(swr[0] / "test/predictions.jsonl"), strict=True):
+    for a, b in zip(read_jsonl(out / "predictions.jsonl"), read_jsonl(swr[0] / "test/predictions.jsonl"), strict=True):
         assert (a["answer"], a["id"]) == (b["answer"], b["id"])
         assert a["passages"] == b["passages"]
     printed = launch("compare.py", {str(out): str(swr[0] / "test")})
     assert f"{theirs['rougeL']:.2f}" in printed
 
 
-def test_a_run_repeats_from_its_own_config_and_from_a_pickle_of_the_corpus(swr, world):
+def test_a_run_repeats_from_its_config_with_a_pickled_corpus(swr, world):
     out = world.folder / "again"
     launch(
         "swr_starling.py",
@@ -141,14 +133,14 @@ def test_a_run_repeats_from_its_own_config_and_from_a_pickle_of_the_corpus(swr, 
             "--full_dataset_file_path": world.pickle,
             "--full_dataset_index_path": str(world.folder / "index-of-pickle"),
         },
-        by=ACCELERATE_LAUNCH,  # with as many threads: sums are rounded by them
+        by=ACCELERATE_LAUNCH,  # the number of threads changes rounding
     )
     for name in ("metrics.jsonl", "test/predictions.jsonl", "eval-000003/predictions.jsonl"):
         assert (out / name).read_text() == (swr[0] / name).read_text()
     assert (out / "model/model.safetensors").read_bytes() == (swr[0] / "model/model.safetensors").read_bytes()
 
 
-def test_sft_reads_gold_where_there_is_no_retriever(world):
+def test_sft_without_a_retriever_reads_gold_passages(world):
     out = world.folder / "sft"
     flags = {
         "--model_name_or_path": world.model,
@@ -168,21 +160,20 @@ def test_sft_reads_gold_where_there_is_no_retriever(world):
 
 
 @pytest.fixture(scope="module")
-def brought(swr, world):
-    """The flags of the same data as files of Fusion-in-Decoder, each question with what was retrieved for it."""
+def with_contexts(swr, world):
+    """Flags of the same data as Fusion-in-Decoder files: each question brings its retrieved passages ("ctxs")."""
     paths = (world.train, world.eval, world.test)
-    found = retrieve_splits(
+    passages = open_passages(world.corpus)
+    retrievals = retrieve_splits(
         Accelerator(cpu=True),
-        open_passages(world.corpus),
-        world.encoder,
-        str(world.folder / "index"),
+        partial(open_retriever, passages, world.encoder, world.folder / "index", device=torch.device("cpu")),
+        passages,
         load_splits(*paths),
         2 + 10,
-        history_turns=1,
     )
     flags = dict.fromkeys(("--embedding_model", "--full_dataset_file_path", "--full_dataset_index_path"), "")
-    for path, retrieval in zip(map(Path, paths), found, strict=True):
-        examples = rows(path)
+    for path, retrieval in zip(map(Path, paths), retrievals, strict=True):
+        examples = read_jsonl(path)
         for i, row in enumerate(examples):
             ctxs = [{"title": p.title, "text": p.text, "id": p.sources[0]} for p in retrieval.passages(i)]
             row.update({"id": f"{path.stem}:{i + 1}", "answers": [row.pop("gold_answer")], "ctxs": ctxs})
@@ -193,30 +184,30 @@ def brought(swr, world):
 
 
 def without_scores(path: Path) -> list[dict]:
-    """The predictions, and no score of a passage."""
-    predictions = rows(path)
+    """Return the predictions with None as the score of each passage."""
+    predictions = read_jsonl(path)
     for row in predictions:
         for passage in row["passages"]:
             passage["score"] = None
     return predictions
 
 
-def test_a_run_on_what_comes_with_the_questions_is_one_on_what_was_retrieved(swr, world, brought):
-    out = world.folder / "brought"
-    flags = {"--config": str(swr[0] / "config.json"), **brought, "--output_dir": str(out)}
+def test_training_on_contexts_of_the_file_equals_training_on_retrieved_passages(swr, world, with_contexts):
+    out = world.folder / "with_contexts"
+    flags = {"--config": str(swr[0] / "config.json"), **with_contexts, "--output_dir": str(out)}
     printed = launch("swr_starling.py", flags, by=ACCELERATE_LAUNCH)
-    assert printed.count("nothing is retrieved") == 1
+    assert printed.count("no retrieval") == 1
     assert (out / "metrics.jsonl").read_text() == (swr[0] / "metrics.jsonl").read_text()
     assert (out / "model/model.safetensors").read_bytes() == (swr[0] / "model/model.safetensors").read_bytes()
-    assert rows(out / "test/predictions.jsonl") == without_scores(swr[0] / "test/predictions.jsonl")
+    assert read_jsonl(out / "test/predictions.jsonl") == without_scores(swr[0] / "test/predictions.jsonl")
 
 
-def test_an_evaluation_reads_what_comes_with_the_questions(swr, world, brought):
-    out = world.folder / "brought-evaluated"
+def test_evaluation_reads_the_contexts_of_the_file(swr, world, with_contexts):
+    out = world.folder / "with_contexts-evaluated"
     flags = {
         "--qa_model_name_or_path": str(swr[0] / "model"),
         "--embedding_max_num_to_retrieve": "2",
-        "--eval_data_path": brought["--test_file"],
+        "--eval_data_path": with_contexts["--test_file"],
         "--output_dir": str(out),
         **EXACT,
     }
@@ -230,20 +221,23 @@ def test_an_evaluation_reads_what_comes_with_the_questions(swr, world, brought):
     assert theirs["retrieval"].keys() - ours["retrieval"].keys() == {"seconds_per_question"}
 
 
-def test_sft_is_tested_on_what_comes_with_the_questions(world, brought):
-    out = world.folder / "sft-brought"
+def test_sft_is_tested_on_the_contexts_of_the_file(world, with_contexts):
+    out = world.folder / "sft-with_contexts"
     flags = {
         "--model_name_or_path": world.model,
         "--eval_embedding_model": "",
         "--train_file": world.train,
-        "--test_file": brought["--test_file"],
+        "--test_file": with_contexts["--test_file"],
         "--max_steps": "1",
         "--output_dir": str(out),
         **EXACT,
     }
     launch("sft_mistral.py", flags)
     assert json.loads((out / "test/score.json").read_text())["passages_read"] == "the first 3 given with the questions"
-    read, expected = rows(out / "test/predictions.jsonl"), json.loads(Path(brought["--test_file"]).read_text())
+    read, expected = (
+        read_jsonl(out / "test/predictions.jsonl"),
+        json.loads(Path(with_contexts["--test_file"]).read_text()),
+    )
     assert [[p["text"] for p in row["passages"]] for row in read] == [
         [ctx["text"] for ctx in row["ctxs"][:10]] for row in expected
     ]
@@ -257,19 +251,20 @@ def test_sft_is_tested_on_what_comes_with_the_questions(world, brought):
         ("evaluate.py", "--eval_data_path", "--embedding_model_name_or_path"),
     ],
 )
-def test_a_question_that_brings_no_passages_is_told_where_there_is_no_retriever(
-    world, brought, tmp_path, recipe, file, flag
+def test_a_question_without_contexts_is_an_error_without_a_retriever(
+    world, with_contexts, tmp_path, recipe, file, flag
 ):
     path = tmp_path / "some.json"
-    examples = json.loads(Path(brought["--test_file"]).read_text())
+    examples = json.loads(Path(with_contexts["--test_file"]).read_text())
     examples[2]["ctxs"] = []
     path.write_text(json.dumps(examples))
     base = {"--model_name_or_path": "no/such/model", "--train_file": world.train}
     if recipe == "evaluate.py":
         base = {"--qa_model_name_or_path": "no/such/model"}
     printed = launch(recipe, {**base, flag: "", file: str(path), "--output_dir": str(tmp_path / "never")}, expect=2)
-    problem = f'{path}[2]: no passages in "ctxs", and no retriever to find any: give {flag}'
-    assert printed.splitlines()[-1] == f"error: {problem}"
+    error = printed.splitlines()[-1]
+    for part in (f"{path}[2]", '"ctxs"', "--embedding_model"):
+        assert part in error
     assert not files(tmp_path / "never")
 
 
@@ -278,43 +273,44 @@ def test_an_index_is_built_once_and_refused_for_another_corpus(world, tmp_path):
     first, second = (launch("build_index.py", flags) for _ in range(2))
     assert "building" in first
     assert "building" not in second
-    other = write_jsonl(tmp_path / "other.jsonl", rows(Path(world.corpus))[1:])
+    other = write_jsonl(tmp_path / "other.jsonl", read_jsonl(Path(world.corpus))[1:])
     refused = launch("build_index.py", {**flags, "--document_path": other}, expect=2)
     assert "corpus" in refused
     assert "Traceback" not in refused
 
 
 @pytest.mark.parametrize("split", ["eval", "test"])
-def test_a_question_too_long_for_its_prompt_is_told_before_training_not_after(world, tmp_path, split):
-    long = {**rows(Path(world.test))[0], "question": "Why? " * 3000}
-    path = write_jsonl(tmp_path / "long.jsonl", [*rows(Path(world.test)), long])
+def test_a_question_too_long_for_the_prompt_is_an_error_before_training(world, tmp_path, split):
+    long = {**read_jsonl(Path(world.test))[0], "question": "Why? " * 3000}
+    path = write_jsonl(tmp_path / "long.jsonl", [*read_jsonl(Path(world.test)), long])
     flags = {"--model_name_or_path": world.model, "--embedding_model": "no/such/encoder", **world.data}
     out = {"--output_dir": str(tmp_path / "never")}
     trained = launch("swr_starling.py", {**flags, f"--{split}_file": path, **out}, expect=2)
     evaluated = {"--qa_model_name_or_path": world.model, "--eval_data_path": path}
     for printed in (trained, launch("evaluate.py", {**evaluated, **out}, expect=2)):
-        assert f"long.jsonl:{len(rows(Path(path)))}: instruction, history and question alone take" in printed
+        assert f"long.jsonl:{len(read_jsonl(Path(path)))}: instruction, history and question take" in printed
     assert not files(tmp_path / "never")
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "words"),
     [
-        ({"--use_flash_attention": "true"}, "flash-attn is not installed"),
-        ({"--train_file": "no/such.jsonl"}, "no/such.jsonl"),
-        ({"--max_answer_length": "2"}, "train.jsonl:1: the answer takes"),
-        ({"--max_prompt_length": "20"}, "--max_prompt_length is 20"),
-        ({"--model_name_or_path": "no/such/model"}, "no/such/model: neither"),
-        ({"--output_dir": "{model}"}, "name a new folder"),
-        ({"--embedding_model": ""}, "--embedding_model is required: no question brings its passages"),
-        ({"--full_dataset_file_path": ""}, "--full_dataset_file_path is required"),
+        ({"--use_flash_attention": "true"}, ("flash-attn",)),
+        ({"--train_file": "no/such.jsonl"}, ("no/such.jsonl",)),
+        ({"--max_answer_length": "2"}, ("train.jsonl:1", "answer")),
+        ({"--max_prompt_length": "20"}, ("--max_prompt_length", "20")),
+        ({"--model_name_or_path": "no/such/model"}, ("no/such/model",)),
+        ({"--output_dir": "{model}"}, ("new folder",)),
+        ({"--embedding_model": ""}, ("--embedding_model", "ctxs")),
+        ({"--full_dataset_file_path": ""}, ("--full_dataset_file_path",)),
     ],
 )
-def test_what_is_wrong_is_told_before_a_model_is_loaded(world, flags, message):
-    """The encoder of this command does not exist either: nothing gets as far as that."""
+def test_invalid_input_is_an_error_before_loading(world, flags, words):
+    """The encoder of the command does not exist: loading it would be another error."""
     flags = {name: value.format(model=world.model) for name, value in flags.items()}
     out = {"--output_dir": str(world.folder / "never")}
     base = {"--model_name_or_path": world.model, "--embedding_model": "no/such/encoder"}
     printed = launch("swr_starling.py", {**base, **world.data, **out, **flags}, expect=2)
-    assert message in printed
+    error = printed.partition("error: ")[2]
+    assert all(word in error for word in words)
     assert "Traceback" not in printed

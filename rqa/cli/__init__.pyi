@@ -1,0 +1,45 @@
+from .data_args import DataArgs as DataArgs
+from .data_args import FidPromptArgs as FidPromptArgs
+from .data_args import GeneratorArgs as GeneratorArgs
+from .data_args import IndexArgs as IndexArgs
+from .data_args import PassageArgs as PassageArgs
+from .data_args import PromptArgs as PromptArgs
+from .data_args import RetrievalArgs as RetrievalArgs
+from .evaluation_args import EvaluationArgs as EvaluationArgs
+from .judge_args import JudgeArgs as JudgeArgs
+from .parser import at_least as at_least
+from .parser import check_output as check_output
+from .parser import flag as flag
+from .parser import flat as flat
+from .parser import options as options
+from .parser import parse_args as parse_args
+from .parser import require as require
+from .parser import run_main as run_main
+from .training_args import ModelArgs as ModelArgs
+from .training_args import OptimizationArgs as OptimizationArgs
+from .training_args import RunArgs as RunArgs
+from .training_args import flags_locked_on_resume as flags_locked_on_resume
+
+__all__ = [
+    "DataArgs",
+    "EvaluationArgs",
+    "FidPromptArgs",
+    "GeneratorArgs",
+    "IndexArgs",
+    "JudgeArgs",
+    "ModelArgs",
+    "OptimizationArgs",
+    "PassageArgs",
+    "PromptArgs",
+    "RetrievalArgs",
+    "RunArgs",
+    "at_least",
+    "check_output",
+    "flag",
+    "flags_locked_on_resume",
+    "flat",
+    "options",
+    "parse_args",
+    "require",
+    "run_main",
+]

@@ -1,0 +1,50 @@
+"""Flags of an evaluation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rqa.cli.data_args import GeneratorArgs, RetrievalArgs
+from rqa.cli.judge_args import JudgeArgs
+from rqa.cli.parser import at_least, flag, require
+from rqa.data.passage_selection import REFUSAL_ANSWER
+from rqa.errors import InputError
+
+
+@dataclass(frozen=True)
+class EvaluationArgs:
+    """The examples, the output, and the parts of the evaluation."""
+
+    test_file: str = flag("", "examples: .jsonl, .jsonl.gz or .json", "eval_data_path")
+    output_dir: str = flag("", "new folder for the scores and the predictions")
+    refusal_answer: str = flag(REFUSAL_ANSWER, "reference of examples that are unanswerable or have no answer")
+    per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device", "batch_size")
+    context_report: bool = flag(False, "compare answers from gold, retrieved, distracting and no passages")
+    gen_gpt4eval: bool = flag(False, "judge the answers with GPT-4 or another model; see the --judge flags")
+    attribution: Literal["none", "cross_attention", "leave_one_out", "both"] = flag(
+        "none", "evidence of each passage: by the attention of fusion-in-decoder, or by the loss without the passage"
+    )
+
+    @property
+    def attributions(self) -> tuple[str, ...]:
+        """The names of the attributions to compute."""
+        names = {"none": (), "both": ("cross_attention", "leave_one_out")}
+        return names.get(self.attribution, (self.attribution,))
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        require(self, "test_file", "output_dir")
+        at_least(self, 1, "per_device_eval_batch_size")
+
+    def check_beside(self, generator: GeneratorArgs, search: RetrievalArgs, judging: JudgeArgs) -> None:
+        """Raise InputError if a flag has no effect, or cannot work, because of another."""
+        has_generator = bool(generator.model_name_or_path)
+        if not (has_generator or search.embedding_model):
+            raise InputError("--model_name_or_path, --embedding_model: expected at least one of them, got neither")
+        for name in ("attribution", "context_report", "gen_gpt4eval"):
+            if (value := getattr(self, name)) not in ("none", False) and not has_generator:
+                raise InputError(f"--{name} {str(value).lower()}: expected --model_name_or_path too: it needs answers")
+        if "cross_attention" in self.attributions and not generator.qa_is_fid:
+            raise InputError(f"--attribution {self.attribution}: a decoder has no cross-attention. Use leave_one_out")
+        if not self.gen_gpt4eval and judging != (default := JudgeArgs()):
+            unused = ", ".join(f"--{name}" for name, value in vars(judging).items() if value != getattr(default, name))
+            raise InputError(f"{unused}: no effect without --gen_gpt4eval true")
