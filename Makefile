@@ -1,30 +1,33 @@
-# The two commands of the README, and what they need. Nothing is made twice.
+# The commands of the README, and the files that they need. Nothing is made twice.
 PYTHON ?= python3.11
 BIN := .venv/bin
 QUICKSTART := runs/quickstart
 QUICKSTART_FID := runs/quickstart-fid
 FID_READ := withheld read-1 read-4 read-10 read-20
+# Tests run in two processes, each file in one of them: on two cores their launches take turns with the other half.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
-# glibc: keep freed memory. Pages new from the kernel for each large tensor are up to a third of an update on 2 cores;
-# a higher threshold is faster still, and fragments: 0.6 GB more.
+# glibc keeps freed memory: new pages for each large tensor take up to a third of a step on two cores. A higher
+# threshold is faster still, but its fragmentation costs 0.6 GB.
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help quickstart quickstart-fid test test-slow lint clean
+.PHONY: help quickstart quickstart-fid test test-unit test-slow lint clean
 help:
-	@echo "make quickstart   train and measure a small generator on this interpreter's own documentation (about 10 minutes)"
-	@echo "make quickstart-fid   train a small fusion-in-decoder from random weights on made-up facts (about 10 minutes)"
-	@echo "make test         lint, type-check and test"
-	@echo "make test-slow    the long tests"
-	@echo "make clean        remove what quickstart and test made"
+	@echo "make quickstart      train and evaluate a small generator on the documentation of Python (about 10 minutes)"
+	@echo "make quickstart-fid  train a small fusion-in-decoder model on generated facts (about 10 minutes)"
+	@echo "make test            lint, type-check and test (about 10 minutes)"
+	@echo "make test-unit       the tests that start no processes (about 3 minutes)"
+	@echo "make test-slow       all tests, and the tests of the tests (hours)"
+	@echo "make clean           delete the files that these commands made"
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt --editable ".[demo,test]"
 	touch $@
 
-# A stamp is written last, so that what was interrupted is begun again; `|`: a newer file alone changes no result.
+# A stamp is written last, so that interrupted work is repeated. After `|` only a missing file is made, not an older one.
 data/models/made: | .venv/installed
 	$(BIN)/python recipes/demo_models.py --output_dir data/models
 	touch $@
@@ -56,9 +59,9 @@ $(QUICKSTART_FID)/train/model/config.json: | data/facts/made
 $(QUICKSTART_FID)/withheld/score.json: | $(QUICKSTART_FID)/train/model/config.json
 	rm -rf $(@D)
 	$(BIN)/accelerate launch recipes/evaluate.py --config recipes/configs/quickstart_fid_test.yaml \
-		--eval_data_path data/facts/withheld.jsonl --output_dir $(@D)
+		--test_file data/facts/withheld.jsonl --output_dir $(@D)
 
-# Reading the first 1, 4, 10 and 20 passages of each question.
+# The first 1, 4, 10 and 20 passages of each question.
 $(QUICKSTART_FID)/read-%/score.json: | $(QUICKSTART_FID)/train/model/config.json
 	rm -rf $(@D)
 	$(BIN)/accelerate launch recipes/evaluate.py --config recipes/configs/quickstart_fid_test.yaml \
@@ -68,10 +71,14 @@ quickstart-fid: $(FID_READ:%=$(QUICKSTART_FID)/%/score.json)
 	$(BIN)/python recipes/compare.py $(FID_READ:%=$(QUICKSTART_FID)/%)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
+
+test-unit: .venv/installed
+	$(PYTEST) -m "not slow and not launch"
 
 test-slow: lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
+	$(BIN)/python tests/mutants.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -79,4 +86,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv data/models data/stdlib data/facts $(QUICKSTART) $(QUICKSTART_FID)
+	rm -rf .venv data/models data/stdlib data/facts $(QUICKSTART) $(QUICKSTART_FID) runs/mutants

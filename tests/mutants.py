@@ -1,821 +1,1189 @@
-"""What each promise of training rests on: without it the promise's test must be red.
+"""Tests of the tests: without the code that a promise rests on, its test must fail.
 
-    python tests/mutants.py [WORD …]
+    python tests/mutants.py [WORD …] [--fast] [--shard I/N]
 
-One protection after the other is taken out of a copy of the project, and the promise's test is run there. Words choose
-the promises and the protections that contain one of them; without any all are tried, in about an hour. The seconds of
-those that were kept go to tests/README.md.
+For each promise of PROMISES its test runs in a copy of the project, once with the code as it is, and once without each
+protection. Words select the promises and protections that contain one of them. --fast leaves out promises whose test
+takes over a minute. --shard 2/3 runs the second third. Results are kept under runs/: a run that was stopped continues,
+until a file of the project changes. The seconds of each test go to tests/README.md.
 """
 
+import argparse
+import ast
+import copy
 import ctypes
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psutil
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "README.md"
-PR_SET_CHILD_SUBREAPER = 36  # of Linux' prctl
+RESULTS = ROOT / "runs" / "mutants"
+SLOW_SECONDS = 60  # --fast leaves out slower tests
+PR_SET_CHILD_SUBREAPER = 36  # option of Linux' prctl
 
 
 @dataclass(frozen=True)
 class Without:
-    """A protection, and how it is taken out: `old`, which stands once in the file, becomes `new`."""
+    """A protection and its removal: `old`, which occurs once in `where`, becomes `new`.
 
-    what: str
-    file: str
+    `where` is the qualified name of a function, class or module: "rqa.training.loop.train_steps". `old` and `new` are
+    expressions or statements, compared as syntax trees; `name = value` is also a keyword argument. In `old`, `...`
+    stands for any expression or body, and `...` in `new` is the same one. An empty `new` removes `old`. For a file that
+    is not Python `where` is its path, and `old` and `new` are text.
+    """
+
+    protection: str
+    where: str
     old: str
     new: str = ""
 
+    @property
+    def path(self) -> Path:
+        """The file, relative to the project."""
+        if "/" in self.where:
+            return Path(self.where)
+        return self._split()[0]
+
+    def _split(self) -> tuple[Path, list[str]]:
+        parts = self.where.split(".")
+        for end in range(len(parts), 0, -1):
+            path = Path(*parts[:end]).with_suffix(".py")
+            if (ROOT / path).is_file():
+                return path, parts[end:]
+        raise LookupError(f"{self.where}: no such module")
+
+    def applied(self, source: str) -> str:
+        """Return the source without the protection. Raises LookupError unless `old` occurs exactly once."""
+        if self.path.suffix != ".py":
+            if (count := source.count(self.old)) != 1:
+                raise LookupError(f"{self.where}: expected {self.old!r} once, got {count}")
+            return source.replace(self.old, self.new)
+        tree = ast.parse(source)
+        scope: ast.AST = tree
+        for name in self._split()[1]:
+            named = [node for node in getattr(scope, "body", []) if getattr(node, "name", None) == name]
+            if len(named) != 1:
+                raise LookupError(f"{self.where}: expected one definition of {name}, got {len(named)}")
+            [scope] = named
+        places = list(_places(scope, _pattern(self.old)))
+        if len(places) != 1:
+            raise LookupError(f"{self.where}: expected {self.old!r} once, got {len(places)}")
+        [(replace_by, wildcards)] = places
+        replace_by(_filled(_pattern(self.new), wildcards))
+        return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _pattern(text: str) -> Any:
+    """Return an expression, or a list of statements."""
+    statements = ast.parse(text).body
+    if len(statements) == 1 and isinstance(statements[0], ast.Expr):
+        return statements[0].value
+    return statements
+
+
+def _places(scope: ast.AST, pattern: Any) -> Iterator[tuple[Callable[[Any], None], list[Any]]]:
+    """Yield a function that replaces it, and the wildcards, for each occurrence of a pattern."""
+    statements = pattern if isinstance(pattern, list) else [ast.Expr(pattern)]
+    for parent in ast.walk(scope):
+        for field, value in ast.iter_fields(parent):
+            nodes = value if isinstance(value, list) else [value]
+            for index, node in enumerate(nodes):
+                wildcards: list[Any] = []
+                if isinstance(node, ast.stmt) and _equal(statements, nodes[index : index + len(statements)], wildcards):
+                    yield partial(_replace_statements, nodes, index, len(statements)), wildcards
+                wildcards = []
+                if isinstance(node, ast.expr) and not isinstance(parent, ast.Expr) and _equal(pattern, node, wildcards):
+                    yield partial(_replace_expression, parent, field, index), wildcards
+                wildcards = []
+                if isinstance(node, ast.keyword) and _equal(_keyword(pattern), node, wildcards):
+                    yield partial(_replace_keyword, nodes, index), wildcards
+
+
+def _keyword(pattern: Any) -> Any:
+    """Return the keyword argument that is written as the assignment `pattern`, or None if it is none."""
+    match pattern:
+        case [ast.Assign(targets=[ast.Name(id=name)], value=value)]:
+            return ast.keyword(name, value)
+    return None
+
+
+def _replace_statements(statements: list[ast.stmt], index: int, length: int, new: Any) -> None:
+    new = new if isinstance(new, list) else [ast.Expr(new)]
+    statements[index : index + length] = new or [ast.Pass()]
+
+
+def _replace_expression(parent: ast.AST, field: str, index: int, new: Any) -> None:
+    if not isinstance(new, ast.expr):
+        raise LookupError("an expression can only be replaced by an expression")
+    value = getattr(parent, field)
+    if isinstance(value, list):
+        value[index] = new
+    else:
+        setattr(parent, field, new)
+
+
+def _replace_keyword(keywords: list[ast.keyword], index: int, new: Any) -> None:
+    keywords[index : index + 1] = [_keyword(new)] if new else []
+
+
+def _equal(pattern: Any, node: Any, wildcards: list[Any]) -> bool:
+    if isinstance(pattern, ast.Constant) and pattern.value is ... and isinstance(node, ast.expr):
+        wildcards.append(node)
+        return True
+    if isinstance(pattern, list):
+        if _is_any_body(pattern) and isinstance(node, list) and node and isinstance(node[0], ast.stmt):
+            wildcards.append(node)
+            return True
+        return (
+            isinstance(node, list)
+            and len(pattern) == len(node)
+            and all(_equal(part, other, wildcards) for part, other in zip(pattern, node, strict=True))
+        )
+    if isinstance(pattern, ast.AST):
+        return type(pattern) is type(node) and all(
+            _equal(getattr(pattern, field, None), getattr(node, field, None), wildcards)
+            for field in pattern._fields
+            if field not in ("ctx", "kind", "type_comment")
+        )
+    return bool(pattern == node)
+
+
+def _is_any_body(statements: Any) -> bool:
+    return (
+        isinstance(statements, list)
+        and len(statements) == 1
+        and isinstance(statements[0], ast.Expr)
+        and isinstance(statements[0].value, ast.Constant)
+        and statements[0].value.value is ...
+    )
+
+
+def _filled(pattern: Any, wildcards: Sequence[Any]) -> Any:
+    """Return a copy of `new` with its wildcards replaced, in order."""
+    remaining = iter(copy.deepcopy(list(wildcards)))
+
+    def fill(node: Any) -> Any:
+        if _is_any_body(node):
+            return next(remaining)
+        if isinstance(node, list):
+            return [fill(part) for part in node]
+        if isinstance(node, ast.Constant) and node.value is ...:
+            return next(remaining)
+        if isinstance(node, ast.AST):
+            for field, value in ast.iter_fields(node):
+                setattr(node, field, fill(value))
+        return node
+
+    return fill(pattern)
+
 
 class Promise:
-    """What a user can rely on, the test of it, and what it rests on."""
+    """A behaviour that a user can rely on, its test, and the protections that it rests on."""
 
     def __init__(self, text: str, test: str, *protections: Without) -> None:
         self.text, self.test, self.protections = text, test, protections
 
 
-TRAIN, CHECKPOINT, BATCHING, RUN = (
-    "rqa/training/loop.py",
-    "rqa/training/checkpoint.py",
-    "rqa/training/batching.py",
-    "rqa/training/run_log.py",
-)
-FID, FID_PROMPTS = "rqa/models/fid.py", "rqa/prompts/fid_prompt.py"
-STATISTICS = "rqa/evaluation/significance.py"
+STEPS = "rqa.training.loop.train_steps"
+CHECKPOINTS = "rqa.training.checkpoint.Checkpoints"
+VERIFIED = "rqa.training.checkpoint._verified"
+PUBLISH = "rqa.atomic_files.publish_folder"
+ENCODE = "rqa.models.fid.FusionInDecoder.encode"
+ZERO = "rqa.distributed.deepspeed_config"
+SIGNIFICANCE = "rqa.evaluation.significance"
+VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
-    "the count of all target tokens: the mean of each micro-batch",
-    TRAIN,
+    "the loss is divided by all target tokens, not by those of a micro-batch",
+    STEPS,
     "accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / tokens)",
     "accelerator.backward(nll.sum() / (batch['labels'] != IGNORE_INDEX).sum().clamp(min=1))",
 )
+REDUCED = Without(
+    "the tokens of the other ranks are counted", STEPS, "accelerator.reduce(counts, 'sum').tolist()", "counts.tolist()"
+)
 SKIPPED = Without(
-    "the skip",
-    TRAIN,
-    "if not (accelerator.sync_gradients and skipped) or accelerator.scaler is not None:",
-    "if True:",
+    "the step is skipped",
+    STEPS,
+    "not (accelerator.sync_gradients and skipped) or accelerator.scaler is not None",
+    "True",
 )
-SEEDED = Without("a seed for each update", TRAIN, "        torch.manual_seed((", "        bool((")
-RESTORED = Without(
-    "the state restored", CHECKPOINT, "self.accelerator.load_state(str(path))\n        self.sel", "self.sel"
+SEEDED = Without("a seed for each step", STEPS, "torch.manual_seed(...)")
+RESTORED = Without("the state is restored", f"{CHECKPOINTS}.resume", "self.accelerator.load_state(str(path))")
+LOGS_BACK = Without("the logs are restored", f"{CHECKPOINTS}.resume", "self._restore_logs(path, manifest['step'])")
+CLIPPED = Without("the gradient is clipped", ZERO, "0.0 if norm == math.inf else norm", "0.0")
+GATHERED = "generation gathers the weights"
+SHARED_OUT = Without(
+    "each rank has its own batches",
+    "rqa.generation.batches.map_batches",
+    "zip(turn[rank], function([rows[i] for i in turn[rank]]), strict=True)",
+    "zip(turn[0], function([rows[i] for i in turn[0]]), strict=True)",
 )
-LOGS_BACK = Without("logs put back", CHECKPOINT, 'self._restore_logs(path, manifest["step"])', "pass")
-CLIPPED = Without(
-    "the clipping asked for", "rqa/distributed/deepspeed_config.py", "0.0 if norm == math.inf else norm", "0.0"
-)
-SEALED = """        _flush(partial / MANIFEST)
-        _flush(partial)
-        if final.exists():
-            shutil.rmtree(final)  # what the run that is repeated here left
-        partial.replace(final)
-"""
-GATHERED = "a generation that gathers the weights"
 
 PROMISES = (
-    # Layouts
+    # Layouts of a global batch
     Promise(
-        "any accumulation does what a plain loop does: loss, norm, rate, weights",
-        "training/test_loop.py::test_one_process_does_what_a_plain_loop_does",
+        "Every gradient accumulation equals a plain loop: loss, norm, rate, weights",
+        "training/test_loop.py::test_one_rank_equals_a_plain_loop",
         COUNTED,
-        Without("`accumulate`", TRAIN, "with accelerator.accumulate(model):", "if True:"),
+        Without("`accumulate`", STEPS, "accelerator.accumulate(model)", "__import__('contextlib').nullcontext()"),
     ),
     Promise(
-        "2 and 3 processes too: odd rows, a short last update, slots without rows",
-        "training/test_loop.py::test_more_processes_do_what_a_plain_loop_does",
+        "2 and 3 processes equal a plain loop: odd rows, a short last step, slots without rows",
+        "training/test_loop.py::test_more_ranks_equal_a_plain_loop",
         COUNTED,
+        REDUCED,
         Without(
-            "the tokens of the other processes", TRAIN, 'accelerator.reduce(counts, "sum").tolist()', "counts.tolist()"
-        ),
-        Without(
-            "a rate of our own: a prepared scheduler steps once for each process",
-            TRAIN,
-            "rate = learning_rate(step)",
-            "rate = learning_rate(step * accelerator.num_processes)",
+            "one rate per step: a prepared scheduler steps once for each process",
+            STEPS,
+            "learning_rate(step)",
+            "learning_rate(step * accelerator.num_processes)",
         ),
     ),
     Promise(
-        "dropout differs between updates, processes and seeds",
-        "training/test_loop.py::test_dropout_differs_between_updates_processes_and_seeds",
-        Without("the process in the seed", TRAIN, " * 4096 + accelerator.process_index)", " * 4096)"),
-        Without("the update in the seed", TRAIN, "(seed * 1_000_003 + step) * 4096", "(seed * 1_000_003) * 4096"),
+        "Dropout differs between steps, ranks and seeds",
+        "training/test_loop.py::test_dropout_differs_between_steps_ranks_and_seeds",
+        Without(
+            "the rank in the seed",
+            STEPS,
+            "(seed * 1_000_003 + step) * 4096 + accelerator.process_index",
+            "(seed * 1_000_003 + step) * 4096",
+        ),
+        Without("the step in the seed", STEPS, "seed * 1_000_003 + step", "seed * 1_000_003"),
     ),
     Promise(
-        "what runs between two updates changes nothing",
-        "training/test_loop.py::test_what_runs_between_two_updates_changes_nothing",
+        "Code between two steps has no effect on training",
+        "training/test_loop.py::test_code_between_two_steps_has_no_effect",
         SEEDED,
     ),
     Promise(
-        "every example once an epoch, as many micro-batches on each process",
-        "training/test_batching.py::test_every_epoch_runs_every_example_once_and_all_processes_as_many_micro_batches",
-        Without("the short last update", BATCHING, "range(0, len(rows), size)", "range(0, len(rows) - size + 1, size)"),
+        "Every epoch has every example once, with equally many micro-batches on each rank",
+        "training/test_batching.py::test_an_epoch_has_every_example_once_and_equally_many_micro_batches_on_each_rank",
+        Without(
+            "the short last step",
+            "rqa.training.batching.plan_steps",
+            "range(0, len(rows), size)",
+            "range(0, len(rows) - size + 1, size)",
+        ),
     ),
     Promise(
-        "the order is a pure function of the seed",
-        "training/test_batching.py::test_updates_are_a_pure_function_of_the_seed",
+        "The order of examples is a pure function of the seed",
+        "training/test_batching.py::test_steps_are_a_pure_function_of_the_seed",
         Without(
-            "a generator of its own", BATCHING, "random.Random(seed).shuffle(globals_)", "random.shuffle(globals_)"
+            "its own random generator for steps",
+            "rqa.training.batching.plan_steps",
+            "random.Random(seed).shuffle(global_batches)",
+            "random.shuffle(global_batches)",
         ),
         Without(
-            "a generator of its own, of the epoch",
-            BATCHING,
-            'random.Random(f"{seed}/{epoch}/order").shuffle(order)',
+            "its own random generator for each epoch",
+            "rqa.training.batching.epoch_order",
+            "random.Random(f'{seed}/{epoch}/order').shuffle(order)",
             "random.shuffle(order)",
         ),
     ),
     Promise(
-        "8 processes: mean over most work ≥ 0.97, positions per real one ≤ 1.03",
-        "training/test_batching.py::test_no_process_waits_and_little_is_padded",
+        "8 ranks: mean work over most work ≥ 0.97, positions per token ≤ 1.03",
+        "training/test_batching.py::test_ranks_have_equal_work_and_little_padding",
         Without(
-            "the longest to the least loaded",
-            BATCHING,
+            "the longest micro-batch goes to the least loaded rank",
+            "rqa.training.batching._plan_step",
             "sorted(range(layout.processes), key=loads.__getitem__)",
             "range(layout.processes)",
         ),
-        Without("the sort by length", BATCHING, "rows.sort(key=lambda row: -lengths[row])", "pass"),
-    ),
-    Promise(
-        "answers are the same, byte for byte, on 2 and 3 processes",
-        "generation/test_generator.py::test_more_processes_write_the_file_of_one_and_answer_everything_once",
         Without(
-            "batches dealt once", "rqa/generation/generator.py", "mine = batches[here::processes]", "mine = batches"
-        ),
-        Without(
-            "the last batch repeated where weights are sharded",
-            "rqa/generation/generator.py",
-            "(self.is_sharded or len(",
-            "(len(",
+            "rows are sorted by length", "rqa.training.batching.plan_steps", "rows.sort(key=lambda row: -lengths[row])"
         ),
     ),
     Promise(
-        "the evaluation's loss too",
+        "Answers are byte-identical on 1, 2 and 3 processes",
+        "generation/test_generator.py::test_answers_are_byte_identical_on_more_ranks",
+        SHARED_OUT,
+        Without(
+            "a rank without a batch repeats the last one",
+            "rqa.generation.batches.map_batches",
+            "function([rows[i] for i in turn[-1]])",
+        ),
+    ),
+    Promise(
+        "The loss of an evaluation is the same on 1, 2 and 3 processes",
         "evaluation/test_evaluate.py::test_the_loss_is_the_same_on_more_processes",
-        Without(
-            "a share for each process",
-            "rqa/evaluation/evaluate.py",
-            "start + self.accelerator.process_index * self.batch_size",
-            "start",
-        ),
+        SHARED_OUT,
     ),
     Promise(
-        "processes that do not see each other are refused with the right command",
-        "distributed/test_accelerator.py::test_processes_that_do_not_see_each_other_are_refused_with_the_right_command",
+        "Processes that do not see each other are refused with the right command",
+        "distributed/test_accelerator.py::test_processes_that_do_not_communicate_are_an_error_with_the_right_command",
         Without(
             "the comparison",
-            "rqa/distributed/accelerator.py",
-            "if launched_processes != accelerator.num_processes:",
-            "if False:",
+            "rqa.distributed.accelerator.make_accelerator",
+            "launched_processes != accelerator.num_processes",
+            "False",
         ),
     ),
     # DeepSpeed, FSDP
     Promise(
-        "ZeRO-1, 2 and 3 do what a plain loop does, and skip what is not finite",
-        "recipes/test_deepspeed.py::test_two_processes_do_what_a_plain_loop_does",
+        "ZeRO-1, 2 and 3 equal a plain loop, and skip a gradient that is not finite",
+        "recipes/test_deepspeed.py::test_two_processes_equal_a_plain_loop",
         CLIPPED,
         Without(
             "the shapes of sharded matrices",
-            TRAIN,
-            'getattr(parameter, "ds_shape", parameter.shape)',
+            "rqa.training.optim.make_optimizer",
+            "getattr(parameter, 'ds_shape', parameter.shape)",
             "parameter.shape",
         ),
     ),
     Promise(
-        "a run under ZeRO-2, by a file like LocalRQA's, is the run without",
-        "recipes/test_deepspeed.py::test_a_run_under_zero_2_is_the_run_without",
+        "ZeRO-2 with a file like LocalRQA's equals DDP",
+        "recipes/test_deepspeed.py::test_zero_2_equals_ddp",
         Without(
-            "the file's optimizer taken out",
-            "rqa/distributed/deepspeed_config.py",
-            'config.pop("optimizer", None)',
-            'config.get("optimizer")',
+            "the optimizer of the file is removed",
+            ZERO,
+            "config.pop('optimizer', None)",
+            "config.get('optimizer')",
         ),
         Without(
-            "the file's schedule taken out",
-            "rqa/distributed/deepspeed_config.py",
-            'config.pop("scheduler", None)',
-            'config.get("scheduler")',
+            "the schedule of the file is removed",
+            ZERO,
+            "config.pop('scheduler', None)",
+            "config.get('scheduler')",
         ),
         CLIPPED,
     ),
     Promise(
-        "under ZeRO-1 and 3 too; the retriever is whole and unchanged",
-        "recipes/test_deepspeed.py::test_a_run_under_other_stages_is_the_run_without",
-        Without("a retriever loaded whole", "rqa/retrieval/dense.py", "deepspeed.unset_hf_deepspeed_config()", "pass"),
-        Without(GATHERED, "rqa/distributed/accelerator.py", "bool(zero and zero.zero_stage == 3)", "False"),
+        "ZeRO-1 and 3 equal DDP, and leave the retriever whole and unchanged",
+        "recipes/test_deepspeed.py::test_other_zero_stages_equal_ddp",
+        Without("the retriever is loaded whole", "rqa.retrieval.encoder", "deepspeed.unset_hf_deepspeed_config()"),
+        Without(GATHERED, "rqa.distributed.accelerator.is_sharded", "bool(zero and zero.zero_stage == 3)", "False"),
     ),
     Promise(
-        "a file and a flag that disagree are an error that names both",
-        "distributed/test_deepspeed_config.py::test_a_conflict_is_an_error_that_names_both_sides",
+        "A file and a flag that disagree are an error that names both",
+        "distributed/test_deepspeed_config.py::test_a_contradiction_is_an_error_that_names_both_sides",
+        Without("the comparison", f"{ZERO}._fill_in", "value not in ('auto', expected)", "False"),
         Without(
-            "the comparison", "rqa/distributed/deepspeed_config.py", 'if said not in ("auto", wanted):', "if False:"
+            "the product of processes, accumulation and micro-batch",
+            f"{ZERO}.resolve_config",
+            "(value := config.get('train_batch_size', 'auto')) not in ('auto', total)",
+            "False",
         ),
         Without(
-            "the product",
-            "rqa/distributed/deepspeed_config.py",
-            'if config.get("train_batch_size", "auto") not in ("auto", total):',
-            "if False:",
-        ),
-        Without(
-            "what the loop requires",
-            "rqa/distributed/deepspeed_config.py",
-            'if config[block].get(key, "auto") not in ("auto", True):',
-            "if False:",
+            "the requirements of the loop",
+            f"{ZERO}._require",
+            "config[block].get(key, 'auto') not in ('auto', True)",
+            "False",
         ),
     ),
     Promise(
-        "a run that is killed under ZeRO-2 goes on as if it had not been",
-        "recipes/test_deepspeed.py::test_a_run_that_is_killed_under_zero_2_goes_on_as_if_it_had_not_been",
+        "Resume under ZeRO-2 is byte-identical after a kill",
+        "recipes/test_deepspeed.py::test_zero_2_resume_is_byte_identical_after_a_kill",
         RESTORED,
     ),
     Promise(
-        "a run under FSDP2, by our configuration, is the run without",
-        "recipes/test_fsdp.py::test_a_run_under_fsdp2_is_the_run_without",
+        "FSDP2 with the shipped configuration equals DDP",
+        "recipes/test_fsdp.py::test_fsdp2_equals_ddp",
         Without(
             GATHERED,
-            "rqa/generation/generator.py",
-            "if accelerator.distributed_type == DistributedType.FSDP:",
-            "if False:",
+            "rqa.generation.generator.Generator.__post_init__",
+            "self.accelerator.distributed_type == DistributedType.FSDP",
+            "False",
         ),
     ),
     Promise(
-        "a run that is killed under FSDP2 goes on as if it had not been",
-        "recipes/test_fsdp.py::test_a_run_that_is_killed_under_fsdp2_goes_on_as_if_it_had_not_been",
+        "Resume under FSDP2 is byte-identical after a kill",
+        "recipes/test_fsdp.py::test_fsdp2_resume_is_byte_identical_after_a_kill",
         RESTORED,
     ),
     Promise(
-        "every configuration that is shipped is one of accelerate's",
-        "distributed/test_accelerator.py::test_our_configurations_are_accelerates",
-        Without("a key", "recipes/configs/accelerate_two_machines.yaml", "main_process_ip:", "main_process_ipp:"),
-        Without("a key", "recipes/configs/accelerate_fsdp2.yaml", "fsdp_state_dict_type:", "fsdp_state_type:"),
+        "Every shipped configuration is valid for accelerate",
+        "distributed/test_accelerator.py::test_the_shipped_configurations_are_valid",
+        Without(
+            "a key of two machines",
+            "recipes/configs/accelerate_two_machines.yaml",
+            "main_process_ip:",
+            "main_process_ipp:",
+        ),
+        Without("a key of FSDP2", "recipes/configs/accelerate_fsdp2.yaml", "fsdp_state_dict_type:", "fsdp_state_type:"),
     ),
     Promise(
-        "those of DeepSpeed name its file",
-        "distributed/test_accelerator.py::test_deepspeed_by_accelerates_configuration_is_that_of_its_file",
+        "Shipped configurations for DeepSpeed name a DeepSpeed file",
+        "distributed/test_accelerator.py::test_the_shipped_configurations_name_their_deepspeed_file",
         Without("a key", "recipes/configs/accelerate_zero3.yaml", "deepspeed_config_file:", "deepspeed_config_fle:"),
     ),
     Promise(
-        "weights that are tied stay tied under FSDP2",
+        "Tied weights stay tied under FSDP2",
         "recipes/test_fsdp.py::test_tied_weights_stay_tied_under_fsdp2",
-        Without("tying them again", "rqa/models/decoder.py", "        self.model.tie_weights()\n", "        pass\n"),
+        Without("weights are tied again", "rqa.models.decoder.AnswerLM.tie_weights", "self.model.tie_weights()"),
     ),
     Promise(
-        "and are written once",
-        "training/test_checkpoint.py::test_tied_weights_are_written_once_also_where_they_are_given_as_copies",
-        Without("leaving the copies out", CHECKPOINT, "state.pop(tied, None)  #", "pass  #"),
+        "Tied weights are exported once",
+        "training/test_checkpoint.py::test_tied_weights_are_exported_once_also_from_copies",
+        Without("copies are left out", "rqa.training.checkpoint.export", "state.pop(tied, None)"),
     ),
     Promise(
-        "the documented commands run as they stand",
+        "The documented commands run",
         "test_readme.py::test_documented_commands_run",
-        Without("a flag", "rqa/cli/training_args.py", "gradient_accumulation_steps: int", "accumulation_steps: int"),
+        Without(
+            "a flag",
+            "rqa.cli.training_args",
+            "gradient_accumulation_steps: int = ...",
+            "accumulation_steps: int = ...",
+        ),
     ),
     # Checkpoints
     Promise(
-        "a checkpoint gets its name when every byte is on the disk; older ones go after that",
-        "training/test_checkpoint.py::test_a_checkpoint_gets_its_name_when_every_byte_is_on_the_disk",
-        Without("the flush of the manifest before the name", CHECKPOINT, "        _flush(partial / MANIFEST)\n", ""),
+        "A checkpoint is renamed after every byte is on the disk; older ones are deleted after that",
+        "training/test_checkpoint.py::test_a_checkpoint_is_renamed_after_every_byte_is_flushed",
         Without(
-            "the flush before the name: rename, then fsync",
-            CHECKPOINT,
-            SEALED,
-            f"        partial.replace(final)\n{SEALED.replace('partial', 'final')}".replace(
-                "        final.replace(final)\n", ""
-            ),
+            "files are flushed before the rename",
+            PUBLISH,
+            "for entry in (*partial.rglob('*'), partial): ...\nif path.exists(): ...\npartial.replace(path)",
+            "if path.exists(): shutil.rmtree(path)\npartial.replace(path)\n"
+            "for entry in (*path.rglob('*'), path): flush(entry)",
         ),
-        Without("the flush of files", CHECKPOINT, "            _flush(path)\n", ""),
-        Without("the flush of names", CHECKPOINT, "        _flush(partial)\n", ""),
+        Without("files are flushed", PUBLISH, "(*partial.rglob('*'), partial)", "(partial,)"),
+        Without("the list of names is flushed", PUBLISH, "(*partial.rglob('*'), partial)", "(*partial.rglob('*'),)"),
+        Without("the rename is flushed before older checkpoints are deleted", PUBLISH, "flush(path.parent)"),
         Without(
-            "the name before the older ones go",
-            CHECKPOINT,
-            "        partial.replace(final)\n        _flush(final.parent)\n",
-            "        _flush(final.parent)\n        partial.replace(final)\n",
-        ),
-    ),
-    Promise(
-        "a damaged checkpoint is named and the one before is used",
-        "training/test_checkpoint.py::test_a_damaged_checkpoint_is_named_and_the_one_before_is_used",
-        Without("the hash of files", CHECKPOINT, "if _sha256(file) != digest:", "if False:"),
-        Without("the size of files", CHECKPOINT, "if found != size:", "if False:"),
-        Without(
-            "the manifest's own hash",
-            CHECKPOINT,
-            'manifest.pop("checksum") == _checksum(manifest)',
-            'manifest.pop("checksum")',
+            "older checkpoints are deleted last",
+            f"{CHECKPOINTS}._publish",
+            "publish_folder(partial, final)\nfor old in ...: ...",
+            "for old in ...: ...\npublish_folder(partial, final)",
         ),
     ),
     Promise(
-        "the best is kept and loaded",
-        "training/test_checkpoint.py::test_the_best_is_kept_and_loaded",
+        "A damaged checkpoint is named, and the one before it is used",
+        "training/test_checkpoint.py::test_a_damaged_checkpoint_is_named_and_the_earlier_one_is_used",
+        Without("the hash of each file", VERIFIED, "sha256_of(file) != digest", "False"),
+        Without("the size of each file", VERIFIED, "actual != size", "False"),
         Without(
-            "the best when old ones are deleted", CHECKPOINT, "if _step_of(old) != self.selection.best:", "if True:"
+            "the manifest's own checksum",
+            "rqa.atomic_files.read_manifest",
+            "manifest.pop('checksum') != _checksum(manifest)",
+            "not manifest.pop('checksum')",
         ),
-        Without("the scores in the checkpoint", CHECKPOINT, "self.selection.values = dict(", "dict("),
     ),
     Promise(
-        "best and patience know the direction of every score",
+        "The best checkpoint is kept and loaded",
+        "training/test_checkpoint.py::test_the_best_checkpoint_is_kept_and_loaded",
+        Without(
+            "the best is not deleted",
+            f"{CHECKPOINTS}._publish",
+            "old != self.early_stopping.best",
+            "True",
+        ),
+        Without(
+            "the scores in the checkpoint",
+            f"{CHECKPOINTS}.resume",
+            "self.early_stopping.values = dict(manifest['evaluations'])",
+        ),
+    ),
+    Promise(
+        "Best checkpoint and patience respect the direction of every score",
         "training/test_early_stopping.py",
-        Without("the direction of the loss", "rqa/training/early_stopping.py", '"loss": False', '"loss": True'),
-        Without("the count of patience", "rqa/training/early_stopping.py", ">= self.patience", "> self.patience"),
+        Without(
+            "the direction of the loss",
+            "rqa.training.early_stopping.EarlyStopping.best",
+            "1.0 if ... else -1.0",
+            "1.0",
+        ),
+        Without(
+            "the count of patience",
+            "rqa.training.early_stopping.EarlyStopping.should_stop",
+            "sum(... for step in self.values) >= self.patience",
+            "sum(... for step in self.values) > self.patience",
+        ),
     ),
     Promise(
-        "a checkpoint of another run is refused with what differs",
-        "training/test_checkpoint.py::test_a_checkpoint_of_another_run_is_refused_with_what_differs",
-        Without("the comparison", CHECKPOINT, '_expect_same(path, manifest["identity"], self.identity)', "pass"),
+        "A checkpoint of another run is refused, naming what differs",
+        "training/test_checkpoint.py::test_a_checkpoint_of_another_run_is_refused_naming_the_differences",
+        Without("the comparison", f"{CHECKPOINTS}.resume", "_check_fingerprint(..., ..., ...)"),
     ),
     Promise(
-        "files that moved are the same files, other files are not",
-        "training/test_run_log.py::test_a_run_is_known_by_what_it_reads_not_by_its_names",
-        Without("places left out", RUN, 'replace(example, where="")', "example"),
-        Without("the retriever", RUN, "retrieval.fingerprint if retrieval", '"any" if retrieval'),
+        "A run resumes from moved files, and not from changed ones",
+        "training/test_run_log.py::test_the_fingerprint_depends_on_content_not_on_file_names",
+        Without(
+            "the location is not part of the fingerprint",
+            "rqa.training.run_log.run_fingerprint",
+            "replace(example, where='')",
+            "example",
+        ),
+        Without(
+            "the retriever is part of the fingerprint",
+            "rqa.training.run_log.run_fingerprint",
+            "retrieval.fingerprint if retrieval else 'none'",
+            "'any' if retrieval else 'none'",
+        ),
     ),
     Promise(
-        "the exported model is the plain class's: a fresh process gives the same logits",
-        "training/test_checkpoint.py::test_the_plain_class_loads_what_was_trained",
-        Without("the names of the plain model", CHECKPOINT, 'name.removeprefix("model.")', "name"),
+        "The plain class loads the exported model in a fresh process, with equal logits",
+        "training/test_checkpoint.py::test_the_plain_class_loads_the_exported_model",
+        Without(
+            "the names of the plain model", "rqa.training.checkpoint.export", "name.removeprefix('model.')", "name"
+        ),
     ),
     # Resume
     Promise(
-        "a run that is killed goes on as if it had never been: every file byte for byte",
-        "recipes/test_resume.py::test_an_ended_run_goes_on_as_if_it_had_never_ended",
+        "Resume is byte-identical after a kill",
+        "recipes/test_resume.py::test_resume_is_byte_identical_after_a_kill",
         LOGS_BACK,
         Without(
-            "a copy beside",
-            CHECKPOINT,
-            '_folder(self.folder, step), _folder(self.folder, step, ".partial")',
-            "(_folder(self.folder, step),) * 2",
+            "a checkpoint is written beside its final name",
+            f"{CHECKPOINTS}.save",
+            "_folder(self.folder, step, '.partial')",
+            "_folder(self.folder, step)",
         ),
         Without(
-            "a start at the first update that is missing",
-            "recipes/swr_starling.py",
-            "opt.group_by_length, first_step)",
-            "opt.group_by_length)",
+            "training starts at the first missing step",
+            "rqa.training.batching.training_batches",
+            "divmod(first_step, per_epoch)",
+            "divmod(0, per_epoch)",
         ),
         SEEDED,
     ),
     Promise(
-        "two processes go on too",
-        "recipes/test_resume.py::test_two_processes_go_on_too",
+        "Resume of two processes is byte-identical after a kill",
+        "recipes/test_resume.py::test_resume_of_two_processes_is_byte_identical_after_a_kill",
         SEEDED,
     ),
     Promise(
-        "fifty ends at random, of runs that are ended again while they go on",
-        "recipes/test_resume.py::test_soak",
+        "Resume is byte-identical after 50 random kills, also of resumed runs",
+        "recipes/test_resume.py::test_resume_is_byte_identical_after_fifty_random_kills",
         LOGS_BACK,
     ),
     # Faults
     Promise(
-        "a gradient that is not finite is skipped, and its examples are named",
-        "training/test_loop.py::test_an_update_whose_gradient_is_not_finite_is_skipped_and_names_its_examples",
+        "A step whose gradient is not finite is skipped, and its examples are named",
+        "training/test_loop.py::test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_names_its_examples",
         SKIPPED,
-        Without("those examples alone", TRAIN, "if not finite or all(ok for _, ok in everywhere)", ""),
-    ),
-    Promise(
-        "on one process it is skipped on all",
-        "training/test_loop.py::test_a_gradient_that_is_not_finite_on_one_process_is_skipped_on_all",
         Without(
-            "the norm of all", TRAIN, "skipped = not math.isfinite(norm)", "skipped = not math.isfinite(nll.sum())"
-        ),
-        Without("the examples of the other process", TRAIN, "everywhere = gather_object(named)", "everywhere = named"),
-    ),
-    Promise(
-        "three in a row are an error",
-        "training/test_loop.py::test_three_in_a_row_are_an_error_and_fewer_are_not",
-        Without("the number", TRAIN, "MAX_SKIPPED_IN_A_ROW = 3", "MAX_SKIPPED_IN_A_ROW = 4"),
-        Without("in a row", TRAIN, "skipped_in_a_row + 1 if is_fault else 0", "skipped_in_a_row + is_fault"),
-    ),
-    Promise(
-        "where the disk is full training goes on, and stops after three checkpoints",
-        "recipes/test_resume.py::test_where_the_disk_is_full_training_goes_on_for_a_while",
-        Without("every error of a full disk", CHECKPOINT, "(OSError, RuntimeError, SafetensorError)", "(OSError,)"),
-        Without(
-            "the room that was taken", CHECKPOINT, "shutil.rmtree(partial, ignore_errors=True)  # makes", "pass  #"
+            "only those examples",
+            "rqa.training.loop._non_finite",
+            "not finite or all(... for _, ok in everywhere)",
+            "True",
         ),
     ),
     Promise(
-        "a checkpoint that one process cannot write is one that failed on all",
-        "training/test_checkpoint.py::test_a_failure_of_one_process_is_one_of_all",
-        Without("telling the others", CHECKPOINT, 'if self.accelerator.reduce(failed, "sum").item():', "if problem:"),
-    ),
-    Promise(
-        "a folder that cannot be written is refused before anything is loaded",
-        "training/test_run_log.py::test_a_folder_that_cannot_be_written_is_refused",
-        Without("the trial", RUN, "            with TemporaryFile(dir=folder):\n                pass\n"),
-    ),
-    Promise(
-        "a signal stops all processes after the same update, saved",
-        "recipes/test_resume.py::test_a_signal_stops_all_processes_after_the_same_update",
+        "A gradient that is not finite on one rank is skipped on all",
+        "training/test_loop.py::test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all",
+        Without("the norm is global", STEPS, "not math.isfinite(norm)", "not math.isfinite(nll.sum())"),
         Without(
-            "asking the others",
-            "rqa/training/signals.py",
-            'self.accelerator.reduce(asked, "sum").item()',
-            "asked.item()",
+            "the examples of the other rank",
+            "rqa.training.loop._non_finite",
+            "gather_object(is_finite)",
+            "is_finite",
         ),
-        Without("the launcher's end as a request", "rqa/training/signals.py", "if by_launcher and", "if False and"),
     ),
     Promise(
-        "the same signal again stops at once",
+        "Three skipped steps in a row are an error",
+        "training/test_loop.py::test_three_skipped_steps_in_a_row_are_an_error",
+        Without("the number", "rqa.training.loop", "MAX_SKIPPED_IN_A_ROW = 3", "MAX_SKIPPED_IN_A_ROW = 4"),
+        Without("in a row", STEPS, "skipped_in_a_row + 1 if is_fault else 0", "skipped_in_a_row + is_fault"),
+    ),
+    Promise(
+        "On a full disk training continues until three checkpoints fail in a row",
+        "recipes/test_resume.py::test_on_a_full_disk_training_continues_until_three_checkpoints_fail",
+        Without(
+            "every error of a full disk",
+            "rqa.training.checkpoint",
+            "WRITE_ERRORS = ...",
+            "WRITE_ERRORS = (OSError,)",
+        ),
+        Without(
+            "the partial checkpoint is deleted", f"{CHECKPOINTS}.save", "shutil.rmtree(partial, ignore_errors=True)"
+        ),
+    ),
+    Promise(
+        "If one rank cannot write a checkpoint, it fails on all ranks",
+        "training/test_checkpoint.py::test_a_failure_on_one_rank_is_a_failure_on_all",
+        Without(
+            "the other ranks are informed",
+            f"{CHECKPOINTS}._attempt",
+            "self.accelerator.reduce(failed, 'sum').item()",
+            "problem",
+        ),
+    ),
+    Promise(
+        "A folder that is not writable is refused before anything is loaded",
+        "training/test_run_log.py::test_a_folder_that_is_not_writable_is_refused",
+        Without("a trial file", "rqa.training.run_log.new_folder", "with TemporaryFile(dir=folder): ...", "pass"),
+    ),
+    Promise(
+        "A signal stops all ranks after the same step, with a checkpoint",
+        "recipes/test_resume.py::test_a_signal_stops_all_ranks_after_the_same_step",
+        Without(
+            "the other ranks are asked",
+            "rqa.training.signals.StopSignals.stop_requested",
+            "self.accelerator.reduce(received, 'sum').item()",
+            "received.item()",
+        ),
+        Without(
+            "the end of the launcher is a request",
+            "rqa.training.signals.StopSignals.__enter__",
+            "by_launcher and sys.platform == 'linux'",
+            "False",
+        ),
+    ),
+    Promise(
+        "The same signal again stops at once",
         "recipes/test_resume.py::test_the_same_signal_again_stops_at_once",
-        Without("the second", "rqa/training/signals.py", "if number in self.received:", "if False:"),
+        Without("the second signal", "rqa.training.signals.StopSignals._receive", "number in self.received", "False"),
     ),
     Promise(
-        "the command that is printed goes on",
-        "recipes/test_resume.py::test_the_command_that_is_printed_goes_on",
-        Without(
-            "the flag",
-            "rqa/training/signals.py",
-            ', "--resume_from_checkpoint", "latest"]',
-            ', "--resume_from_checkpoint", ""]',
-        ),
+        "The printed command resumes the run",
+        "recipes/test_resume.py::test_the_printed_command_resumes_the_run",
+        Without("the flag", "rqa.training.signals.log_resume_command", "'latest'", "''"),
     ),
     # Trackers
     Promise(
-        "a tracker that fails never stops a run",
-        "training/test_trackers.py::test_a_failing_tracker_is_told_once_and_stops_nothing",
+        "A tracker that fails never stops a run",
+        "training/test_trackers.py::test_a_failing_tracker_is_logged_once_and_does_not_stop_the_run",
+        Without("any exception", "rqa.training.trackers.Tracker._attempt", "Exception", "ZeroDivisionError"),
+        Without("once", "rqa.training.trackers.Tracker._attempt", "self._send = None"),
+    ),
+    Promise(
+        "A resumed run is the same run in Weights & Biases",
+        "training/test_trackers.py::test_a_resumed_run_is_the_same_wandb_run_and_sends_only_config_and_numbers",
+        Without("the run's id is kept", "rqa.training.trackers._run_id", "not path.exists()", "True"),
+    ),
+    Promise(
+        "TensorBoard shows each step once after a resume",
+        "training/test_trackers.py::test_tensorboard_shows_each_step_once_after_a_resume",
         Without(
-            "the protection",
-            "rqa/training/trackers.py",
-            "except Exception as error:",
-            "except ZeroDivisionError as error:",
+            "later steps are purged",
+            "rqa.training.trackers.Tracker._start_tensorboard",
+            "purge_step = first_step + 1",
         ),
-        Without("once", "rqa/training/trackers.py", "            self._send = None\n"),
     ),
     Promise(
-        "a run that goes on is the tracker's same run",
-        "training/test_trackers.py::test_wandb_goes_on_with_the_same_run_and_is_told_nothing_else",
-        Without("the run's id", "rqa/training/trackers.py", "    if not path.exists():", "    if True:"),
-    ),
-    Promise(
-        "TensorBoard shows each update once",
-        "training/test_trackers.py::test_tensorboard_shows_each_update_once_after_a_resume",
-        Without("taking back what came later", "rqa/training/trackers.py", ", purge_step=first_step + 1", ""),
-    ),
-    Promise(
-        "a missing package is an error that says what to install",
-        "training/test_trackers.py::test_a_missing_package_is_an_error_that_says_what_to_install",
-        Without("the look", "rqa/training/trackers.py", "importlib.util.find_spec(name) is None", "False"),
+        "A missing package is an error with the command to install it",
+        "training/test_trackers.py::test_a_missing_package_is_an_error_that_names_it",
+        Without("the check", "rqa.training.trackers.check_tracker", "importlib.util.find_spec(name) is None", "False"),
     ),
     # Fusion-in-decoder
     Promise(
-        "with one passage it is the plain model: logits, loss",
-        "models/test_fid.py::test_with_one_passage_it_is_the_plain_model",
-        Without("the shift of the answer", FID, "labels[:, :-1]], 1)  # (B, T)", "labels[:, 1:]], 1)"),
+        "FiD with one passage equals the plain model: logits and loss",
+        "models/test_fid.py::test_one_passage_gives_the_loss_of_the_plain_model",
+        Without("the answer is shifted", "rqa.models.fid.FusionInDecoder.logits", "labels[:, :-1]", "labels[:, 1:]"),
     ),
     Promise(
-        "its gradients",
-        "models/test_fid.py::test_with_one_passage_gradients_are_those_of_the_plain_model",
+        "FiD with one passage equals the plain model: gradients",
+        "models/test_fid.py::test_one_passage_gives_the_gradients_of_the_plain_model",
+        Without("the gradient of the encoder", ENCODE, "hidden[mask]", "hidden[mask].detach()"),
+    ),
+    Promise(
+        "FiD with one passage equals the plain model: greedy, sampled and beam answers",
+        "models/test_fid.py::test_one_passage_gives_the_answers_of_the_plain_model",
         Without(
-            "the gradient of the encoder", FID, "states.append(hidden[mask])", "states.append(hidden[mask].detach())"
+            "the model's own start token",
+            "rqa.models.fid.FusionInDecoder.generate",
+            "decoder_start_token_id = self.start_id",
+            "decoder_start_token_id = 3",
         ),
     ),
     Promise(
-        "its answers, greedy, sampled and by beams",
-        "models/test_fid.py::test_with_one_passage_it_generates_what_the_plain_model_does",
-        Without("the model's own first token", FID, "decoder_start_token_id=self.start_id", "decoder_start_token_id=3"),
+        "FiD with many passages equals the published formulation",
+        "models/test_fid.py::test_losses_are_those_of_the_published_formulation",
+        Without("the example of each passage", ENCODE, "chosen // num_passages", "chosen % num_rows"),
     ),
     Promise(
-        "with many it is the published formulation",
-        "models/test_fid.py::test_it_is_the_published_formulation",
-        Without("the example of each passage", FID, "(chosen // num_passages)", "(chosen % num_rows)"),
-    ),
-    Promise(
-        "its gradients too",
+        "The gradients of FiD equal those of the published formulation",
         "models/test_fid.py::test_gradients_are_those_of_the_published_formulation",
-        Without("the order of the memory", FID, "torch.cat(slots)), values", "torch.cat(slots)), values.detach()"),
-    ),
-    Promise(
-        "what a masked passage says does not matter",
-        "models/test_fid.py::test_what_a_masked_passage_says_does_not_matter",
         Without(
-            "the mask", FID, "real = attention_mask.bool().clone()", "real = torch.ones_like(attention_mask).bool()"
+            "the gradient of the memory",
+            ENCODE,
+            "empty.index_put(..., values)",
+            "empty.index_put(..., values.detach())",
         ),
     ),
     Promise(
-        "padding, batch mates and the order of passages do not matter",
-        "models/test_fid.py::test_padding_mates_and_order_do_not_matter",
-        Without("the mask of the encoder", FID, "mask.shape[1]], mask.long())", "mask.shape[1]], mask.long() | 1)"),
-        Without("the mask of the memory", FID, "< lengths[:, None]).long()", "< most).expand(num_rows, -1).long()"),
+        "A masked passage has no effect",
+        "models/test_fid.py::test_masked_passages_do_not_matter",
+        Without("the mask", ENCODE, "attention_mask.bool().clone()", "torch.ones_like(attention_mask).bool()"),
     ),
     Promise(
-        "the number of encoder calls does not matter",
+        "Padding, other examples of the batch and passage order have no effect",
+        "models/test_fid.py::test_padding_other_rows_and_passage_order_do_not_matter",
+        Without("the mask of the encoder", ENCODE, "mask.long()", "mask.long() | 1"),
+        Without(
+            "the mask of the memory",
+            ENCODE,
+            "torch.arange(most, device=ids.device) < lengths[:, None]",
+            "(torch.arange(most, device=ids.device) < most).expand(num_rows, -1)",
+        ),
+    ),
+    Promise(
+        "The number of encoder calls has no effect",
         "models/test_fid.py::test_the_number_of_encoder_calls_does_not_matter",
-        Without("the longest first", FID, "key=lambda i: -widths[i])", "key=lambda i: widths[i])"),
+        Without("the longest passage first", "rqa.models.fid.FusionInDecoder._calls", "-widths[i]", "widths[i]"),
     ),
     Promise(
-        "a small batch of the encoder changes nothing, with dropout neither",
-        "models/test_fid.py::test_a_small_encoder_batch_changes_nothing_with_dropout_neither",
+        "The encoder batch size has no effect, also with dropout",
+        "models/test_fid.py::test_a_small_encoder_batch_changes_nothing_even_with_dropout",
         Without(
-            "the random numbers drawn again",
-            FID,
-            "use_reentrant=False",
-            "use_reentrant=False, preserve_rng_state=False",
+            "random numbers are drawn again",
+            "rqa.models.fid.FusionInDecoder._encoded",
+            "checkpoint(encoder, ids, mask, use_reentrant=False)",
+            "checkpoint(encoder, ids, mask, use_reentrant=False, preserve_rng_state=False)",
         ),
-        Without("computing again", FID, "checkpoint(encoder, ids, mask, use_reentrant=False)", "encoder(ids, mask)"),
-    ),
-    Promise(
-        "an example without passages disturbs none",
-        "models/test_fid.py::test_an_example_without_passages_disturbs_none",
-        Without("something to read", FID, "        real[:, 0, 0] |= ~real.any((1, 2))", "        bool(0)"),
-    ),
-    Promise(
-        "a checkpoint is the plain class's, both ways",
-        "models/test_fid.py::test_a_checkpoint_is_the_plain_class_s_both_ways",
-        Without("float32", "rqa/models/loading.py", "dtype=torch.float32", "dtype=torch.bfloat16"),
-    ),
-    Promise(
-        "two processes train it as one does",
-        "recipes/test_fid_recipe.py::test_two_processes_do_what_one_does",
         Without(
-            "the tokens of the other processes", TRAIN, 'accelerator.reduce(counts, "sum").tolist()', "counts.tolist()"
+            "activations are computed again",
+            "rqa.models.fid.FusionInDecoder._encoded",
+            "checkpoint(encoder, ids, mask, use_reentrant=False)",
+            "encoder(ids, mask)",
         ),
     ),
     Promise(
-        "and under DeepSpeed: under ZeRO-3 both make as many encoder calls",
-        "recipes/test_fid_recipe.py::test_a_run_under_deepspeed_is_the_run_without",
-        Without("agreeing", FID, "calls = _most(calls, device)", "pass"),
-        Without("a part in the backward pass", FID, "memory = memory + torch.stack(unread).sum()", "pass"),
+        "An example without passages does not disturb the others",
+        "models/test_fid.py::test_an_example_without_passages_does_not_change_other_rows",
+        Without("one position to attend to", ENCODE, "real[:, 0, 0] |= ..."),
     ),
     Promise(
-        "and under FSDP2",
-        "recipes/test_fid_recipe.py::test_a_run_under_fsdp2_is_the_run_without",
-        Without("tying weights again", FID, "        self.model.tie_weights()\n", "        pass\n"),
+        "A checkpoint is the plain class's, both ways",
+        "models/test_fid.py::test_checkpoints_are_loaded_and_saved_as_the_plain_class",
+        Without("float32", "rqa.models.loading.load_model", "torch.float32", "torch.bfloat16"),
     ),
     Promise(
-        "a passage is text: no control token of it is one",
+        "Two processes train FiD as one does",
+        "recipes/test_fid_recipe.py::test_two_processes_equal_one",
+        REDUCED,
+    ),
+    Promise(
+        "FiD under DeepSpeed equals one process: under ZeRO-3 ranks make equally many encoder calls",
+        "recipes/test_fid_recipe.py::test_deepspeed_equals_one_process",
+        Without(
+            "ranks agree on the number of calls",
+            "rqa.models.fid.FusionInDecoder._calls",
+            "calls = int(most)",
+        ),
+        Without("unused calls are part of the backward pass", ENCODE, "memory = memory + torch.stack(unused).sum()"),
+    ),
+    Promise(
+        "FiD under FSDP2 equals one process",
+        "recipes/test_fid_recipe.py::test_fsdp2_equals_one_process",
+        Without("weights are tied again", "rqa.models.fid.FusionInDecoder.tie_weights", "self.model.tie_weights()"),
+    ),
+    Promise(
+        "Text of a passage is never a control token",
         "prompts/test_fid_prompt.py::test_data_is_never_a_control_token",
-        Without("splitting them", FID_PROMPTS, "split_special_tokens=True", "split_special_tokens=False"),
-        Without("splitting those that are pieces", FID_PROMPTS, "if id not in self._control:", "if True:"),
-    ),
-    Promise(
-        "only passages are cut, each at its end",
-        "prompts/test_fid_prompt.py::test_only_passages_are_cut_each_at_its_end",
-        Without("the end of the text", FID_PROMPTS, "tokens[:room]), *self._closing]", "tokens[:room])]"),
-    ),
-    Promise(
-        "the targets are the answer and one end",
-        "prompts/test_collators.py::test_the_targets_of_fusion_in_decoder_are_the_answer_and_one_eos",
         Without(
-            "labels ignored where there is no answer",
-            "rqa/prompts/collators.py",
-            "for row in rows], IGNORE_INDEX)}",
-            "for row in rows], 0)}",
+            "special tokens are split",
+            "rqa.prompts.decoder_prompt.tokenize_data",
+            "split_special_tokens = True",
+            "split_special_tokens = False",
+        ),
+        Without(
+            "special tokens that are pieces are split",
+            "rqa.prompts.fid_prompt.PassagePromptBuilder._as_text",
+            "id not in self._control",
+            "True",
         ),
     ),
     Promise(
-        "attention on a passage is that of the formula",
+        "Only passages are truncated, each at its end",
+        "prompts/test_fid_prompt.py::test_only_passages_are_truncated_at_their_ends",
+        Without(
+            "the closing token",
+            "rqa.prompts.fid_prompt.PassagePromptBuilder.prompt",
+            "[*self._opening, *(id for id, _ in tokens[:room]), *self._closing]",
+            "[*self._opening, *(id for id, _ in tokens[:room])]",
+        ),
+    ),
+    Promise(
+        "FiD targets are the answer and one eos",
+        "prompts/test_collators.py::test_targets_of_fusion_in_decoder_are_the_answer_and_one_eos",
+        Without(
+            "labels of padding are ignored",
+            "rqa.prompts.collators.ParallelCollator.collate",
+            "_padded([row.answer for row in rows], IGNORE_INDEX)",
+            "_padded([row.answer for row in rows], 0)",
+        ),
+    ),
+    Promise(
+        "Cross-attention on passages equals the published formula",
         "evaluation/test_attribution.py::test_cross_attention_is_that_of_the_formula",
-        Without("the mean over tokens", "rqa/evaluation/attribution.py", "(sums / lengths.clamp(min=1))", "sums"),
+        Without(
+            "the mean over tokens",
+            "rqa.evaluation.attribution.cross_attention",
+            "sums / lengths.clamp(min=1)",
+            "sums",
+        ),
         Without(
             "scores before the softmax",
-            "rqa/evaluation/attribution.py",
+            "rqa.evaluation.attribution",
             "_scores.append(scores)",
             "_scores.append(softmax(scores, -1))",
         ),
     ),
     Promise(
-        "leaving one out is the difference of two losses",
+        "Leave-one-out is the difference of two losses",
         "evaluation/test_attribution.py::test_leaving_one_out_is_the_difference_of_two_losses",
         Without(
-            "the passage left out",
-            "rqa/evaluation/attribution.py",
-            "values[:place] + values[place + 1 :]",
+            "the passage is left out",
+            "rqa.evaluation.attribution",
+            "values[:position] + values[position + 1 :]",
             "values[1:]",
         ),
     ),
-    # Caches, start-up
     # Evaluation
     Promise(
-        "every score that has rows has their interval",
+        "Every score with a value for each question has its interval",
         "evaluation/test_evaluate.py::test_every_score_that_has_rows_has_the_interval_of_its_rows",
-        Without("the rows of the loss", "rqa/evaluation/evaluate.py", '"reference_nll": _finite(nll), ', ""),
+        Without(
+            "the loss of each question",
+            "rqa.evaluation.evaluate._score_losses",
+            "{'reference_nll': nll, 'reference_tokens': tokens}",
+            "{'reference_tokens': tokens}",
+        ),
     ),
     Promise(
-        "a 95 % interval covers the truth in 95 of 100 data sets",
+        "95 % intervals contain the true value in 95 of 100 data sets",
         "evaluation/test_significance.py::test_an_interval_of_95_percent_covers_the_truth_in_95_of_100_data_sets",
-        Without("both tails", STATISTICS, "[(1 - level) / 2, (1 + level) / 2]", "[1 - level, level]"),
         Without(
-            "the same questions on both sides",
-            STATISTICS,
-            "    of_a, of_b = totals\n",
-            "    of_a, of_b = totals[0], totals[1][::-1]\n",
+            "both tails",
+            f"{SIGNIFICANCE}._quantiles",
+            "[(1 - level) / 2, (1 + level) / 2]",
+            "[1 - level, level]",
+        ),
+        Without(
+            "both systems are resampled by the same questions",
+            f"{SIGNIFICANCE}._compare",
+            "totals_a, totals_b = totals",
+            "totals_a, totals_b = totals[0], totals[1][::-1]",
         ),
     ),
     Promise(
-        "p-values are uniform where nothing differs",
+        "p-values are uniform if nothing differs",
         "evaluation/test_significance.py::test_p_values_are_uniform_where_nothing_differs",
-        Without("both sides", STATISTICS, "null = np.abs(score(of_b - moved)", "null = (score(of_b - moved)"),
+        Without(
+            "both sides",
+            f"{SIGNIFICANCE}._p_value",
+            "np.abs(score(sum_b - moved) - score(sum_a + moved))",
+            "score(sum_b - moved) - score(sum_a + moved)",
+        ),
     ),
     Promise(
-        "the first token ends the prefill",
+        "The first token ends the prefill",
         "test_timing.py::test_the_first_token_ends_the_prefill_of_a_decoder",
-        Without("the first alone", "rqa/generation/generator.py", "if not self.should_stop:", "if True:"),
+        Without("the first token only", "rqa.generation.generator._FirstToken.__call__", "not self.is_seen", "True"),
     ),
     Promise(
-        "what a device has not done yet falls to the stage that asked for it",
-        "test_timing.py::test_what_the_device_has_not_done_yet_falls_to_the_stage_that_asked_for_it",
-        Without("waiting for it", "rqa/timing.py", "            torch.accelerator.synchronize()", "            pass"),
+        "Unfinished work of a device counts for the stage that requested it",
+        "test_timing.py::test_queued_work_of_the_device_is_attributed_to_its_stage",
+        Without("the device is synchronized", "rqa.timing", "torch.accelerator.synchronize()"),
+    ),
+    # Judge
+    Promise(
+        "After a kill the judge repeats only calls that were running",
+        "judge/test_client.py::test_killed_run_repeats_only_calls_in_flight",
+        Without("the cache", "rqa.judge.client._Run.verdict", "self.cache.append(key, response)"),
     ),
     Promise(
-        "a killed run of a judge pays again for what was under way alone",
-        "judge/test_client.py::test_a_killed_run_pays_again_for_what_was_under_way",
-        Without("the store", "rqa/judge/client.py", "                self.store.append(key, response)\n"),
+        "A response is on the disk before it counts",
+        "judge/test_client.py::test_response_is_on_disk_before_it_counts",
+        Without("the flush", "rqa.judge.response_cache.ResponseCache.append", "os.fsync(self._file)"),
     ),
     Promise(
-        "a response is on the disk before it counts",
-        "judge/test_client.py::test_an_answer_is_on_the_disk_before_it_counts",
-        Without("the flush", "rqa/judge/response_cache.py", "        os.fsync(self._file)\n"),
+        "Every transient fault is retried, and no response is paid for twice",
+        "judge/test_client.py::test_transient_fault_is_retried",
+        Without("retries", "rqa.judge.client._Run.verdict", "calls <= self.judge.retries", "calls < 1"),
     ),
     Promise(
-        "every fault that passes is tried again, and paid once",
-        "judge/test_client.py::test_a_fault_that_passes_costs_a_call",
-        Without("trying again", "rqa/judge/client.py", "while calls <= self.judge.retries:", "while calls < 1:"),
-    ),
-    Promise(
-        "the key is in no file, log or error",
-        "judge/test_client.py::test_the_key_is_in_no_file_log_or_error",
+        "The key is in no file, log or error",
+        "judge/test_client.py::test_key_is_in_no_file_log_or_error",
         Without(
-            "taking it out of what a server says", "rqa/judge/client.py", 'text.replace(key, "[key]") if', "text if"
+            "the key is removed from texts of the server",
+            "rqa.judge.client._Run.without_key",
+            "text.replace(key, '[key]')",
+            "text",
         ),
     ),
     Promise(
-        "a verdict that is missing bounds the score and leaves no denominator",
-        "judge/test_judge_evaluation.py::test_a_verdict_that_is_missing_bounds_the_score_and_leaves_no_denominator",
+        "A missing verdict widens the bounds and stays in the denominator",
+        "judge/test_judge_evaluation.py::test_missing_verdicts_widen_the_bounds_and_stay_in_the_denominator",
         Without(
-            "the missing in the bounds",
-            "rqa/judge/verdicts.py",
+            "missing verdicts in the upper bound",
+            VERDICTS,
             "100 * (right + len(verdicts) - judged)",
-            "100 * (right)",
+            "100 * right",
         ),
         Without(
-            "judged alone",
-            "rqa/judge/verdicts.py",
-            '{"judge_accuracy": 100 * right / judged}',
-            '{"judge_accuracy": 100 * right / len(verdicts)}',
+            "the accuracy is of judged answers",
+            VERDICTS,
+            "{'judge_accuracy': 100 * right / judged}",
+            "{'judge_accuracy': 100 * right / len(verdicts)}",
         ),
     ),
+    # Reports
     Promise(
-        "differences between contexts are paired, and add up",
+        "Differences between contexts are paired, and add up",
         "evaluation/test_context_report.py::test_differences_are_paired_and_add_up",
         Without(
             "the same distractors",
-            "rqa/evaluation/context_report.py",
-            '"distractor_cost": ("gold_and_retrieved", "gold")',
-            '"distractor_cost": ("distractors", "gold")',
+            "rqa.evaluation.context_report",
+            "('gold_and_retrieved', 'gold')",
+            "('distractors', 'gold')",
         ),
     ),
     Promise(
-        "the text of a report is text, and it loads nothing",
-        "report/test_html.py::test_all_text_is_text",
-        Without("escaping", "rqa/report/html.py", "autoescape=True", "autoescape=False"),
-        Without("escaping of the data", "rqa/report/html.py", '.replace("<", "\\\\u003c")'),
-    ),
-    Promise(
-        "an answer in the terminal, and its passages, are those of an evaluation",
-        "recipes/test_ask.py::test_an_answer_and_its_passages_are_those_of_an_evaluation",
+        "All text in a report is escaped, and the page loads nothing",
+        "report/test_html.py::test_texts_are_escaped",
         Without(
-            "the evaluation's flags",
-            "rqa/cli/parser.py",
-            "for name, value in was.items() if name in known",
-            "for name, value in ()",
+            "escaping of text",
+            "rqa.report.html",
+            "autoescape = True",
+            "autoescape = False",
+        ),
+        Without("escaping of the data", "rqa.report.html._json", "....replace('<', '\\\\u003c')", "..."),
+    ),
+    Promise(
+        "Answer and passages in the terminal are those of an evaluation",
+        "recipes/test_ask.py::test_answer_and_passages_are_those_of_an_evaluation",
+        Without(
+            "the flags of the evaluation",
+            "rqa.cli.parser.parse_args",
+            "values.keys() & (names.keys() - {base})",
+            "()",
         ),
     ),
     Promise(
-        "what is streamed is the answer",
-        "generation/test_chat.py::test_what_is_streamed_is_the_generators_answer",
-        Without("holding back half characters", "rqa/generation/chat.py", '.rstrip("\\ufffd")'),
+        "The streamed text is the generator's answer",
+        "generation/test_chat.py::test_the_streamed_answer_is_that_of_a_batch",
+        Without("incomplete characters are held back", "rqa.generation.generator", "....rstrip('\\ufffd')", "..."),
+    ),
+    # Caches, start-up
+    Promise(
+        "Cached passages are not retrieved again",
+        "retrieval/test_retrieve.py::test_cached_results_are_not_retrieved_again",
+        Without("the cache is read", "rqa.retrieval.retrieve._retrieve", "path.exists()", "False"),
     ),
     Promise(
-        "what was retrieved is not retrieved again",
-        "retrieval/test_retrieve.py::test_what_was_retrieved_is_not_retrieved_again",
-        Without("reading it", "rqa/retrieval/retrieve.py", "if path is not None and path.exists():", "if False:"),
-    ),
-    Promise(
-        "what anything else would find is retrieved",
-        "retrieval/test_retrieve.py::test_what_anything_else_would_find_is_retrieved",
+        "A change of retriever, corpus, k or queries retrieves again",
+        "retrieval/test_retrieve.py::test_other_inputs_are_retrieved_again",
         Without(
             "the retriever in the key",
-            "rqa/retrieval/retrieve.py",
-            "[FORMAT, retriever.fingerprint(), k, queries]",
-            "[FORMAT, k, queries]",
+            "rqa.retrieval.retrieve._retrieve",
+            "[FORMAT, retriever.fingerprint(), passages.fingerprint, k, queries]",
+            "[FORMAT, passages.fingerprint, k, queries]",
         ),
         Without(
             "the queries in the key",
-            "rqa/retrieval/retrieve.py",
-            "retriever.fingerprint(), k, queries]",
-            "retriever.fingerprint(), k, len(queries)]",
+            "rqa.retrieval.retrieve._retrieve",
+            "[FORMAT, retriever.fingerprint(), passages.fingerprint, k, queries]",
+            "[FORMAT, retriever.fingerprint(), passages.fingerprint, k, len(queries)]",
         ),
     ),
     Promise(
-        "one process retrieves, and every process has what it found",
-        "retrieval/test_retrieve.py::test_every_process_has_what_the_main_process_found",
+        "One process retrieves, and every rank has the result",
+        "retrieval/test_retrieve.py::test_every_rank_gets_the_results_of_the_main_process",
         Without(
             "one process",
-            "rqa/retrieval/retrieve.py",
-            "    if accelerator.is_main_process:\n        device",
-            "    if True:\n        device",
+            "rqa.retrieval.retrieve.retrieve_splits",
+            "accelerator.is_main_process",
+            "True",
         ),
     ),
     Promise(
-        "of two runs that need an index one builds it",
-        "retrieval/test_dense.py::test_of_two_runs_that_need_an_index_one_builds_it",
-        Without("the lock", "rqa/retrieval/dense.py", "with _folder_lock(index_path):", "if True:"),
-    ),
-    Promise(
-        "no reading is tokenised twice",
-        "prompts/test_collators.py::test_no_reading_is_encoded_twice_and_each_by_all_that_it_says",
-        Without("keeping it", "rqa/prompts/collators.py", "            self._kept[reading] = row\n"),
-    ),
-    Promise(
-        "--help and a misspelt flag wait for nothing heavy",
-        "test_layers.py::test_help_and_a_misspelt_flag_wait_for_nothing_heavy",
+        "Of two runs that need an index, one builds it",
+        "retrieval/test_dense.py::test_two_processes_build_one_index",
         Without(
-            "light configs",
-            "rqa/cli/training_args.py",
+            "the lock",
+            "rqa.retrieval.dense.open_retriever",
+            "_folder_lock(index_path)",
+            "__import__('contextlib').nullcontext()",
+        ),
+    ),
+    Promise(
+        "No generator input is tokenized twice",
+        "prompts/test_collators.py::test_an_equal_input_is_encoded_once",
+        Without("the cache", "rqa.prompts.collators.Collator.encode", "self._cache[item] = row"),
+    ),
+    Promise(
+        "--help and a misspelt flag load nothing heavy",
+        "test_layers.py::test_help_and_a_misspelt_flag_load_nothing_heavy",
+        Without(
+            "light flags",
+            "rqa.cli.training_args",
             "from rqa.errors import InputError",
             "import torch\nfrom rqa.errors import InputError",
         ),
     ),
+    # Files, terminal
+    Promise(
+        "A file that is being written is whole after a kill: the old content or the new",
+        "test_atomic_files.py::test_a_kill_in_the_middle_of_a_write_leaves_the_old_file",
+        Without(
+            "the new content is written beside the file",
+            "rqa.atomic_files.atomic_file",
+            "path.with_name(f'.{path.name}.partial')",
+            "path",
+        ),
+    ),
+    Promise(
+        "A full disk leaves the old file, and no partial file",
+        "test_atomic_files.py::test_a_full_disk_leaves_the_old_file_and_no_partial_file",
+        Without("the partial file is deleted", "rqa.atomic_files.atomic_file", "partial.unlink(missing_ok=True)"),
+    ),
+    Promise(
+        "A file is on the disk before it has its name",
+        "test_atomic_files.py::test_content_is_flushed_before_the_rename_and_the_name_after",
+        Without("the flush of the content", "rqa.atomic_files.atomic_file", "os.fsync(file.fileno())"),
+        Without("the flush of the name", "rqa.atomic_files.atomic_file", "flush(path.parent)"),
+    ),
+    Promise(
+        "Long work logs a line at an interval, on rank 0 only, and leaves no thread",
+        "test_terminal.py",
+        Without("rank 0 only", "rqa.terminal.Progress.__init__", "os.environ.get('RANK', '0') == '0'", "True"),
+        Without("the thread ends", "rqa.terminal.Progress.__exit__", "self._ended.set()\nif self._thread: ...", "pass"),
+    ),
 )
 
 
-def run(copy: Path, test: str, most: float | None = None) -> tuple[bool, float]:
-    """Run a test in a copy of the project; return whether it is green, within `most` seconds, and its seconds."""
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "slow or not slow", f"tests/{test}"]
+def run(project: Path, test: str, timeout: float | None = None) -> tuple[str, float]:
+    """Run a test in a copy of the project; return "green", "red" or "broken" (not run), and its seconds."""
+    environment = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "slow or not slow"]
     start = time.perf_counter()
     try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=most)
-    except subprocess.TimeoutExpired:  # what is broken may not end
-        done = None
+        status = subprocess.run(
+            [*command, f"tests/{test}"],
+            cwd=project,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=timeout,
+        ).returncode
+    except subprocess.TimeoutExpired:  # without its protection a test may not end
+        status = 1
     seconds = time.perf_counter() - start
-    for orphan in psutil.Process().children(recursive=True):  # processes that wait for one that is gone
+    for orphan in psutil.Process().children(recursive=True):  # they would wait for a process that has ended
         orphan.kill()
         orphan.wait()
-    if done and done.returncode > 1:
-        raise RuntimeError(f"{test}: pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return bool(done) and done.returncode == 0, seconds
+    return {0: "green", 1: "red"}.get(status, "broken"), seconds
 
 
 def table(seconds: Mapping[str, float]) -> str:
-    """Return the table, of seconds by the texts of promises; -1 where a promise was not tried yet."""
+    """Return tests/README.md, with the seconds of each promise by its text, 0 if unknown."""
     rows = [
-        f"| {p.text} | `{p.test}` | {seconds.get(p.text, -1):.0f} | {'; '.join(w.what for w in p.protections)} |"
-        for p in PROMISES
+        f"| {promise.text} | `{promise.test}` | {seconds.get(promise.text, 0):.0f} "
+        f"| {'; '.join(without.protection for without in promise.protections)} |"
+        for promise in PROMISES
     ]
     return "\n".join([HEADER, *rows, ""])
 
 
-HEADER = """# What is promised, and the test of it
+HEADER = """# Promises, and the test of each
 
-Each test causes the fault. `python tests/mutants.py` takes each protection out of a copy of the project, sees the test
-red, and writes this table; the seconds are those of the test alone, its start included, on two cores without a GPU.
+Each test causes the fault. `python tests/mutants.py` removes one protection after the other from a copy of the project,
+and its test must fail without it. The command also writes this table. Seconds are those of the test alone, with its
+start, on two cores without a GPU.
 
-| Promise | Test | Seconds | Red without |
+| Promise | Test | Seconds | Fails without |
 | --- | --- | ---: | --- |"""
 
 
-def main(words: list[str]) -> int:
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a test that failed become our children
-    wrong = []
-    written = TABLE.read_text(encoding="utf-8") if TABLE.exists() else ""
-    seconds = {text: float(took) for text, took in re.findall(r"^\| (.+?) \| `.+?` \| (\d+) \|", written, re.MULTILINE)}
+def seconds_in_table() -> dict[str, float]:
+    text = TABLE.read_text(encoding="utf-8") if TABLE.exists() else ""
+    return {promise: float(took) for promise, took in re.findall(r"^\| (.+?) \| `.+?` \| (\d+) \|", text, re.MULTILINE)}
+
+
+class Results:
+    """Results of this state of the project, in a file to which several runs append."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        digest = hashlib.sha256()
+        for name in sorted(files):
+            if ROOT / name != TABLE:
+                digest.update(name.encode() + (ROOT / name).read_bytes())
+        self.path = RESULTS / f"{digest.hexdigest()[:16]}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+
+    def read(self) -> dict[tuple[str, str], tuple[str, float]]:
+        """Return (color, seconds) by promise and protection; "" is the code as it is."""
+        rows = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+        return {(row["promise"], row["without"]): (row["color"], row["seconds"]) for row in rows}
+
+    def add(self, promise: str, without: str, color: str, seconds: float) -> None:
+        row = {"promise": promise, "without": without, "color": color, "seconds": round(seconds, 1)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def selected(words: Sequence[str], shard: str, *, fast: bool) -> Iterator[tuple[Promise, list[Without]]]:
+    """Yield the promises of this run, with their protections."""
+    number, parts = map(int, shard.split("/"))
+    slow = {text for text, seconds in seconds_in_table().items() if seconds > SLOW_SECONDS} if fast else set()
+    for index, promise in enumerate(PROMISES):
+        if promise.text in slow or index % parts != number - 1:
+            continue
+        chosen = [
+            without
+            for without in promise.protections
+            if not words or any(word in f"{promise.text} {promise.test} {without.protection}" for word in words)
+        ]
+        if chosen:
+            yield promise, chosen
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="part of a promise, a test or a protection")
+    parser.add_argument("--fast", action="store_true", help=f"leave out tests of more than {SLOW_SECONDS} seconds")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="part I of N; default: 1/1")
+    flags = parser.parse_args()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a failed test become children of this process
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = [name for name in listed if (ROOT / name).is_file()]
+    results, wrong = Results(names), []
     with TemporaryDirectory() as folder:
-        copy = Path(folder) / "project"
-        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for name in listed.splitlines():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-        for promise in PROMISES:
-            chosen = [
-                protection
-                for protection in promise.protections
-                if not words or any(word in f"{promise.text} {promise.test} {protection.what}" for word in words)
-            ]
-            if not chosen:
+        project = Path(folder) / "project"
+        for name in names:
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, project / name)
+
+        def color_of(promise: Promise, without: Without | None, timeout: float | None = None) -> str:
+            """Return the result of a test, from an earlier run or from this one."""
+            name = without.protection if without else ""
+            known = results.read().get((promise.text, name))
+            if known is None:
+                if without is None:
+                    known = run(project, promise.test)
+                else:
+                    path = project / without.path
+                    whole = path.read_text(encoding="utf-8")
+                    path.write_text(without.applied(whole), encoding="utf-8")
+                    known = run(project, promise.test, timeout)
+                    path.write_text(whole, encoding="utf-8")
+                results.add(promise.text, name, *known)
+            color, seconds = known
+            print(f"{'  without ' * bool(name)}{name or promise.text}: {color}, {seconds:.0f} s", flush=True)
+            return color
+
+        for promise, chosen in selected(flags.words, flags.shard, fast=flags.fast):
+            if color_of(promise, None) != "green":
+                wrong.append(f"{promise.text}: not green")
                 continue
-            green, took = run(copy, promise.test)
-            print(f"{'green' if green else 'RED'} {took:4.0f} s  {promise.text}", flush=True)
-            if not green:
-                wrong.append(promise.text)
-                continue
-            seconds[promise.text] = took
-            for protection in chosen:
-                path = copy / protection.file
-                whole = path.read_text(encoding="utf-8")
-                path.write_text(whole.replace(protection.old, protection.new), encoding="utf-8")
-                green, took = run(copy, promise.test, 60 + 10 * seconds[promise.text])
-                path.write_text(whole, encoding="utf-8")
-                print(f"  {'GREEN' if green else 'red'} {took:4.0f} s  without {protection.what}", flush=True)
-                if green:
-                    wrong.append(f"{promise.text}: green without {protection.what}")
-            TABLE.write_text(table(seconds), encoding="utf-8")
-    print(*(wrong or ["every promise is kept, and its test red without what it rests on"]), sep="\n")
+            timeout = 60 + 10 * results.read()[promise.text, ""][1]
+            colors = {without.protection: color_of(promise, without, timeout) for without in chosen}
+            wrong += [f"{promise.text}: {color} without: {name}" for name, color in colors.items() if color != "red"]
+    measured = {text: took for (text, without), (color, took) in results.read().items() if not without}
+    TABLE.write_text(table(seconds_in_table() | measured), encoding="utf-8")
+    print(*(wrong or ["every promise is kept, and its test fails without each protection"]), sep="\n")
     return bool(wrong)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -1,8 +1,8 @@
-"""Run a recipe and end it, as a power cut would, when it touches a folder for the n-th time (0: never).
+"""Run a recipe, and kill it with SIGKILL when it touches a folder for the N-th time (0: never).
 
-    python tests/crash.py FOLDER N RECIPE [FLAGS]
+    python tests/helpers/crash.py FOLDER N RECIPE [FLAGS]
 
-At its end it prints how often the folder was touched. Of several processes the first one is ended.
+At the end it prints how often the folder was touched. Of several processes, rank 0 counts and is killed.
 """
 
 import atexit
@@ -18,7 +18,7 @@ folder, last = sys.argv[1], int(sys.argv[2])
 touched = 0
 
 
-def watch(event: str, args: tuple[Any, ...]) -> None:
+def count_touches(event: str, args: tuple[Any, ...]) -> None:
     global touched
     if event in EVENTS and any(
         isinstance(arg, str | os.PathLike) and os.fspath(arg).startswith(folder) for arg in args
@@ -29,7 +29,7 @@ def watch(event: str, args: tuple[Any, ...]) -> None:
 
 
 if os.environ.get("RANK", "0") == "0":
-    sys.addaudithook(watch)
+    sys.addaudithook(count_touches)
     atexit.register(lambda: print(f"touched {touched} times"))
 sys.argv = sys.argv[3:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,8 +1,8 @@
-"""Run a script with DeepSpeed on a machine without a GPU, without the kernel that it would compile for a minute first.
+"""Run a script with DeepSpeed on a machine without a GPU, without its kernel for shared memory.
 
-    DS_ACCELERATOR=cpu torchrun --nproc_per_node 2 tests/deepspeed_on_cpu.py SCRIPT [FLAGS]
+    DS_ACCELERATOR=cpu torchrun --nproc_per_node 2 tests/helpers/deepspeed_on_cpu.py SCRIPT [FLAGS]
 
-The kernel sums over shared memory; without it gloo does.
+The kernel takes a minute to compile and sums tensors over shared memory; without it gloo sums them.
 """
 
 import runpy

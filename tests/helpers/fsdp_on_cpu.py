@@ -1,6 +1,6 @@
-"""Run a script with FSDP2 on a machine without a GPU, where Accelerate makes DDP of it.
+"""Run a script with FSDP2 on a machine without a GPU, where Accelerate would use DDP instead.
 
-accelerate launch --use_fsdp --fsdp_version 2 … tests/fsdp_on_cpu.py SCRIPT [FLAGS]
+accelerate launch --use_fsdp --fsdp_version 2 … tests/helpers/fsdp_on_cpu.py SCRIPT [FLAGS]
 """
 
 import os

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible judge on this machine that answers, or misbehaves, as it is told; raw asyncio, in a thread."""
+"""An OpenAI-compatible judge on this machine with scripted faults: asyncio without a library, in a thread."""
 
 import asyncio
 import json
@@ -12,11 +12,11 @@ from email.utils import formatdate
 from time import monotonic, time
 from typing import Any, Self
 
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: close() sends RST
 
 
 def completion(content: str, prompt: str = "", **choice: Any) -> bytes:
-    """A chat completion that says `content`; a prompt of n characters counts n // 3 tokens, an answer 7."""
+    """Return a chat completion; a prompt of n characters counts n // 3 tokens, an answer 7."""
     message = {"role": "assistant", "content": content}
     body = {
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"} | choice],
@@ -29,24 +29,26 @@ def error(message: str, **fields: str) -> bytes:
     return json.dumps({"error": {"message": message} | fields}).encode()
 
 
-def opinion(prompt: str) -> bytes:
-    """A verdict: correct where the answer is a reference."""
+def verdict(prompt: str) -> bytes:
+    """Return a verdict: correct if the answer equals a reference."""
     case, _ = json.JSONDecoder().raw_decode(prompt, prompt.index("{\n"))
     correct = case["answer"] in case["references"]
     return completion(json.dumps({"explanation": f"On {case['question']}.", "correct": correct}), prompt)
 
 
 class JudgeServer:
-    """Within `with`, `url` answers. `faults` are, for a question, what its first, second, ... call meets; then, or for
-    "*" without end, it is judged. What came is in `asked`: questions with the time of their arrival.
+    """A server at `url`, running inside a `with` block.
+
+    `faults[question]` are the replies to its first, second, ... call; later calls are judged. `faults["*"]` has the
+    reply to every call. `received` has the question and the time of each call.
     """
 
     def __init__(self, faults: Mapping[str, Sequence[str]] | None = None, *, seconds: float = 0.0) -> None:
         self.faults, self.seconds = faults or {}, seconds
-        self.asked: list[tuple[str, float]] = []
+        self.received: list[tuple[str, float]] = []
         self.headers: list[str] = []
         self.bodies: list[dict[str, Any]] = []
-        self.most_at_a_time = self.answered = self._now = 0
+        self.max_concurrency = self._running = 0
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -72,45 +74,44 @@ class JudgeServer:
 
     @property
     def calls(self) -> Counter[str]:
-        """How often each question was asked."""
-        return Counter(question for question, _ in self.asked)
+        """The number of calls of each question."""
+        return Counter(question for question, _ in self.received)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 length = int(re.search(r"(?i)content-length: (\d+)", head)[1])
-                await self._answer(head, json.loads(await reader.readexactly(length)), writer)
+                await self._receive(head, json.loads(await reader.readexactly(length)), writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the client has gone, or the server goes
+            pass  # the client disconnected, or the server stops
         finally:
             writer.close()
 
-    async def _answer(self, head: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    async def _receive(self, head: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         prompt = body["messages"][0]["content"]
         question = json.loads(re.search(r'^ "question": (".*"),$', prompt, re.MULTILINE)[1])
         scripted = self.faults.get("*") or self.faults.get(question, ())
         turn = 0 if "*" in self.faults else self.calls[question]
-        self.asked.append((question, monotonic()))
+        self.received.append((question, monotonic()))
         self.headers.append(head)
         self.bodies.append(body)
-        self._now += 1
-        self.most_at_a_time = max(self.most_at_a_time, self._now)
+        self._running += 1
+        self.max_concurrency = max(self.max_concurrency, self._running)
         try:
             await asyncio.sleep(self.seconds)
-            await self._meet(scripted[turn] if turn < len(scripted) else "", head, prompt, writer)
-            self.answered += 1
+            await self._reply(scripted[turn] if turn < len(scripted) else "", head, prompt, writer)
         finally:
-            self._now -= 1
+            self._running -= 1
 
-    async def _meet(self, fault: str, head: str, prompt: str, writer: asyncio.StreamWriter) -> None:
-        """Send what the call meets."""
+    async def _reply(self, fault: str, head: str, prompt: str, writer: asyncio.StreamWriter) -> None:
+        """Send the reply `fault`, or a verdict if it is ""."""
         name, _, value = fault.partition(":")
-        dated = {"Date": formatdate(time() - 3600, usegmt=True)}  # a clock that is an hour slow
+        dated = {"Date": formatdate(time() - 3600, usegmt=True)}  # of a clock that is one hour slow
         until = {"Retry-After": formatdate(time() - 3600 + float(value or 0), usegmt=True)} if name == "date" else {}
         key = re.search(r"(?i)authorization: (.*)\r", head)
         replies: dict[str, tuple[int, bytes, dict[str, str]]] = {
-            "": (200, opinion(prompt), {}),
+            "": (200, verdict(prompt), {}),
             "429": (429, error("slow down", code="rate_limit_exceeded"), {"Retry-After": value} if value else {}),
             "date": (429, error("slow down", code="rate_limit_exceeded"), dated | until),
             "500": (500, b"", {}),
@@ -137,13 +138,13 @@ class JudgeServer:
             writer.transport.abort()
             raise ConnectionError
         if name == "noise":
-            writer.write(f"{key and key[1]}\r\n\r\n".encode())  # for a status line: the client's error repeats it
+            writer.write(f"{key and key[1]}\r\n\r\n".encode())  # no valid status line; the client's error repeats it
             raise ConnectionError
         if name == "slow":
             await asyncio.sleep(60)
         status, content, headers = replies[name if name in replies else ""]
         fields = {"Content-Length": str(len(content)), "Content-Type": "application/json"} | headers
-        lines = [f"HTTP/1.1 {status} Whatever", *(f"{field}: {text}" for field, text in fields.items()), "", ""]
+        lines = [f"HTTP/1.1 {status} Text", *(f"{field}: {text}" for field, text in fields.items()), "", ""]
         data = "\r\n".join(lines).encode() + content
         if name == "truncated":
             writer.write(data[:-9])

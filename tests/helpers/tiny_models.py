@@ -1,6 +1,6 @@
-"""Tiny models made on the spot: one of each family of decoders, and a sentence encoder, with random weights.
+"""Tiny models with random weights: one of each family of decoders, and a sentence encoder.
 
-Weights are large, so that what a model says depends on all that it reads.
+Weights are large, so that answers depend on every token of the prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,12 +59,12 @@ def qwen2(dropout: float = 0.0) -> PreTrainedModel:
 
 
 def mistral(dropout: float = 0.0) -> PreTrainedModel:
-    """A window of 8 positions: shorter than the rows of the tests."""
+    """Return a Mistral with a window of 8 positions, shorter than the rows of the tests."""
     return MistralForCausalLM(MistralConfig(**SIZES, **HEADS, **COMMON, attention_dropout=dropout, sliding_window=8))
 
 
 def gemma2(dropout: float = 0.0) -> PreTrainedModel:
-    """Soft caps so low that no logit is left as it was, in attention and at the end; tied embeddings; a window."""
+    """Return a Gemma 2: soft caps that change every logit, tied embeddings, a window."""
     config = Gemma2Config(
         **SIZES,
         **HEADS,
@@ -80,14 +80,14 @@ def gemma2(dropout: float = 0.0) -> PreTrainedModel:
 
 
 def gpt2(dropout: float = 0.0) -> PreTrainedModel:
-    """Learned positions, tied embeddings, biases."""
+    """Return a GPT-2: learned positions, tied embeddings, biases."""
     config = {**COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 2048}
     del config["max_position_embeddings"]
     return GPT2LMHeadModel(GPT2Config(**config, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout))
 
 
 def mixtral(dropout: float = 0.0) -> PreTrainedModel:
-    """Two of four experts for each token."""
+    """Return a Mixtral: two of four experts for each token."""
     config = MixtralConfig(**SIZES, **HEADS, **COMMON, attention_dropout=dropout, num_local_experts=4)
     return MixtralForCausalLM(config)
 
@@ -98,7 +98,7 @@ DECODERS: dict[str, Callable[..., PreTrainedModel]] = {
 
 
 def decoder(family: str = "llama", *, dropout: float = 0.0, seed: int = 0) -> PreTrainedModel:
-    """Return a float32 model of a family, the same for the same seed, without touching torch's random numbers."""
+    """Return a float32 model of a family, the same for the same seed. Torch's random numbers stay unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DECODERS[family](dropout)
@@ -121,7 +121,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_decoder(folder: Path, model: PreTrainedModel | None = None) -> str:
-    """Write a checkpoint with its tokenizer, a Llama unless another is given; return the folder as a flag takes it."""
+    """Write a checkpoint with its tokenizer, a Llama by default; return the folder as a string."""
     (model or decoder()).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)

@@ -1,4 +1,4 @@
-"""Tiny encoder-decoders made on the spot, one of each family, with random weights; and their tokenizers."""
+"""Tiny encoder-decoders with random weights, one of each family, and their tokenizers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,22 +30,22 @@ T5_IDS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "d
 
 
 def t5(dropout: float = 0.0) -> PreTrainedModel:
-    """Tied embeddings, a rectifier, as the first T5."""
+    """Return a T5 of the first kind: tied embeddings, a rectifier."""
     return T5ForConditionalGeneration(T5Config(**T5_SIZES, **T5_IDS, dropout_rate=dropout, initializer_factor=1.0))
 
 
 def mt5(dropout: float = 0.0) -> PreTrainedModel:
-    """A gate, and an output projection of its own, as Flan-T5."""
+    """Return an mT5: a gate and a separate output projection, as Flan-T5."""
     return MT5ForConditionalGeneration(MT5Config(**T5_SIZES, **T5_IDS, dropout_rate=dropout, initializer_factor=1.0))
 
 
 def umt5(dropout: float = 0.0) -> PreTrainedModel:
-    """A position bias in every layer."""
+    """Return a UMT5: a position bias in every layer."""
     return UMT5ForConditionalGeneration(UMT5Config(**T5_SIZES, **T5_IDS, dropout_rate=dropout, initializer_factor=1.0))
 
 
 def bart(dropout: float = 0.0) -> PreTrainedModel:
-    """Learned positions, biases, scaled attention; answers begin after eos."""
+    """Return a BART: learned positions, biases, scaled attention; answers begin after eos."""
     layers = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in
               (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))}  # fmt: skip
     config = BartConfig(
@@ -66,7 +66,7 @@ def bart(dropout: float = 0.0) -> PreTrainedModel:
 
 
 def two_berts(dropout: float = 0.0) -> PreTrainedModel:
-    """An `EncoderDecoderModel`; its halves differ in width, so that a projection stands between them."""
+    """Return an `EncoderDecoderModel` whose halves differ in width, with a projection between them."""
     bert = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3,
             "intermediate_size": 48, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout,
             "max_position_embeddings": 512, "pad_token_id": PAD}  # fmt: skip
@@ -78,7 +78,7 @@ def two_berts(dropout: float = 0.0) -> PreTrainedModel:
 
 
 def t5gemma(dropout: float = 0.0) -> PreTrainedModel:
-    """Rotary positions, soft-capped logits."""
+    """Return a T5Gemma: rotary positions, soft-capped logits."""
     part = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8,
             "initializer_range": 0.3, "sliding_window": 64, "attn_logit_softcapping": 5.0,
@@ -100,9 +100,9 @@ SEQ2SEQ: dict[str, Callable[..., PreTrainedModel]] = {
 
 
 def seq2seq(family: str = "t5", *, dropout: float = 0.0, seed: int = 0) -> PreTrainedModel:
-    """Return a float32 model of a family, the same for the same seed, without touching torch's random numbers.
+    """Return a float32 model of a family, the same for the same seed. Torch's random numbers stay unchanged.
 
-    What it reads outweighs what it has said, so that its answers tell what it has read.
+    Passages outweigh the tokens of the answer so far, so that answers depend on the passages.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -124,14 +124,14 @@ def closing_tokenizer(opening: bool = False) -> PreTrainedTokenizerFast:
 
 
 def save_seq2seq(folder: Path, model: PreTrainedModel | None = None) -> str:
-    """Write a checkpoint with its tokenizer, a T5 unless another is given; return the folder as a flag takes it."""
+    """Write a checkpoint with its tokenizer, a T5 by default; return the folder as a string."""
     (model or seq2seq()).save_pretrained(folder)
     closing_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
 def random_passages(lengths: list[list[int]], answers: list[int], *, seed: int = 0, length: int | None = None) -> dict:
-    """Return a batch (B, N, L) of passages of so many tokens, 0 for one that is not there, and answers of so many."""
+    """Return a batch (B, N, L) of passages and answers with these numbers of tokens; 0 is a missing passage."""
     generator = torch.Generator().manual_seed(seed)
     most, longest = max(map(len, lengths)), length or max(map(max, lengths))
     ids = torch.full((len(lengths), most, longest), PAD)

@@ -1,4 +1,4 @@
-"""Tiny tokenizers made on the spot: one of each family that prompts are built for, with a few words as tokens."""
+"""Tiny tokenizers, one of each family of chat formats, with a few words as tokens."""
 
 from functools import cache, partial
 from itertools import pairwise
@@ -46,7 +46,7 @@ SPLIT = r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
 
 
 def _bpe(control: list[str], symbols: list[str], words: list[str], **options) -> Tokenizer:
-    """A byte-pair encoding with `control` first, then `symbols`, then the words, merged from their left."""
+    """Return a byte-pair encoding with `control` first, then `symbols`, then the words, merged from their left."""
     vocabulary = {token: id for id, token in enumerate([*control, *symbols])}
     merges: dict[tuple[str, str], None] = {}
     for word in words:
@@ -72,7 +72,7 @@ def _byte_level(control: list[str]) -> Tokenizer:
 
 
 def chatml() -> PreTrainedTokenizerFast:
-    """As Qwen's: of bytes, without BOS; padding is eos."""
+    """Return a tokenizer like Qwen's: bytes, no BOS; padding is eos."""
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     return PreTrainedTokenizerFast(
         tokenizer_object=_byte_level(control),
@@ -84,7 +84,7 @@ def chatml() -> PreTrainedTokenizerFast:
 
 
 def headers() -> PreTrainedTokenizerFast:
-    """As Llama 3's: of bytes, BOS before every text, no token for padding."""
+    """Return a tokenizer like Llama 3's: bytes, BOS before every text, no padding token."""
     control = ["<|begin|>", "<|eot|>", "<|header|>", "<|/header|>"]
     backend = _byte_level(control)
     _add_bos(backend, "<|begin|>")
@@ -98,7 +98,7 @@ def headers() -> PreTrainedTokenizerFast:
 
 
 def mistral(*more: str, spaces: str = "always", strips: bool = False, template: str = INST) -> PreTrainedTokenizerFast:
-    """As Mistral's and Llama 2's: SentencePiece with bytes to fall back on, BOS and a space before every text.
+    """Return a tokenizer like Mistral's: SentencePiece with byte fallback, BOS and a space before every text.
 
     `spaces`: before the text at each side of a control token ("always"; by a "normalizer", as older files have it), or
     before the "first" alone. The control tokens `more` swallow the white space after them where it `strips`.
@@ -126,19 +126,19 @@ def mistral(*more: str, spaces: str = "always", strips: bool = False, template: 
 
 
 def starling(spaces: str = "always") -> PreTrainedTokenizerFast:
-    """As Starling's: Mistral's, with one control token more, which ends the turns but is not eos."""
+    """Return a tokenizer like Starling's: Mistral's and a control token that ends turns and is not eos."""
     return mistral("<|end_of_turn|>", spaces=spaces, template=CORRECT)
 
 
 def phi(spaces: str = "always") -> PreTrainedTokenizerFast:
-    """As Phi 3's: the line feeds that its template writes after a control token are part of it; padding is not eos."""
+    """Return a tokenizer like Phi 3's: line feeds after a control token belong to it; padding is not eos."""
     tokenizer = mistral("<|user|>", "<|assistant|>", "<|end|>", spaces=spaces, strips=True, template=LINES)
     tokenizer.pad_token = "<unk>"
     return tokenizer
 
 
 def spaced() -> PreTrainedTokenizerFast:
-    """Of bytes, with a template that writes a space before an answer."""
+    """Return a tokenizer of bytes whose template writes a space before an answer."""
     tokenizer = headers()
     tokenizer.chat_template = INST
     return tokenizer
@@ -171,6 +171,6 @@ FORMATS = {  # and by flags
 
 @cache
 def builder(name: str, **options: Any) -> PromptBuilder:
-    """The prompt builder of one of `FORMATS`."""
+    """Return the prompt builder of one of `FORMATS`."""
     make, chat = FORMATS[name]
     return PromptBuilder(make(), chat, **options)

@@ -1,4 +1,4 @@
-"""A small world for the recipes: a model, an encoder, a corpus and questions, and a way to launch."""
+"""Input files for the recipes (a model, an encoder, a corpus, questions), and functions that launch processes."""
 
 import json
 import os
@@ -15,9 +15,14 @@ import torch
 
 from rqa.distributed.accelerator import leave_group
 
-ROOT = Path(__file__).parents[2]
-# `accelerate launch` of this interpreter, whether or not its environment's scripts are on the path.
+HELPERS = Path(__file__).parent
+ROOT = HELPERS.parents[1]
+# `accelerate launch` of this interpreter: the scripts of its environment may not be on the PATH.
 ACCELERATE_LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
+CRASH, DEEPSPEED_ON_CPU, FSDP_ON_CPU = (
+    str(HELPERS / name) for name in ("crash.py", "deepspeed_on_cpu.py", "fsdp_on_cpu.py")
+)
+LAUNCH_SECONDS = 240  # timeout of a launched process
 PLACES = ["Rome", "Oslo", "Lima", "Bern", "Cairo", "Delhi", "Quito", "Sofia", "Tunis", "Paris", "Accra", "Minsk"]
 
 
@@ -41,9 +46,13 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 @dataclass
 class Document:
-    """Of the fields of LocalRQA's, and pickled under its name."""
+    """The fields of LocalRQA's class, pickled under its name."""
 
     page_content: str
     fmt_content: str = ""
@@ -66,7 +75,7 @@ def write_pickle(path: Path, rows: list[dict]) -> str:
 
 @dataclass
 class World:
-    """Paths, as flags take them."""
+    """Paths of input files, as the flags take them."""
 
     folder: Path
     model: str
@@ -95,7 +104,7 @@ class World:
 
     @property
     def data(self) -> dict[str, str]:
-        """The flags of a training recipe that name files."""
+        """The file flags of a training recipe."""
         return {
             "--train_file": self.train,
             "--eval_file": self.eval,
@@ -106,47 +115,59 @@ class World:
 
 
 def torchrun(processes: int) -> tuple[str, ...]:
-    """Launch by torchrun of this interpreter; see ACCELERATE_LAUNCH."""
+    """Return the command of torchrun of this interpreter; see ACCELERATE_LAUNCH."""
     return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
 
 
+def launch_environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a launched process: this project and the helpers can be imported."""
+    path = os.pathsep.join(map(str, (ROOT, HELPERS)))
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **variables}
+
+
+def recipe_command(recipe: str, flags: dict[str, str], by: tuple[str, ...] = ()) -> list[str]:
+    """Return the command that runs a recipe, with plain Python unless `by` is a launcher."""
+    return [
+        *(by or (sys.executable,)),
+        str(ROOT / "recipes" / recipe),
+        *(word for flag in flags.items() for word in flag),
+    ]
+
+
 def launch(recipe: str, flags: dict[str, str], *, expect: int | None = 0, by: tuple[str, ...] = ()) -> str:
-    """Run a recipe in a process of its own, by default with plain python; return what it printed."""
-    argv = [word for flag in flags.items() for word in flag]
+    """Run a recipe in its own process, check its exit status unless `expect` is None, and return its output."""
     done = subprocess.run(
-        [*(by or (sys.executable,)), str(ROOT / "recipes" / recipe), *argv],
+        recipe_command(recipe, flags, by),
         capture_output=True,
         text=True,
-        timeout=240,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=LAUNCH_SECONDS,
+        env=launch_environment(),
     )
     assert expect is None or done.returncode == expect, done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
 def results_of(script: str, folder: Path, *argv: object, processes: int = 2) -> list[Any]:
-    """Run a test file as a script by processes that see each other; return what each of them handed over."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    """Run a test file as a script in `processes` ranks, and return the result of each rank; see `hand_over`."""
     done = subprocess.run(
         [*torchrun(processes), script, *map(str, argv), str(folder)],
         capture_output=True,
         text=True,
         timeout=120,
-        env=environment,
+        env=launch_environment(ACCELERATE_USE_CPU="true"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return handed_over(folder, processes)
 
 
 def hand_over(result: Any, folder: Path) -> None:
-    """End one process of a script whose results are read in another process."""
+    """Write the result of this rank for the test, and leave the process group."""
     torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
     leave_group()
 
 
 def handed_over(folder: Path, processes: int) -> list[Any]:
-    """Return what each process handed over."""
+    """Return the result of each rank."""
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
 
 

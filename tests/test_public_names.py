@@ -1,0 +1,104 @@
+"""The public names of each package: the faces equal this list, resolve, and load nothing heavy."""
+
+import ast
+import importlib
+import subprocess
+import sys
+
+import pytest
+from world import ROOT, launch_environment
+
+PUBLIC_NAMES: dict[str, str] = {
+    "cli": (
+        "at_least check_output DataArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat GeneratorArgs "
+        "IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args PassageArgs PromptArgs require "
+        "RetrievalArgs run_main RunArgs"
+    ),
+    "data": (
+        "DataError Example GeneratorInput load_examples load_splits open_passages Passage PassageStore "
+        "REFUSAL_ANSWER select_passages Turn warn_without_gold"
+    ),
+    "distributed": (
+        "attention_kernel AttentionKernel bf16_is_fast default_device is_sharded leave_group make_accelerator "
+        "peak_memory_gib"
+    ),
+    "doctor": (
+        "estimate_training Finding KINDS length_findings planned_sharding print_findings print_training "
+        "record_findings sample_inputs source_of token_lengths training_memory truncation_finding write_findings"
+    ),
+    "evaluation": (
+        "answer_scores AnswerLoss ATTRIBUTIONS build_contexts check_same_questions compare compare_contexts "
+        "context_table Contexts corpus_bleu CrossAttention differences differing_questions Evaluation "
+        "EvaluationRecord Evaluator format_scores interval leave_one_out LEVEL Metric METRICS paired_predictions "
+        "paired_test PairedResult PassageRecord PredictionRecord question_scores read_evaluation read_record "
+        "read_results RESAMPLES Results retrieval_scores score_intervals ScoreRecord Scores "
+        "share_on_gold StepRecord TimingRecord write_record"
+    ),
+    "generation": "Answer AnswerStreamer Chat ChatQuestion Generator map_batches",
+    "judge": (
+        "Agreement build_requests cohens_kappa Cost Judge judge_answers JudgeRequest read_labels RESPONSES_FILE "
+        "summarize Verdict"
+    ),
+    "models": (
+        "AnswerLM attention_for check_context_length FusionInDecoder load_collator load_config load_generator "
+        "load_model max_positions"
+    ),
+    "prompts": (
+        "ChatFormat Collator ConcatenatedCollator EncodedExample IGNORE_INDEX INSTRUCTION load_tokenizer "
+        "ParallelCollator PassagePromptBuilder PassagePrompts Prompt PromptBuilder"
+    ),
+    "report": "write_report",
+    "retrieval": (
+        "build_query DamagedIndexError DenseRetriever Encoder FaissIndex KS open_corpus open_retriever Retrieval "
+        "retrieve_splits Retrieved Retriever StaleIndexError uses_only_gold"
+    ),
+    "training": (
+        "BatchLayout Checkpoints DamagedCheckpointError EarlyStopping export learning_rate_at log_resume_command "
+        "log_rows make_optimizer new_folder OptimizerKind OPTIMIZERS Run run_fingerprint RunLog start_run Step "
+        "steps_per_epoch StopSignals Tracker train_steps training_batches"
+    ),
+}
+PACKAGES = sorted(path.parent.name for path in (ROOT / "rqa").glob("*/__init__.py"))
+
+
+def origins(package: str) -> dict[str, str]:
+    """Return the module that defines each name of a face."""
+    stub = ast.parse((ROOT / "rqa" / package / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname: f"rqa.{package}.{node.module}" for node in imports for alias in node.names}
+
+
+def test_every_package_has_a_list():
+    assert sorted(PUBLIC_NAMES) == PACKAGES
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_face_has_the_listed_names(package):
+    expected = PUBLIC_NAMES[package].split()
+    assert sorted(importlib.import_module(f"rqa.{package}").__all__) == sorted(expected)
+    stub = ast.parse((ROOT / "rqa" / package / "__init__.pyi").read_text(encoding="utf-8"))
+    assert sorted(origins(package)) == sorted(expected)
+    assert sorted(ast.literal_eval(stub.body[-1].value)) == sorted(expected)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_name_is_the_object_of_its_module(package):
+    """Also after the modules were imported: a module would hide a function of the same name."""
+    face = importlib.import_module(f"rqa.{package}")
+    for name, module in origins(package).items():
+        assert getattr(face, name) is getattr(importlib.import_module(module), name), name
+
+
+def test_importing_a_package_loads_no_torch():
+    """rqa.data loads no numpy either."""
+    code = """
+import importlib, sys
+import rqa.data
+print("numpy" in sys.modules)
+for package in sys.argv[1:]:
+    importlib.import_module(f"rqa.{package}")
+print("torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, *PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=launch_environment())
+    assert done.stdout.split() == ["False", "False"]
