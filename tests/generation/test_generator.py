@@ -93,23 +93,27 @@ def test_the_longest_prompts_are_first_and_a_batch_ends_with_its_longest_answer(
 
 
 def results(accelerator=None):
-    """Return for several batch sizes the answers as a file, and the prompt lengths of each call of this rank."""
-    pairs = []
-    for batch_size in (2, 4, 9, 20):
-        generate, calls = generator(language_model(), batch_size, accelerator=accelerator), []
+    """Return for several batch sizes the answers as a file, the prompt lengths of each call, and the forward passes."""
+    runs = []
+    for batch_size in (1, 2, 9, 20):
+        lm, passes = language_model(), []
+        lm.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        generate, calls = generator(lm, batch_size, accelerator=accelerator), []
         plain = generate._answers
         generate._answers = lambda rows, plain=plain, calls=calls: (
             calls.append([row.num_prompt_tokens for row in rows]) or plain(rows)
         )
-        pairs.append(("\n".join(json.dumps(asdict(answer)) for answer in generate(INPUTS)), calls))
-    return pairs
+        runs.append(("\n".join(json.dumps(asdict(answer)) for answer in generate(INPUTS)), calls, len(passes)))
+    return runs
 
 
 def assert_same_files_and_equally_many_calls(ranks):
-    for (file, calls), *of_ranks in zip(results(), *ranks, strict=True):
-        assert [rank_file for rank_file, _ in of_ranks] == [file] * len(ranks)
+    for (file, calls, _), *of_ranks in zip(results(), *ranks, strict=True):
+        assert [rank_file for rank_file, *_ in of_ranks] == [file] * len(ranks)
         calls += calls[-1:] * (-len(calls) % len(ranks))
-        assert [rank_calls for _, rank_calls in of_ranks] == [calls[rank :: len(ranks)] for rank in range(len(ranks))]
+        assert [rank_calls for _, rank_calls, _ in of_ranks] == [
+            calls[rank :: len(ranks)] for rank in range(len(ranks))
+        ]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
@@ -122,7 +126,10 @@ def test_answers_are_byte_identical_under_zero_3(tmp_path):
     config = tmp_path / "ds.json"
     config.write_text('{"zero_optimization": {"stage": 3}}')
     launch(__file__, {str(tmp_path): str(config)}, by=(*torchrun(2), DEEPSPEED_ON_CPU))
-    assert_same_files_and_equally_many_calls(handed_over(tmp_path, 2))
+    ranks = handed_over(tmp_path, 2)
+    assert_same_files_and_equally_many_calls(ranks)
+    first, second = ([passes for *_, passes in runs] for runs in ranks)
+    assert first == second  # each forward pass gathers the weights, so that every rank takes part
 
 
 def main(folder, deepspeed=None):
