@@ -1,4 +1,4 @@
-"""Atomic files: written beside the final path, flushed to the disk, then renamed.
+"""Atomic files: written under a temporary name, flushed to the disk, then renamed.
 
 After a full disk, a kill or a power cut the path holds the old content or the new content, whole.
 """

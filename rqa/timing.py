@@ -100,7 +100,7 @@ def summarize_spans(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
 
 
 def environment(accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
-    """Return the conditions of time measurements besides model and data; `batch_size` is that of answers.
+    """Return the conditions of time measurements other than model and data; `batch_size` is that of answers.
 
     Retrieval runs on one process, in float32.
     """

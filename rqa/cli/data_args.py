@@ -80,7 +80,7 @@ class RetrievalArgs(IndexArgs):
 
     @property
     def search_options(self) -> dict[str, Any]:
-        """Keyword arguments of `retrieve_splits`; results are cached beside the index."""
+        """Keyword arguments of `retrieve_splits`; results are cached in the folder of the index."""
         return {"history_turns": self.query_history, "cache_dir": Path(self.full_dataset_index_path, "retrieved")}
 
 

@@ -50,7 +50,7 @@ class JudgeArgs:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters of each request beside model and messages."""
+        """The parameters of each request, without model and messages."""
         try:
             return parse_object(self.judge_parameters.encode())
         except ValueError as problem:

@@ -100,7 +100,7 @@ def parse_args(*defaults: Any, argv: Sequence[str] | None = None, base: str = ""
     *parsed, _, unknown = parser.parse_args_into_dataclasses(
         argv,
         return_remaining_strings=True,
-        look_for_args_file=False,  # else transformers reads a file RECIPE.args beside the recipe
+        look_for_args_file=False,  # else transformers reads RECIPE.args in the recipe's folder
     )
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

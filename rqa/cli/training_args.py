@@ -106,7 +106,7 @@ class RunArgs:
     metric_for_best_model: str = flag("", "validation metric that selects the model to keep, export and test")
     early_stopping_patience: int | None = flag(None, "evaluations without improvement before the run stops")
     save_steps: int = flag(50, "steps between two checkpoints; the last step is saved too")
-    save_total_limit: int = flag(2, "newest checkpoints to keep, beside the best")
+    save_total_limit: int = flag(2, "newest checkpoints to keep, in addition to the best")
     resume_from_checkpoint: str = flag("", "folder of a checkpoint to resume from, or latest")
     report_to: TrackerName | None = flag(None, "tracker; default: wandb if --run_group is set, else none")
     run_group: str = flag("", "group of the run in Weights & Biases")

@@ -131,7 +131,7 @@ def load_deepspeed_config(path: str) -> tuple[dict[str, Any], str]:
 
 
 def _launched_config() -> dict[str, Any]:
-    """Return the DeepSpeed settings of `accelerate launch` beside a file, without the defaults of its questions."""
+    """Return the DeepSpeed settings of `accelerate launch` that no file has, without the defaults of its questions."""
 
     def setting(name: str, *defaults: str) -> str | None:
         value = os.environ.get(f"ACCELERATE_{name}", "auto")

@@ -1,4 +1,4 @@
-"""Judging of an evaluation: a verdict for each answer, and the judge's scores beside the others."""
+"""Judging of an evaluation: a verdict for each answer, and the scores of the judge."""
 
 import logging
 from collections.abc import Collection, Iterable

@@ -26,7 +26,7 @@ LOSS_SEGMENTS = 100  # of a run, each drawn as its mean loss: the curve is smoot
 
 # Placeholders, replaced by the CSS variables --ink, --line, --series-0 ..., which differ in dark mode.
 INK, GRID, SERIES = "#0a0a01", "#0a0a02", ("#0a0a10", "#0a0a11", "#0a0a12", "#0a0a13")
-MARKERS = "os^D"  # a second distinction beside the colours
+MARKERS = "os^D"  # a second distinction, for readers who cannot distinguish the colours
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text elements instead of outlines
     "font.size": 8.5,

@@ -9,14 +9,14 @@ import errno
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rqa.atomic_files import atomic_file, read_manifest, sha256_of, write_manifest
+from rqa.atomic_files import atomic_file, flush, read_manifest, sha256_of, write_manifest
 from rqa.errors import InputError
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
@@ -145,23 +145,26 @@ class FaissIndex:
         load during the call. Other files in the folder are kept.
         Raises DamagedIndexError if the folder holds files but no index of this format.
         """
+        import faiss
+
         directory = Path(directory)
         _read_manifest(directory)  # refuses foreign folders
         provenance, digest = json.loads(json.dumps(provenance, allow_nan=False)), hashlib.sha256()
-        self._write(digest.update)  # the file's name contains its hash
+        unnamed = directory / ".index.new"  # the file's name contains its hash, which is known after the last block
+        with atomic_file(unnamed) as file:
+
+            def write(block: bytes) -> None:
+                digest.update(block)
+                file.write(block)
+
+            writer = faiss.PyCallbackIOWriter  # type: ignore[attr-defined, unused-ignore]  # missing from FAISS's stubs
+            faiss.write_index(self._index, writer(write))
         self.provenance, self.fingerprint = dict(provenance), digest.hexdigest()
-        data = directory / f"index-{self.fingerprint[:16]}.faiss"
-        with atomic_file(data) as file:
-            self._write(file.write)
+        data = unnamed.replace(directory / f"index-{self.fingerprint[:16]}.faiss")
+        flush(directory)
         write_manifest(directory / "manifest.json", self._manifest(data))
-        for old in {*directory.glob(DATA_FILES), *directory.glob(f".{DATA_FILES}.partial")} - {data}:
+        for old in {*directory.glob(DATA_FILES)} - {data}:
             old.unlink()
-
-    def _write(self, write: Callable[[bytes], Any]) -> None:
-        import faiss
-
-        writer = faiss.PyCallbackIOWriter  # type: ignore[attr-defined, unused-ignore]  # missing from FAISS's stubs
-        faiss.write_index(self._index, writer(write))
 
     def _manifest(self, data: Path) -> dict[str, Any]:
         import faiss

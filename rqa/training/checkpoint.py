@@ -239,7 +239,7 @@ def export(accelerator: Accelerator, model: nn.Module, tokenizer: PreTrainedToke
             state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
             for tied, source in plain.all_tied_weights_keys.items():
                 if source in state:
-                    state.pop(tied, None)  # DeepSpeed returns copies, which would be saved beside their source
+                    state.pop(tied, None)  # DeepSpeed returns copies, which would be saved in addition to their source
             with atomic_folder(path) as partial:
                 plain.save_pretrained(partial, state_dict=state)
                 tokenizer.save_pretrained(partial)

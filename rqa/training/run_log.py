@@ -157,7 +157,7 @@ class RunLog:
                 file.write(to_line(record))
 
     def info(self, line: str) -> None:
-        """Log a line beside the progress bar, on the main process."""
+        """Log a line above the progress bar, on the main process."""
         if self.is_main:
             with logging_redirect_tqdm():
                 log.info("%s", line)
