@@ -10,23 +10,23 @@ which is then not part of the conversation, /quit or Ctrl-D ends. Lines from a p
 answers are written: put /new between independent questions. --question answers one question, as a JSON object.
 """
 
-import json
 import os
-import re
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 
 from rqa import cli, data, distributed, generation, models, retrieval
 from rqa.errors import InputError
+from rqa.terminal import write_json_result
 
 
 @dataclass(frozen=True)
 class AskArgs:
     """The question, and the evaluation whose flags are the defaults."""
 
-    evaluation: str = cli.flag("", "folder of an evaluation, or of the test of a training run; its flags are defaults")
+    evaluation: str = cli.flag(
+        "", "folder of an evaluation, or of the test of a training run; its flags are defaults", is_path=True
+    )
     question: str | None = cli.flag(None, "one question; its answer is a JSON object on the standard output")
 
     def check(self) -> None:
@@ -42,14 +42,11 @@ def main() -> None:
     cli.require(generator, "model_name_or_path")
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise InputError(f"expected one process, got {processes}. Launch with `python {sys.argv[0]} …`")
-    # Bytes of the command line that are not UTF-8 are halves of surrogate pairs, which tokenizers reject.
-    question = ask.question and ask.question.encode(errors="surrogateescape").decode(errors="replace")
-    with redirect_stdout(sys.stderr):  # DeepSpeed logs to the standard output
-        chat = open_chat(generator, search, question)
-    if question is None:
+    chat = open_chat(generator, search, ask.question)
+    if ask.question is None:
         chat.run()
     else:
-        print_answer(chat, question)
+        write_answer(chat, ask.question)
 
 
 def open_chat(generator: cli.GeneratorArgs, search: cli.RetrievalArgs, question: str | None) -> "generation.Chat":
@@ -74,17 +71,15 @@ def open_chat(generator: cli.GeneratorArgs, search: cli.RetrievalArgs, question:
     return chat
 
 
-def print_answer(chat: "generation.Chat", text: str) -> None:
-    """Print the answer to one question as JSON."""
+def write_answer(chat: "generation.Chat", text: str) -> None:
+    """Write the answer to one question as JSON."""
     start = time.perf_counter()
     question = chat.encode(text)
     retrieved = time.perf_counter()
     answer = chat.generator.stream(question.row)
     seconds = {"retrieve": retrieved - start, "generate": time.perf_counter() - retrieved}
     question.log_omissions(answer)
-    line = json.dumps({**question.reply(answer), "seconds": seconds}, ensure_ascii=False)
-    # JSON may contain these control characters, and a terminal would obey them.
-    print(re.sub("[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", line))
+    write_json_result({**question.reply(answer), "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import logging
 
 from rqa import data, distributed, retrieval
 from rqa.cli import IndexArgs, parse_args, require, run_main
-from rqa.terminal import Progress
+from rqa.terminal import plural
 
 log = logging.getLogger("rqa")
 
@@ -21,12 +21,11 @@ def main() -> None:
     require(args, "embedding_model", "full_dataset_file_path", "full_dataset_index_path")
 
     passages = data.open_passages(args.full_dataset_file_path)
-    log.info("%d passages, %d duplicate rows merged", len(passages), passages.duplicates)
+    log.info("%s, %s merged", plural(len(passages), "passage"), plural(passages.duplicates, "duplicate row"))
     device = distributed.default_device()
     retriever = retrieval.open_retriever(passages, device=device, **args.retriever_options)
-    with Progress("verifying the index"):
-        index = retrieval.FaissIndex.load(args.full_dataset_index_path, verify=True)
-    log.info("%s: %d vectors of %d dimensions", args.full_dataset_index_path, len(index), index.dimension)
+    index = retrieval.FaissIndex.load(args.full_dataset_index_path, verify=True)
+    log.info("%s: %s of %d dimensions", args.full_dataset_index_path, plural(len(index), "vector"), index.dimension)
     log.info("fingerprint: %s", retriever.fingerprint())
 
 

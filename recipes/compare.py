@@ -6,7 +6,6 @@ In brackets: 95 % intervals, by bootstrap over the questions, if predictions.jso
 the same questions: the difference is the second score minus the first, p is that of the two-sided sign-flip test.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 from rqa import evaluation
 from rqa.atomic_files import write_json
-from rqa.cli import at_least, check_output, run_main
+from rqa.cli import Parser, at_least, check_output, run_main
 from rqa.errors import InputError
-from rqa.terminal import printable
+from rqa.terminal import write_result
 
 MAX_CHARACTERS = 300  # of a printed text; --output has the whole text
 
@@ -73,35 +72,33 @@ def print_table(report: dict[str, Any], labels: dict[str, str]) -> None:
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(1, len(rows[0]))]
     for label, *cells in rows:
         line = "".join(f"  {text:>{width}}" for text, width in zip(cells, widths, strict=False))
-        print(f"{label:22}{line}".rstrip())
+        write_result(f"{label:22}{line}".rstrip())
 
 
 def print_questions(report: dict[str, Any]) -> None:
     """Print the questions with the largest differences, with both answers and the references."""
-    print(f"\n{report['metric']} differs at {report['differing']} of {report['questions'][0]} questions", end="")
-    print("; most at:" if report["differing_most"] else ".")
+    end = "; most at:" if report["differing_most"] else "."
+    write_result(f"\n{report['metric']} differs at {report['differing']} of {report['questions'][0]} questions{end}")
     for row in report["differing_most"]:
-        print("\n{}: {:.2f} -> {:.2f}".format(row["id"], *row["scores"]))
+        write_result("\n{}: {:.2f} -> {:.2f}".format(row["id"], *row["scores"]))
         answers = zip(report["folders"], row["answers"], strict=True)
         references = " | ".join(row["references"]) or None
         for label, text in [("question", row["question"]), *answers, ("references", references)]:
             if text is not None:  # a retriever's evaluation has no answers
-                line = printable(" ".join(text.split()))
-                print(f"    {label}: {line[:MAX_CHARACTERS]}{' ...' if len(line) > MAX_CHARACTERS else ''}")
+                line = " ".join(text.split())
+                write_result(f"    {label}: {line[:MAX_CHARACTERS]}{' ...' if len(line) > MAX_CHARACTERS else ''}")
 
 
 def main() -> None:
     """Compare, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser()
     parser.add_argument("folders", nargs="+", type=Path, help="folders with score.json and predictions.jsonl")
     parser.add_argument("--metric", default="", help="score that selects example questions of two; default: f1")
     parser.add_argument("--show", type=int, default=5, help="number of example questions of two; default: 5")
     parser.add_argument("--output", type=Path, help="JSON file for this comparison and all other scores")
     args = parser.parse_args()
     at_least(args, 0, "show")
-    check_output(args.output)
+    output = check_output(args.output)
     evaluations = [evaluation.read_evaluation(folder) for folder in args.folders]
     is_pair = len(evaluations) == 2
     if args.metric and not is_pair:
@@ -109,11 +106,14 @@ def main() -> None:
     report = report_scores(evaluations)
     if is_pair:
         report |= report_differences(evaluations, args.metric, args.show)
+    if output:
+        write_json(output, report)
     print_table(report, {name: label for each in evaluations for name, label in each.labels.items()})
+    for each in evaluations:
+        if each.score.notes:
+            write_result(f"{each.folder}: {'; '.join(each.score.notes)}")
     if is_pair:
         print_questions(report)
-    if args.output:
-        write_json(args.output, report)
 
 
 if __name__ == "__main__":

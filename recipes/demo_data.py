@@ -6,7 +6,6 @@ The passages are the docstrings of the interpreter's public modules, classes, fu
 about one of them; the answer is the docstring's first sentence. The same interpreter writes the same bytes.
 """
 
-import argparse
 import hashlib
 import inspect
 import json
@@ -25,7 +24,9 @@ from statistics import median, quantiles
 from typing import Any
 
 from rqa.atomic_files import write_text
+from rqa.cli import Parser, run_main
 from rqa.data import Passage
+from rqa.terminal import write_result
 
 EXCLUDED = {
     *("antigravity", "idlelib", "this", "turtledemo"),  # they open windows or print when imported
@@ -47,7 +48,7 @@ MAX_CHARACTERS = 1200  # of a passage: about 300 tokens, so that several fit int
 
 def main() -> None:
     """Write the passages and the three splits, and print their sizes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser()
     parser.add_argument("--output_dir", type=Path, default="data/stdlib", help="default: %(default)s")
     output_dir = parser.parse_args().output_dir
     warnings.simplefilter("ignore")  # deprecated modules have docstrings too
@@ -67,9 +68,11 @@ def main() -> None:
             files[split_of(title)].append({**example, "hard_neg_docs": [], "chat_history": []})
     for file, rows in files.items():
         write_text(output_dir / f"{file}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        print(f"{file:8} {len(rows):5}")
+        write_result(f"{file:8} {len(rows):5}")
     lengths = [len(passage["page_content"]) for passage in files["passages"]]
-    print(f"characters of a passage: median {median(lengths):.0f}, 90 % below {quantiles(lengths, n=10)[-1]:.0f}")
+    write_result(
+        f"characters of a passage: median {median(lengths):.0f}, 90 % below {quantiles(lengths, n=10)[-1]:.0f}"
+    )
 
 
 def public_modules(names: Iterable[str]) -> Iterator[str]:
@@ -157,4 +160,4 @@ def split_of(title: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

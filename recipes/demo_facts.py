@@ -9,7 +9,6 @@ person of test.jsonl is in train.jsonl. withheld.jsonl is test.jsonl without the
 `model` is a small T5 with random weights; its tokens are words. The same seed writes the same bytes.
 """
 
-import argparse
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rqa.atomic_files import write_text
+from rqa.cli import Parser, run_main
+from rqa.terminal import write_result
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -56,7 +57,7 @@ SPLITS = {"train": (20000, 1, 8), "eval": (128, 8, 8), "test": (500, 20, 20)}
 
 def main() -> None:
     """Write the questions and the model, and print their sizes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser()
     parser.add_argument("--output_dir", type=Path, default="data/facts", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of facts and weights; default: %(default)s")
     flags = parser.parse_args()
@@ -64,7 +65,7 @@ def main() -> None:
     files["withheld"] = [{**row, "ctxs": row["ctxs"][1:]} for row in files["test"]]
     for file, rows in files.items():
         write_text(flags.output_dir / f"{file}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        print(f"{file:8} {len(rows):5}")
+        write_result(f"{file:8} {len(rows):5}")
     save_model(flags.output_dir / "model", flags.seed)
 
 
@@ -125,7 +126,7 @@ def save_model(folder: Path, seed: int) -> None:
     model = T5ForConditionalGeneration(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    print(f"{'model':8} {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+    write_result(f"{'model':8} {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
 
 
 def word_tokenizer() -> "PreTrainedTokenizerFast":
@@ -148,4 +149,4 @@ def word_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

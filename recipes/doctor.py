@@ -6,14 +6,13 @@ It accepts every flag of the training recipe that --method selects. It reads fil
 nothing and loads no weights; random passages stand in for retrieved ones. Exit status 1: problems, see --fail_on.
 """
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rqa import cli, data, doctor, models
+from rqa import cli, doctor, models, training
 from rqa.errors import InputError
+from rqa.terminal import write_result
 
 PROMPT_SIZES = ("max_prompt_length", "max_passage_length", "max_answer_length", "encoder_batch_size")
 UNUSED_FOLDER = "unused"  # for flags of folders that a training recipe requires and writes to
@@ -33,12 +32,11 @@ class DoctorArgs:
     sample: int = cli.flag(1000, "examples of each file, at most, that are tokenized; drawn at random")
     fail_on: Literal["problem", "warning", "never"] = cli.flag("problem", "least severity with exit status 1")
     accept: str = cli.flag("", "names of findings that do not affect the exit status, separated by commas")
-    output: str = cli.flag("", "JSON file for all findings, with every place")
+    output: str = cli.flag("", "JSON file for all findings, with every place", is_path=True)
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
         cli.at_least(self, 1, "num_processes", "sample")
-        cli.check_output(self.output)
 
 
 @dataclass(frozen=True)
@@ -89,33 +87,34 @@ def main() -> int:
     args = cli.parse_args(*defaults_of(first.method))
     check_foreign_flags(first.method, args)
     options, lm, files, search, mix, prompt, optim, _ = args
+    output = cli.check_output(options.output)
     accepted = {*options.accept.replace(",", " ").split()}
     if unknown := sorted(accepted - doctor.KINDS.keys()):
         raise InputError(f"--accept: expected names of findings, got {', '.join(unknown)}")
     precision, zero = doctor.planned_sharding(**optim.accelerator_options, processes=options.num_processes)
 
     # Records
-    splits = dict(zip(("train", "eval", "test"), data.load_splits(*files.paths, **prompt.speakers), strict=True))
-    corpus = data.open_passages(search.full_dataset_file_path) if search.full_dataset_file_path else None
-    has_ctxs = any(example.contexts for examples in splits.values() for example in examples)
-    searched = corpus if search.embedding_model or not has_ctxs else None  # without a retriever recipes read the ctxs
-    sources = {split: doctor.source_of(options.method, split, splits, searched) for split in splits}
+    is_sft, layout = options.method == "sft", optim.layout(options.num_processes, 0)
+    retriever = replace(search, embedding_model=search.embedding_model or search.full_dataset_file_path)
+    splits, findings = doctor.read_splits(*files.paths, **cli.row_options(files, retriever, prompt, is_sft=is_sft))
+    corpus, corpus_findings = doctor.read_corpus(search.full_dataset_file_path)
+    sources = doctor.sources_of(options.method, splits, corpus, has_encoder=bool(search.embedding_model))
     k = search.embedding_max_num_to_retrieve
-    findings = doctor.record_findings(splits, sources, corpus, k)
+    findings += [*corpus_findings, *doctor.record_findings(splits, sources, corpus, k)]
+    num_steps = optim.num_steps(training.steps_per_epoch(len(splits["train"]), layout))
+    findings.append(doctor.update_finding(num_steps, optim.loop_options(num_steps)["learning_rate"]))
 
     # Rows
     report: dict[str, Any] = {}
     if lm.model_name_or_path:
         texts = cli.GeneratorArgs(**vars(prompt), qa_is_fid=options.method == "fid")
-        collator = models.load_collator(lm.model_name_or_path, **texts.collator_options)
+        collator = models.load_collator(lm.model_name_or_path, needs_weights=False, **texts.collator_options)
         limits = (prompt.generation_limit, mix.refusal_answer, mix.gold_dropout)
+        findings.append(doctor.control_token_finding(collator.builder))
         rows = {}
         for split, examples in splits.items():
             lengths = doctor.length_findings(split, examples, collator, *limits)
-            too_long = {place for finding in lengths if finding.name == "long_prompt" for place in finding.places}
-            fitting = [example for example in examples if example.where not in too_long]
-            size = min(options.sample, len(fitting))
-            sample = [fitting[i] for i in sorted(random.Random(optim.seed).sample(range(len(fitting)), size))]
+            sample = doctor.sample_for_rows(split, examples, lengths, options.sample, optim.seed)
             inputs = doctor.sample_inputs(split, sample, sources[split], k=k, seed=optim.seed, **mix.selection_options)
             rows[split] = collator.encode(inputs)
             findings += [*lengths, doctor.truncation_finding(split, inputs, rows[split])]
@@ -125,7 +124,7 @@ def main() -> int:
                 rows["train"],
                 len(splits["train"]),
                 models.load_config(lm.model_name_or_path, "generator"),
-                optim.layout(options.num_processes, 0),
+                layout,
                 num_steps=optim.num_steps,
                 precision=precision,
                 zero=zero,
@@ -134,16 +133,14 @@ def main() -> int:
                 **cli.options(prompt, *PROMPT_SIZES),
             )
 
-    findings = [finding for finding in findings if finding.total]
+    if output:
+        doctor.write_findings(output, findings, report)
     doctor.print_findings(findings, accepted)
     if report:
         doctor.print_training(report, options.sample)
     else:
-        print("no tokens counted: --model_name_or_path is empty")
-    if options.output:
-        doctor.write_findings(Path(options.output), findings, report)
-    failing = {"problem": {"problem"}, "warning": {"problem", "warning"}, "never": set[str]()}[options.fail_on]
-    return int(any(f.count and f.severity in failing and f.name not in accepted for f in findings))
+        write_result("no tokens counted: --model_name_or_path is empty")
+    return doctor.exit_status(findings, options.fail_on, accepted)
 
 
 if __name__ == "__main__":

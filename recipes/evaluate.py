@@ -17,6 +17,7 @@ from pathlib import Path
 from rqa import cli, data, distributed, evaluation, judge, models, report, retrieval, training
 from rqa.atomic_files import write_json
 from rqa.errors import InputError
+from rqa.terminal import write_result
 
 log = logging.getLogger("rqa")
 
@@ -29,8 +30,10 @@ def main() -> None:
     name, is_fid, k = generator.model_name_or_path, generator.qa_is_fid, search.embedding_max_num_to_retrieve
 
     # Records and prompts: errors in the files are raised before anything is loaded.
-    splits = [examples] = [data.load_examples(flags.test_file, **generator.speakers)]
+    splits = [examples] = data.load_splits(flags.test_file, **cli.row_options(flags, search, generator))
     if flags.gen_gpt4eval:
+        if not any(example.answers or example.unanswerable for example in examples):
+            raise InputError(f"--gen_gpt4eval true: expected references in {flags.test_file}, got none to judge by")
         client = judge.Judge(**judging.client_options, cache_path=Path(flags.output_dir, judge.RESPONSES_FILE))
         if judging.judge_labels:
             judge.read_labels(judging.judge_labels, [example.id for example in examples])
@@ -41,7 +44,7 @@ def main() -> None:
         log.info("passages: the gold passages of the questions; no retrieval")
     passages = None if is_gold else retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, splits)
     accelerator = distributed.make_accelerator(bf16=generator.bf16, deepspeed=None)
-    folder = training.new_folder(accelerator, flags.output_dir)
+    folder = training.new_folder(accelerator, flags.output_dir, break_lock=flags.break_lock)
     model = collator = None
     if name:
         collator = models.load_collator(name, **generator.collator_options)
@@ -77,19 +80,20 @@ def main() -> None:
     scores = evaluator(examples, hits)
     if accelerator.is_main_process:
         scores.write(folder)
-        write_json(folder / "config.json", cli.flat(args))
-        log.info("%s: %s", folder, evaluation.format_scores(scores.metrics))
+        write_json(folder / "config.json", {**cli.flat(args), "break_lock": False})
+        log.info("%s: %s", folder, scores.summary)
     if contexts:
         summary = evaluation.compare_contexts(contexts, evaluator.generate, refusal_answer=flags.refusal_answer)
         if accelerator.is_main_process:
             evaluation.write_record(folder / "contexts.json", summary)
-            print(evaluation.context_table(summary))
     if accelerator.is_main_process:
         log.info("report: %s", report.write_report(folder))
         if flags.gen_gpt4eval:
             log.info("judging; to resume: python recipes/judge.py --evaluation %s", folder)
             judge.judge_answers(folder, client, **judging.evaluation_options)
             report.write_report(folder)
+        if contexts:
+            write_result(evaluation.context_table(summary))
 
 
 if __name__ == "__main__":

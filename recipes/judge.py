@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rqa.cli import JudgeArgs, flag, parse_args, require, run_main
+from rqa.terminal import write_result
 
 
 @dataclass(frozen=True)
 class FolderArgs:
     """The evaluation to judge."""
 
-    evaluation: str = flag("", "folder of an evaluation: --output_dir of evaluate.py, or test/ in that of a training")
+    evaluation: str = flag(
+        "", "folder of an evaluation: --output_dir of evaluate.py, or test/ in that of a training", is_path=True
+    )
 
     def check(self) -> None:
         """Raise InputError if the folder is missing."""
@@ -37,8 +40,8 @@ def main() -> None:
     judge_answers(folder, judge, **judge_args.evaluation_options)
     if not judge_args.judge_dry_run:
         if (folder.parent / "metrics.jsonl").is_file():  # the report of a training run shows its evaluation
-            print(write_report(folder.parent))
-        print(write_report(folder))
+            write_result(write_report(folder.parent))
+        write_result(write_report(folder))
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@ The page contains everything it shows and loads nothing: send it, or open it wit
 run shows its steps, and the test evaluation or else the last validation.
 """
 
-import argparse
 from pathlib import Path
 
-from rqa.cli import run_main
+from rqa.cli import Parser, check_output, run_main
+from rqa.terminal import write_result
 
 
 def main() -> None:
     """Write the page and print its path."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser()
     parser.add_argument("folder", type=Path, help="folder of an evaluation or of a training run")
     parser.add_argument("other", nargs="?", type=Path, help="folder with an evaluation of the same questions")
     parser.add_argument(
@@ -26,10 +24,11 @@ def main() -> None:
         help="HTML file to write; default: report.html in the folder, or comparison.html in the first of two",
     )
     args = parser.parse_args()
+    output = check_output(args.output)
 
     from rqa.report import write_report  # imports matplotlib, which takes a second
 
-    print(write_report(args.folder, args.other, args.output))
+    write_result(write_report(args.folder, args.other, output))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def main() -> int:
     name, k = lm.model_name_or_path, search.embedding_max_num_to_retrieve
 
     # Records and prompts: errors in the files are raised before anything is loaded.
-    splits = train, evals, tests = data.load_splits(*files.paths, **prompt.speakers)
+    row_options = cli.row_options(files, search, prompt, is_sft=True)
+    splits = train, evals, tests = data.load_splits(*files.paths, **row_options)
     data.warn_without_gold(train)
     unseen = evals, tests
     is_gold = retrieval.uses_only_gold(search.embedding_model, unseen)
@@ -39,7 +40,8 @@ def main() -> int:
     collator.check([*evals, *tests])
     accelerator = distributed.make_accelerator(**optim.accelerator_options)
     attention = models.attention_for(accelerator, name, use_flash_attention=lm.use_flash_attention)
-    folder = training.new_folder(accelerator, output.output_dir, resume=bool(output.resume_from_checkpoint))
+    dtype = models.export_dtype(name, output.save_dtype)
+    folder = training.new_folder(accelerator, **output.folder_options)
 
     # Passages: gold in training; in evaluation those that the retriever or the questions provide
     retriever_options = {"device": accelerator.device, **search.retriever_options}
@@ -66,39 +68,37 @@ def main() -> int:
     # State: of a new run, or of a checkpoint
     layout = optim.layout(accelerator.num_processes, accelerator.process_index)
     num_steps = optim.num_steps(training.steps_per_epoch(len(train), layout))
-    config, ids = cli.flat(args), [example.id for example in train]
-    locked_flags = cli.flags_locked_on_resume(config)
+    loop = optim.loop_options(num_steps)
+    locked_flags = cli.flags_locked_on_resume(config := cli.flat(args))
     fingerprint = training.run_fingerprint(accelerator, model, locked_flags, splits, first_rows, eval_hits)
-    state = {"config": config, "fingerprint": fingerprint, "num_steps": num_steps, "example_ids": ids}
+    state = {"config": config, "fingerprint": fingerprint, "num_steps": num_steps, "example_ids": [e.id for e in train]}
     run = training.start_run(accelerator, folder, **state, **output.run_options)
 
     # Loop
     batches = training.training_batches(
         len(train), layout, encode, collator.collate, optim.seed, optim.group_by_length, run.first_step
     )
-    steps = training.train_steps(
-        accelerator, model, optimizer, batches, first_step=run.first_step, **optim.loop_options(num_steps)
-    )
-    with training.StopSignals(accelerator) as signals:
-        for step in () if run.early_stopping.should_stop else steps:
+    steps = training.train_steps(accelerator, model, optimizer, batches, first_step=run.first_step, **loop)
+    with training.StopSignals(accelerator, output.further_signals) as signals:
+        for step in run.remaining(steps):
             run.log.step(step)
-            if evals and (step.number % output.eval_steps == 0 or step.number == num_steps):
+            is_stopped = signals.stop_requested()
+            is_due = is_stopped or step.number % output.save_steps == 0 or step.number == num_steps
+            saved = is_due and run.checkpoints.save(step.number)  # before the evaluation, which may be killed
+            if evals and not is_stopped and (step.number % output.eval_steps == 0 or step.number == num_steps):
                 scores = evaluator(evals, eval_hits)
                 run.log.evaluation(f"eval-{step.number:06d}", scores)
                 run.early_stopping.add(step.number, scores.metrics)
-            is_stopped = signals.stop_requested()
-            is_due = step.number % output.save_steps == 0 or step.number in (num_steps, run.early_stopping.best)
-            saved = (is_due or is_stopped or run.early_stopping.should_stop) and run.checkpoints.save(step.number)
+                is_stopped = signals.stop_requested()
+                if is_due or is_stopped or step.number == run.early_stopping.best or run.early_stopping.should_stop:
+                    saved = run.checkpoints.save(step.number)  # of a saved step only the evaluation
             if is_stopped:
                 training.log_resume_command(accelerator, folder, step.number)
                 return int(not saved)
-            if run.early_stopping.should_stop:
-                break
 
     # The best or the last model: export and test
-    if run.early_stopping.best:
-        run.checkpoints.load(run.early_stopping.best)
-    training.export(accelerator, model, collator.builder.tokenizer, folder / "model")
+    run.checkpoints.load_best()
+    training.export(accelerator, model, collator.builder.tokenizer, folder / "model", dtype)
     if tests:
         run.log.evaluation("test", evaluator(tests, test_hits))
     if accelerator.is_main_process:

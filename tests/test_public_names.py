@@ -11,8 +11,8 @@ from world import ROOT, launch_environment
 PUBLIC_NAMES: dict[str, str] = {
     "cli": (
         "at_least check_output DataArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat GeneratorArgs "
-        "IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args PassageArgs PromptArgs require "
-        "RetrievalArgs run_main RunArgs"
+        "IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs require "
+        "RetrievalArgs row_options run_main RunArgs"
     ),
     "data": (
         "DataError Example GeneratorInput load_examples load_splits open_passages Passage PassageStore "
@@ -23,8 +23,9 @@ PUBLIC_NAMES: dict[str, str] = {
         "peak_memory_gib"
     ),
     "doctor": (
-        "estimate_training Finding KINDS length_findings planned_sharding print_findings print_training "
-        "record_findings sample_inputs source_of token_lengths training_memory truncation_finding write_findings"
+        "control_token_finding estimate_training exit_status Finding KINDS length_findings planned_sharding "
+        "print_findings print_training read_corpus read_splits record_findings sample_for_rows sample_inputs "
+        "sources_of token_lengths training_memory truncation_finding update_finding write_findings"
     ),
     "evaluation": (
         "answer_scores AnswerLoss ATTRIBUTIONS build_contexts check_same_questions compare compare_contexts "
@@ -40,12 +41,12 @@ PUBLIC_NAMES: dict[str, str] = {
         "summarize Verdict"
     ),
     "models": (
-        "AnswerLM attention_for check_context_length FusionInDecoder load_collator load_config load_generator "
+        "AnswerLM attention_for check_context_length export_dtype FusionInDecoder load_collator load_config load_generator "
         "load_model max_positions"
     ),
     "prompts": (
         "ChatFormat Collator ConcatenatedCollator EncodedExample IGNORE_INDEX INSTRUCTION load_tokenizer "
-        "ParallelCollator PassagePromptBuilder PassagePrompts Prompt PromptBuilder"
+        "ParallelCollator PassagePromptBuilder PassagePrompts Prompt PromptBuilder TEMPLATE_DATE unknown_control_tokens"
     ),
     "report": "write_report",
     "retrieval": (
@@ -54,7 +55,7 @@ PUBLIC_NAMES: dict[str, str] = {
     ),
     "training": (
         "BatchLayout Checkpoints DamagedCheckpointError EarlyStopping export learning_rate_at log_resume_command "
-        "log_rows make_optimizer new_folder OptimizerKind OPTIMIZERS Run run_fingerprint RunLog start_run Step "
+        "log_rows make_optimizer max_weight_change new_folder OptimizerKind OPTIMIZERS Run run_fingerprint RunLog start_run Step "
         "steps_per_epoch StopSignals Tracker train_steps training_batches"
     ),
 }

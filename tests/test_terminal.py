@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from rqa import terminal
-from rqa.terminal import Progress, printable, track
+from rqa.terminal import Progress, plural, printable, track
 
 INTERVAL = 0.05  # seconds
 
@@ -174,3 +174,18 @@ def test_printable_text_has_no_control_characters_but_tab_and_line_feed():
         else:
             assert printed == character
     assert printable("a\r\n\x1b[31mred\x1b]0;title\x07\x9b1m\x7f") == "a\n␛[31mred␛]0;title␇\ufffd1m␡"
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (2000, "2,000 rows")])
+def test_a_number_has_its_noun(number, text):
+    assert plural(number, "row") == text
+
+
+def test_a_description_has_no_control_characters(lines):
+    with Progress("reading a\x1b[2J.jsonl") as progress:
+        wait_until(lines)
+        progress.describe("checking \x9b")
+        count = len(lines())
+        wait_until(lambda: len(lines()) > count + 1)
+    assert lines()[0].startswith("reading a␛[2J.jsonl: ")
+    assert lines()[-1].startswith("checking \ufffd: ")

@@ -5,8 +5,10 @@ from .data_args import IndexArgs as IndexArgs
 from .data_args import PassageArgs as PassageArgs
 from .data_args import PromptArgs as PromptArgs
 from .data_args import RetrievalArgs as RetrievalArgs
+from .data_args import row_options as row_options
 from .evaluation_args import EvaluationArgs as EvaluationArgs
 from .judge_args import JudgeArgs as JudgeArgs
+from .parser import Parser as Parser
 from .parser import at_least as at_least
 from .parser import check_output as check_output
 from .parser import flag as flag
@@ -29,6 +31,7 @@ __all__ = [
     "JudgeArgs",
     "ModelArgs",
     "OptimizationArgs",
+    "Parser",
     "PassageArgs",
     "PromptArgs",
     "RetrievalArgs",
@@ -41,5 +44,6 @@ __all__ = [
     "options",
     "parse_args",
     "require",
+    "row_options",
     "run_main",
 ]

@@ -2,25 +2,44 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rqa.cli.parser import at_least, flag, options, require
+from rqa.data.jsonl import parse_object
 from rqa.data.passage_selection import REFUSAL_ANSWER, Order
 from rqa.errors import InputError
+from rqa.prompts.chat_template import TEMPLATE_DATE
 from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat
 
 
 @dataclass(frozen=True)
-class DataArgs:
-    """The files of examples."""
+class RowArgs:
+    """The rows of the files of examples."""
 
-    train_file: str = flag("", "training examples: .jsonl, .jsonl.gz or .json")
-    eval_file: str = flag("", "validation examples, evaluated every --eval_steps steps; empty: no validation")
-    test_file: str = flag("", "test examples, evaluated once, after training; empty: no test", "eval_data_path")
+    max_bad_rows: int = flag(0, "rows with problems that are left out of each file of examples; more are an error")
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
+        at_least(self, 0, "max_bad_rows")
+
+
+@dataclass(frozen=True)
+class DataArgs(RowArgs):
+    """The files of examples."""
+
+    train_file: str = flag("", "training examples: .jsonl, .jsonl.gz or .json", is_path=True)
+    eval_file: str = flag(
+        "", "validation examples, evaluated every --eval_steps steps; empty: no validation", is_path=True
+    )
+    test_file: str = flag(
+        "", "test examples, evaluated once, after training; empty: no test", "eval_data_path", is_path=True
+    )
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        super().check()
         require(self, "train_file")
 
     @property
@@ -38,11 +57,14 @@ class IndexArgs:
         "checkpoint folder or hub name of the sentence encoder; empty: the passages of the questions (ctxs) are read",
         "embedding_model_name_or_path",
         "eval_embedding_model",
+        is_path=True,
     )
     full_dataset_file_path: str = flag(
-        "", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl", "document_path"
+        "", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl", "document_path", is_path=True
     )
-    full_dataset_index_path: str = flag("", "folder of the index; built if it does not exist", "index_path")
+    full_dataset_index_path: str = flag(
+        "", "folder of the index; built if it does not exist", "index_path", is_path=True
+    )
     query_prefix: str | None = flag(
         None, 'text before each query ("query: " for E5); default: the prompt in the checkpoint'
     )
@@ -82,6 +104,14 @@ class RetrievalArgs(IndexArgs):
     def search_options(self) -> dict[str, Any]:
         """Keyword arguments of `retrieve_splits`; results are cached in the folder of the index."""
         return {"history_turns": self.query_history, "cache_dir": Path(self.full_dataset_index_path, "retrieved")}
+
+
+def row_options(files: RowArgs, search: IndexArgs, prompt: "_TextArgs", *, is_sft: bool = False) -> dict[str, Any]:
+    """Return keyword arguments of `load_splits`. With a retriever, only the training file of SFT needs `gold_docs`."""
+    required = not search.embedding_model
+    by_split = (True, required, required)
+    own = options(files, "max_bad_rows")
+    return {"gold_required": by_split if is_sft else required, **own, **prompt.speakers}
 
 
 @dataclass(frozen=True)
@@ -141,6 +171,12 @@ class PromptArgs(_TextArgs):
     sep_sys: str = flag("", "text after the assistant's turns; only with --user_prefix")
     instruction: str = flag(INSTRUCTION, "text before the passages")
     max_prompt_length: int = flag(2048, "tokens of a prompt; passages are truncated to fit, the last ranked first")
+    chat_template_kwargs: str = flag(
+        "",
+        "JSON object of variables for the chat template; default: its switch for thinking, if it has one, is false",
+        is_json=True,
+    )
+    chat_template_date: str = flag(TEMPLATE_DATE, "the date that the chat template writes, as YYYY-MM-DD")
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
@@ -149,6 +185,24 @@ class PromptArgs(_TextArgs):
         default = ChatFormat("", "")
         if self.user_prefix is None and (self.sep_user, self.sep_sys) != (default.sep_user, default.sep_sys):
             raise InputError("--sep_user and --sep_sys: expected --user_prefix and --assistant_prefix too, got neither")
+        self._check_chat_template()
+
+    def _check_chat_template(self) -> None:
+        for name, default in (("chat_template_kwargs", ""), ("chat_template_date", TEMPLATE_DATE)):
+            if self.user_prefix is not None and getattr(self, name) != default:
+                raise InputError(f"--{name}: expected a chat template, got --user_prefix, which replaces it")
+        try:
+            datetime.strptime(self.chat_template_date, "%Y-%m-%d")
+        except ValueError as error:
+            date = self.chat_template_date
+            raise InputError(f"--chat_template_date: expected a date such as {TEMPLATE_DATE}, got {date!r}") from error
+        self._chat_template_variables()
+
+    def _chat_template_variables(self) -> dict[str, Any]:
+        try:
+            return parse_object(self.chat_template_kwargs.encode()) if self.chat_template_kwargs else {}
+        except ValueError as problem:
+            raise InputError(f"--chat_template_kwargs: expected a JSON object, got {problem}") from problem
 
     @property
     def chat(self) -> ChatFormat | None:
@@ -160,8 +214,9 @@ class PromptArgs(_TextArgs):
     @property
     def collator_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_collator`."""
-        own = options(self, "chat", "instruction", "max_prompt_length", "max_answer_length")
-        return {"max_new_tokens": self.generation_limit, **own}
+        names = ("chat", "instruction", "max_prompt_length", "max_answer_length", "chat_template_date")
+        variables = {"chat_template_kwargs": self._chat_template_variables()}
+        return {"max_new_tokens": self.generation_limit, **variables, **options(self, *names)}
 
 
 @dataclass(frozen=True)
@@ -190,7 +245,9 @@ class FidPromptArgs(_TextArgs):
 class GeneratorArgs(PromptArgs, FidPromptArgs):
     """A trained generator of either kind, and its prompts."""
 
-    model_name_or_path: str = flag("", "checkpoint folder or hub name of the generator", "qa_model_name_or_path")
+    model_name_or_path: str = flag(
+        "", "checkpoint folder or hub name of the generator", "qa_model_name_or_path", is_path=True
+    )
     qa_is_fid: bool = flag(False, "the generator is an encoder-decoder for fusion-in-decoder")
     bf16: bool | None = flag(None, "bfloat16 autocast, true or false; default: true if the device is fast in it")
     use_flash_attention: bool = flag(False, "flash attention 2 (needs CUDA and the package flash-attn)")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rqa.cli.data_args import GeneratorArgs, RetrievalArgs
+from rqa.cli.data_args import GeneratorArgs, RetrievalArgs, RowArgs
 from rqa.cli.judge_args import JudgeArgs
 from rqa.cli.parser import at_least, flag, require
 from rqa.data.passage_selection import REFUSAL_ANSWER
@@ -11,12 +11,13 @@ from rqa.errors import InputError
 
 
 @dataclass(frozen=True)
-class EvaluationArgs:
+class EvaluationArgs(RowArgs):
     """The examples, the output, and the parts of the evaluation."""
 
-    test_file: str = flag("", "examples: .jsonl, .jsonl.gz or .json", "eval_data_path")
-    output_dir: str = flag("", "new folder for the scores and the predictions")
-    refusal_answer: str = flag(REFUSAL_ANSWER, "reference of examples that are unanswerable or have no answer")
+    test_file: str = flag("", "examples: .jsonl, .jsonl.gz or .json", "eval_data_path", is_path=True)
+    output_dir: str = flag("", "new folder for the scores and the predictions", is_path=True)
+    break_lock: bool = flag(False, "replace the lock of a process on a machine that is off or cannot be reached")
+    refusal_answer: str = flag(REFUSAL_ANSWER, "reference of examples that are unanswerable")
     per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device", "batch_size")
     context_report: bool = flag(False, "compare answers from gold, retrieved, distracting and no passages")
     gen_gpt4eval: bool = flag(False, "judge the answers with GPT-4 or another model; see the --judge flags")
@@ -32,6 +33,7 @@ class EvaluationArgs:
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
+        super().check()
         require(self, "test_file", "output_dir")
         at_least(self, 1, "per_device_eval_batch_size")
 

@@ -20,11 +20,11 @@ class JudgeArgs:
     judge_base_url: str = flag("https://api.openai.com/v1", "endpoint with OpenAI's chat completions")
     judge_key_name: str = flag("OPENAI_API_KEY", "environment variable that holds the key of the endpoint")
     judge_parameters: str = flag(
-        '{"temperature": 0, "max_tokens": 1024}', "JSON object of further parameters of each request"
+        '{"temperature": 0, "max_tokens": 1024}', "JSON object of further parameters of each request", is_json=True
     )
     judge_concurrency: int = flag(8, "calls in flight at a time")
     judge_timeout: float = flag(60.0, "seconds that one call may take")
-    judge_deadline: float = flag(3600.0, "seconds that all calls together may take")
+    judge_deadline: float = flag(3600.0, "seconds that all calls together may take", may_be_infinite=True)
     judge_retries: int = flag(5, "retries of a failed call")
     judge_max_calls: int | None = flag(None, "calls at most in this run of the command")
     judge_max_tokens: int | None = flag(None, "tokens of requests and verdicts, after which no call is started")
@@ -32,7 +32,7 @@ class JudgeArgs:
     judge_prompt_price: float | None = flag(None, "price of a million tokens of requests, for the cost")
     judge_completion_price: float | None = flag(None, "price of a million tokens of verdicts, for the cost")
     judge_labels: str = flag(
-        "", 'verdicts of people, .jsonl of {"id", "correct"}: their agreement with the judge is computed'
+        "", 'verdicts of people, .jsonl of {"id", "correct"}: their agreement with the judge is computed', is_path=True
     )
 
     def check(self) -> None:

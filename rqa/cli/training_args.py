@@ -1,11 +1,12 @@
 """Flags of training: model, optimization, run."""
 
 import math
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rqa.cli.parser import at_least, flag, options, require
 from rqa.errors import InputError
@@ -15,12 +16,15 @@ from rqa.training.optim import OPTIMIZERS, OptimizerName
 from rqa.training.schedule import Schedule, learning_rate_at
 from rqa.training.trackers import TrackerName, check_tracker
 
-# Flags that may change on resume: they shape no result, or the fingerprint contains their content in place of their
-# name (files, models).
+SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
+UNSTOPPABLE = ("SIGKILL", "SIGSTOP")  # no process can handle these
+
+# Flags that may change on resume: they shape no update, or the fingerprint contains their content in place of their
+# name (files, models). Those of `rqa.training.checkpoint.ONLY_EVALUATION` may change too, with a warning.
 FLAGS_FREE_ON_RESUME = frozenset(
     "model_name_or_path embedding_model train_file eval_file test_file full_dataset_file_path full_dataset_index_path "
     "deepspeed bf16 fp16 output_dir logging_steps save_steps save_total_limit resume_from_checkpoint report_to "
-    "run_group".split()
+    "run_group gradient_checkpointing save_dtype stop_signals break_lock max_bad_rows".split()
 )
 
 
@@ -33,7 +37,9 @@ def flags_locked_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
 class ModelArgs:
     """The generator to train."""
 
-    model_name_or_path: str = flag("", "checkpoint folder or hub name of the generator", "qa_model_name_or_path")
+    model_name_or_path: str = flag(
+        "", "checkpoint folder or hub name of the generator", "qa_model_name_or_path", is_path=True
+    )
     use_flash_attention: bool = flag(False, "flash attention 2 (needs CUDA and the package flash-attn)")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
 
@@ -55,11 +61,13 @@ class OptimizationArgs:
     lr_scheduler_type: Schedule = flag("cosine", "learning rate after the warm-up")
     warmup_ratio: float = flag(0.1, "share of the steps in which the learning rate rises")
     weight_decay: float = flag(0.01, "weight decay of the matrices")
-    max_grad_norm: float = flag(1.0, "gradient norm above which the gradient is clipped; inf: no clipping")
+    max_grad_norm: float = flag(
+        1.0, "gradient norm above which the gradient is clipped; inf: no clipping", may_be_infinite=True
+    )
     optim: OptimizerName = flag("adamw", "optimizer")
     bf16: bool | None = flag(None, "bfloat16 autocast, true or false; default: true if the device is fast in it")
     fp16: bool = flag(False, "float16 autocast with loss scaling (CUDA)")
-    deepspeed: str = flag("", 'JSON file of DeepSpeed; the flags fill in missing and "auto" values')
+    deepspeed: str = flag("", 'JSON file of DeepSpeed; the flags fill in missing and "auto" values', is_path=True)
     seed: int = flag(0, "seed of the order of examples, the choice of passages, and dropout")
 
     @property
@@ -86,7 +94,9 @@ class OptimizationArgs:
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
         at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps")
-        at_least(self, 0, "learning_rate", "num_train_epochs", "warmup_ratio", "weight_decay", "seed")
+        at_least(self, 0, "learning_rate", "warmup_ratio", "weight_decay", "seed")
+        if self.max_steps == -1 and not self.num_train_epochs > 0:
+            raise InputError(f"--num_train_epochs: expected more than 0, got {self.num_train_epochs}")
         if not self.max_grad_norm > 0:
             raise InputError(f"--max_grad_norm: expected more than 0 (inf: no clipping), got {self.max_grad_norm}")
         if self.max_steps == 0 or self.max_steps < -1:
@@ -99,7 +109,7 @@ class OptimizationArgs:
 class RunArgs:
     """The run: output, log, validation, checkpoints, tracker."""
 
-    output_dir: str = flag("", "new folder for the model, the metrics and the predictions")
+    output_dir: str = flag("", "new folder for the model, the metrics and the predictions", is_path=True)
     logging_steps: int = flag(10, "steps between two lines of the log")
     eval_steps: int = flag(50, "steps between two evaluations on --eval_file; the last step is evaluated too")
     per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device", "batch_size")
@@ -107,7 +117,12 @@ class RunArgs:
     early_stopping_patience: int | None = flag(None, "evaluations without improvement before the run stops")
     save_steps: int = flag(50, "steps between two checkpoints; the last step is saved too")
     save_total_limit: int = flag(2, "newest checkpoints to keep, in addition to the best")
-    resume_from_checkpoint: str = flag("", "folder of a checkpoint to resume from, or latest")
+    save_dtype: SaveDtype = flag("auto", "dtype of the exported weights; auto: that of the checkpoint")
+    resume_from_checkpoint: str = flag(
+        "", "latest, or the folder of a checkpoint or of a run to resume from", is_path=True
+    )
+    break_lock: bool = flag(False, "replace the lock of a run on a machine that is off or cannot be reached")
+    stop_signals: str = flag("", "further signals that stop the run after a checkpoint, such as SIGUSR1,SIGUSR2")
     report_to: TrackerName | None = flag(None, "tracker; default: wandb if --run_group is set, else none")
     run_group: str = flag("", "group of the run in Weights & Biases")
 
@@ -119,8 +134,29 @@ class RunArgs:
     @property
     def run_options(self) -> dict[str, Any]:
         """Keyword arguments of `start_run`."""
-        names = ("metric_for_best_model", "early_stopping_patience", "logging_steps", "save_total_limit")
-        return {**options(self, *names, "resume_from_checkpoint", "run_group"), "tracker": self.tracker}
+        names = ("metric_for_best_model", "early_stopping_patience", "logging_steps", "save_total_limit", "run_group")
+        return {**options(self, *names), "resume_from_checkpoint": self.checkpoint, "tracker": self.tracker}
+
+    @property
+    def folder_options(self) -> dict[str, Any]:
+        """Keyword arguments of `new_folder`."""
+        return {"path": self.output_dir, "resume": bool(self.checkpoint), "break_lock": self.break_lock}
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint to resume from: a folder, "latest" for that of this run, "" for none."""
+        given = self.resume_from_checkpoint
+        return {"true": "latest", "false": ""}.get(given.lower(), given)
+
+    @property
+    def further_signals(self) -> tuple[signal.Signals, ...]:
+        """The signals in `stop_signals`. Raises InputError if there is no such signal."""
+        words = self.stop_signals.replace(",", " ").split()
+        names = [f"SIG{word.upper().removeprefix('SIG')}" for word in words]
+        for word, name in zip(words, names, strict=True):
+            if name not in signal.Signals.__members__ or name in UNSTOPPABLE:
+                raise InputError(f"--stop_signals: expected names such as SIGUSR1,SIGUSR2, got {word}")
+        return tuple(signal.Signals[name] for name in names)
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
@@ -134,4 +170,8 @@ class RunArgs:
             raise InputError("--early_stopping_patience: expected --metric_for_best_model too, got it alone")
         if self.run_group and self.tracker != "wandb":
             raise InputError(f"--run_group: expected --report_to wandb, got --report_to {self.tracker}")
+        if (folder := self.checkpoint) not in ("", "latest") and not Path(folder).is_dir():
+            expected = "latest, or the folder of a checkpoint or of a run"
+            raise InputError(f"--resume_from_checkpoint {folder}: expected {expected}, got no such folder")
+        _ = self.further_signals
         check_tracker(self.tracker)

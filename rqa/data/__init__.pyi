@@ -1,6 +1,6 @@
 from .corpus import PassageStore as PassageStore
 from .corpus import open_passages as open_passages
-from .jsonl import DataError as DataError
+from .file_report import DataError as DataError
 from .passage_selection import REFUSAL_ANSWER as REFUSAL_ANSWER
 from .passage_selection import GeneratorInput as GeneratorInput
 from .passage_selection import select_passages as select_passages

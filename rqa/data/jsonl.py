@@ -1,231 +1,129 @@
 """Strict JSON in UTF-8: an object a line, or an array of objects. All problems of a file are reported together."""
 
-import gzip
 import json
-import mmap
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
+from rqa.data.data_file import BLOCK_BYTES, Data, read_all
+from rqa.data.fields import Fields, quoted, type_name
+from rqa.data.file_report import FileReport
+from rqa.data.foreign_files import SNIFFED_BYTES, check_binary, check_json_array, check_json_lines
 from rqa.errors import InputError
 from rqa.terminal import Progress, track
 
-T = TypeVar("T")
-Data = bytes | mmap.mmap
-_MAX_PROBLEMS_SHOWN = 20
+MAX_LINE_BYTES = 2**24  # of a row: bounds the memory that one line can take
 _EMPTY = "{}: expected at least one row, got an empty file."
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\n\r]*")
-_TYPES = {str: "text", int: "number", float: "number", bool: "true/false", list: "list", dict: "object"}
 
 
-class DataError(InputError):
-    """The problems of a file: the message has a line for each of the first 20, then the number of the others."""
+def read_rows(
+    path: str | Path, data: Data, report: FileReport | None = None, *, is_own: bool = False
+) -> Iterator[tuple[int, slice, Fields]]:
+    """Yield (line from 1, its place in `data`, fields) for each row of `data` that is a JSON object.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-        self.problems: list[str] = []
-
-    def add(self, where: str, problem: str) -> None:
-        """Add a problem at `where`, a file:line or file[index]."""
-        self.count += 1
-        if self.count <= _MAX_PROBLEMS_SHOWN:
-            self.problems.append(f"{where}: {problem}")
-
-    def __str__(self) -> str:
-        more = self.count - len(self.problems)
-        return "\n".join([*self.problems, f"and {more} more"] if more else self.problems)
-
-
-class Fields:
-    """The fields of one JSON object, read by name and type.
-
-    A field of the wrong type is reported with its place and returned as empty, so that reading continues. An optional
-    field may be absent or null.
+    After the last row raises DataError with all problems, in the order of the file, or adds them to `report`. Raises
+    InputError if there is no row, or if the file has another format; a file that rqa wrote (`is_own`) has none.
     """
-
-    def __init__(self, values: dict[str, Any], place: str, report: Callable[[str], None]) -> None:
-        self._values, self._place, self._report = values, place, report
-
-    def problem(self, name: str, message: str) -> None:
-        """Report a problem of the field `name`."""
-        self._report(f'field "{self._place}{name}": {message}')
-
-    def text(self, name: str, *, optional: bool = False) -> str:
-        """Return a text unchanged; white space alone is a problem, or empty if the field is optional."""
-        value = self._value(name, str, optional)
-        is_blank = value is not None and not value.strip()
-        if is_blank and not optional:
-            self.problem(name, "expected text, got only white space" if value else "expected text, got empty text")
-        return "" if value is None or is_blank else value
-
-    def texts(self, name: str, *, optional: bool = False) -> tuple[str, ...]:
-        """Return the texts of a text or of a list of at least one text."""
-        if not isinstance(self._values.get(name), list):
-            text = self.text(name, optional=optional)
-            return (text,) if text else ()
-        items = self._items(name, optional)
-        if not items._values:
-            self.problem(name, "expected text or list of texts, got empty list")
-        return tuple(items.text(item) for item in items._values)
-
-    def identifier(self, name: str) -> str:
-        """Return an optional text, or a whole number as its digits."""
-        value = self._values.get(name)
-        return str(value) if type(value) is int else self.text(name, optional=True)
-
-    def has(self, name: str) -> bool:
-        """Return True if the field is present and not null."""
-        return self._values.get(name) is not None
-
-    def flag(self, name: str) -> bool:
-        """Return an optional true or false."""
-        return self._value(name, bool, True) or False
-
-    def object(self, name: str, *, optional: bool = False) -> "Fields":
-        """Return the fields of an object."""
-        value = self._value(name, dict, optional)
-        report = self._report if value is not None else ignore  # one problem, not one for each missing field
-        return Fields(value or {}, f"{self._place}{name}.", report)
-
-    def objects(self, name: str, *, optional: bool = False) -> "list[Fields]":
-        """Return the fields of each object of a list."""
-        items = self._items(name, optional)
-        return [items.object(item) for item in items._values]
-
-    def _items(self, name: str, optional: bool) -> "Fields":
-        """Return the items of a list as fields named `name[0]`, `name[1]`, ..."""
-        items = self._value(name, list, optional) or []
-        return Fields({f"{name}[{i}]": item for i, item in enumerate(items)}, self._place, self._report)
-
-    def _value(self, name: str, kind: type[T], optional: bool) -> T | None:
-        value = self._values.get(name)
-        if isinstance(value, kind):
-            return value
-        if value is not None or not optional:
-            actual = type_name(value) if name in self._values else "nothing"
-            self.problem(name, f"expected {_TYPES[kind]}, got {actual}")
-        return None
-
-
-def ignore(problem: str) -> None:
-    """Report nothing: for problems that were reported before."""
-
-
-def type_name(value: object) -> str:
-    """Return the name of the type of `value` in JSON, as messages use it."""
-    return "null" if value is None else _TYPES[type(value)]
-
-
-def check_file(path: str | Path, endings: tuple[str, ...]) -> None:
-    """Raise InputError unless `path` is a file that can be opened and its name ends in one of `endings`."""
-    try:
-        Path(path).open("rb").close()
-    except OSError as error:
-        raise InputError(f"{path}: expected a file ({', '.join(endings)}), got an error: {error.strerror}.") from error
-    if not str(path).endswith(endings):
-        raise InputError(f"{path}: expected a file name that ends in {' or '.join(endings)}.")
-
-
-def open_data(path: str | Path) -> Data:
-    """Return the bytes of a file: mapped, or decompressed into memory if the name ends in .gz.
-
-    Raises InputError if the compressed data is damaged.
-    """
-    with Path(path).open("rb") as file:
-        if not str(path).endswith(".gz"):
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.read(1) else b""  # mmap needs bytes
-        try:
-            with Progress(f"decompressing {path}"):
-                return gzip.decompress(file.read())
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: expected gzip data, got damaged data ({error}). Compress it again.") from error
-
-
-def read_rows(path: str | Path, data: Data) -> Iterator[tuple[int, int, Fields]]:
-    """Yield (line from 1, offset in bytes, fields) for each row of `data` that is a JSON object.
-
-    After the last row raises DataError with all problems, in the order of the file, or InputError if there is no row.
-    """
-    error, last_number = DataError(), 0
-    for number, start, line in _lines(path, data):
+    own, last_number = report or FileReport(path), 0
+    for number, place, line in _lines(path, data):
         if not line.strip():
             continue
         for blank in range(last_number + 1, number):  # blank lines at the end of the file are allowed
-            error.add(f"{path}:{blank}", "blank line")
-        last_number = number
+            own.add_bad_row(f"{path}:{blank}", "blank line")
+        is_first, last_number = not last_number, number
         try:
-            values = parse_object(line)
+            row = Fields(parse_object(line))
         except ValueError as problem:
-            error.add(f"{path}:{number}", str(problem))
+            if is_first and not is_own:
+                check_json_lines(path, line, data[place.start : place.start + SNIFFED_BYTES])
+            own.add_bad_row(f"{path}:{number}", str(problem))
         else:
-            yield number, start, Fields(values, "", partial(error.add, f"{path}:{number}"))
-    if error.count:
-        raise error
+            yield number, place, row
+            own.add_row(f"{path}:{number}", row)
     if not last_number:
         raise InputError(_EMPTY.format(path))
+    if not report and own.num_bad_rows:
+        raise own.error
 
 
-def _lines(path: str | Path, data: Data) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (line from 1, offset in bytes, line), and show the progress."""
-    number = start = 0
+def _lines(path: str | Path, data: Data) -> Iterator[tuple[int, slice, bytes]]:
+    r"""Yield (line from 1, its place in `data`, its bytes without \n or a BOM), and show the progress."""
+    number = 0
     with Progress(f"reading {path}", len(data), unit="bytes") as progress:
-        while start < len(data):
-            end = data.find(b"\n", start) + 1 or len(data)
-            yield (number := number + 1), start, line_at(data, start)
-            progress.advance(end - start)
-            start = end
+        for line in _split(path, data):
+            end = progress.done + len(line)
+            content = line if number else line.removeprefix(_BOM)
+            yield (number := number + 1), slice(end - len(content), end), content
+            progress.advance(min(end + 1, len(data)) - progress.done)
 
 
-def line_at(data: Data, start: int) -> bytes:
-    r"""Return the line of `data` at offset `start` without its \n or a BOM at offset 0; \r is white space in JSON."""
-    end = data.find(b"\n", start)
-    line = data[start : len(data) if end < 0 else end]
-    return line if start else line.removeprefix(_BOM)
+def _split(path: str | Path, data: Data) -> Iterator[bytes]:
+    r"""Yield the lines. They end at \n alone: \r is white space in JSON."""
+    number, rest = 1, b""
+    for start in range(0, len(data), BLOCK_BYTES):
+        *lines, rest = (rest + data[start : start + BLOCK_BYTES]).split(b"\n")
+        yield from lines
+        number += len(lines)
+        if len(rest) > MAX_LINE_BYTES:
+            if number == 1:
+                check_json_lines(path, rest[:SNIFFED_BYTES], rest[:SNIFFED_BYTES])
+            problem = f"expected lines of at most {MAX_LINE_BYTES:,} bytes, got a longer one"
+            raise InputError(f"{path}:{number}: {problem}. Write one object on each line.")
+    if rest:
+        yield rest
 
 
-def parse_object(line: bytes) -> dict[str, Any]:
-    """Return the JSON object on one line. Raises ValueError with the reason for anything else."""
+def parse_object(line: bytes, *, lone_surrogates: bool = False) -> dict[str, Any]:
+    """Return the JSON object on one line. Raises ValueError with the reason for anything else.
+
+    `lone_surrogates` allows escapes such as \\udcff, which stand for the bytes of a path that is not UTF-8.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start + 1} of the line") from error
-    values, end = _parse(text, _after_space(text, 0))
+    values, end = _parse(text, _after_space(text, 0), lone_surrogates)
     if (end := _after_space(text, end)) < len(text):
         raise ValueError(_broken(text, end, "Extra data"))
     return values
 
 
-def read_array(path: str | Path, data: Data) -> Iterator[tuple[int, Fields]]:
+def read_array(path: str | Path, data: Data, report: FileReport | None = None) -> Iterator[tuple[int, Fields]]:
     """Yield (index from 0, fields) for each item of a JSON array that is an object.
 
     Raises as `read_rows` does. The place of a problem is path[index], which `jq '.[index]'` shows. Broken syntax ends
     the reading. In memory are the text of the file and one item.
     """
+    check_binary(path, data[:SNIFFED_BYTES])
     try:
-        text = str(data, "utf-8")
+        text = str(read_all(data), "utf-8")
     except UnicodeDecodeError as problem:
         raise InputError(f"{path}: not UTF-8 at byte {problem.start + 1} of the file") from problem
     start = _after_space(text, text.startswith("\ufeff"))
     first = _after_space(text, start + 1)
-    if text[start : start + 1] not in ("[", ""):
-        raise InputError(f'{path}: expected "[" and objects, got "{text[start]}". Name a file of lines .jsonl.')
+    check_json_array(path, text, start)
     if start == len(text) or text.startswith("]", first):
         raise InputError(_EMPTY.format(path))
-    error = DataError()
+    own = report or FileReport(path)
     for index, item in enumerate(track(_items(text, first), f"reading {path}", unit="rows")):
         place = f"{path}[{index}]"
         if isinstance(item, ValueError):
-            error.add(place, str(item))
+            own.add_bad_row(place, str(item))
+            own.is_cut |= isinstance(item, _CutArray)
         else:
-            yield index, Fields(item, "", partial(error.add, place))
-    if error.count:
-        raise error
+            row = Fields(item)
+            yield index, row
+            own.add_row(place, row)
+    if not report and own.num_bad_rows:
+        raise own.error
+
+
+class _CutArray(ValueError):
+    """Broken syntax: the number of later items is unknown."""
 
 
 def _items(text: str, start: int) -> Iterator[dict[str, Any] | ValueError]:
@@ -235,26 +133,27 @@ def _items(text: str, start: int) -> Iterator[dict[str, Any] | ValueError]:
         try:
             item, end = _parse(text, start)
         except ValueError as problem:
-            yield problem
             try:
                 _, end = _LENIENT.raw_decode(text, start)
             except (ValueError, RecursionError):
+                yield _CutArray(problem)
                 return
+            yield problem
         else:
             yield item
         end = _after_space(text, end)
         delimiter, start = text[end : end + 1], _after_space(text, end + 1)
     if delimiter != "]":
-        yield ValueError(_broken(text, end, "Expecting ',' delimiter"))
+        yield _CutArray(_broken(text, end, "Expecting ',' delimiter"))
     elif start < len(text):
-        yield ValueError(_broken(text, start, "Extra data"))
+        yield _CutArray(_broken(text, start, "Extra data"))
 
 
-def _parse(text: str, start: int) -> tuple[dict[str, Any], int]:
+def _parse(text: str, start: int, lone_surrogates: bool = False) -> tuple[dict[str, Any], int]:
     """Return the JSON object at `start` and its end. Raises ValueError with the reason if it is not an object."""
     try:
         value, end = _DECODER.raw_decode(text, start)
-        if text.find("\\u", start, end) >= 0:  # only an escape can be half of a surrogate pair
+        if not lone_surrogates and text.find("\\u", start, end) >= 0:  # only an escape can be half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()  # raises UnicodeEncodeError for it
     except UnicodeEncodeError as error:
         raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) without the other") from error
@@ -272,6 +171,8 @@ def _after_space(text: str, start: int) -> int:
 
 
 def _broken(text: str, position: int, reason: str) -> str:
+    if text.startswith("\ufeff", position):
+        reason = "byte order mark, as between two files that were joined. Remove the bytes EF BB BF"
     error = json.JSONDecodeError(reason, text, position)
     return f"not JSON at {f'line {error.lineno}, ' if error.lineno > 1 else ''}column {error.colno}: {error.msg}"
 
@@ -284,7 +185,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"field {json.dumps(name)} appears twice in one object")
+        raise ValueError(f"field {quoted(name)} appears twice in one object")
     return values
 
 

@@ -10,6 +10,8 @@ import pickletools
 from pathlib import Path
 from typing import Any
 
+from rqa.data.data_file import open_data, read_all
+from rqa.data.fields import quoted
 from rqa.errors import InputError
 from rqa.terminal import Progress
 
@@ -24,6 +26,12 @@ _OPERATIONS = frozenset(
 )
 
 
+# A byte of these allocates about 64. The smallest document is 3 objects in 25 bytes.
+_EMPTY_OBJECTS = frozenset({"EMPTY_LIST", "EMPTY_DICT", "NEWOBJ", "MARK"})
+_MIN_BYTES_PER_OBJECT = 4
+_ALWAYS_ALLOWED = 4096  # bytes
+
+
 class UnsafePickleError(InputError):
     """The pickle holds anything else than LocalRQA's list of documents."""
 
@@ -31,12 +39,13 @@ class UnsafePickleError(InputError):
 def read_documents(path: Path) -> list[dict[str, Any]]:
     """Return the documents of a document.pkl, each {"page_content": text, "fmt_content": text, "metadata": {...}}.
 
-    Metadata values are text, numbers, true, false or null. Protocols 2 to 5 are supported; 0 and 1 need a call for each
-    new object. Raises UnsafePickleError for anything else, and OSError if the file cannot be read.
+    Metadata values are text, numbers, true, false, null, or lists and objects of these, which may contain themselves.
+    Protocols 2 to 5 are supported; 0 and 1 need a call for each new object. Raises UnsafePickleError for anything else,
+    and InputError if the file cannot be read.
     """
+    data = read_all(open_data(path))
     try:
         with Progress(f"reading {path}"):
-            data = path.read_bytes()
             _scan(data)
             unpickler = _Unpickler(data)
             documents = unpickler.load()
@@ -45,18 +54,25 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
             return [_fields(each, unpickler.document, f"document {i}") for i, each in enumerate(documents, 1)]
     except (pickle.UnpicklingError, ValueError, TypeError, AttributeError) as error:
         expected = "the list of documents that LocalRQA pickles (protocol 2 to 5)"
-        raise UnsafePickleError(f"{path}: expected {expected}: {error}.") from error
+        advice = "Objects of other classes, also in metadata, are not read: write the documents as .jsonl"
+        raise UnsafePickleError(f"{path}: expected {expected}: {error}. {advice}") from error
 
 
 def _scan(data: bytes) -> None:
-    """Raise UnpicklingError for an operation that is not allowed, or a number that allocates more than the file."""
+    """Raise UnpicklingError for an operation that is not allowed, or that allocates much more than the file has."""
+    text, num_objects = "", 0
     for count, (operation, value, position) in enumerate(pickletools.genops(data)):
         name = operation.name
         if name not in _OPERATIONS:
-            raise pickle.UnpicklingError(f"operation {name} at byte {position} is not allowed")
+            after = f" after the text {quoted(text)}" if text else ""
+            raise pickle.UnpicklingError(f"operation {name} at byte {position}{after} is not allowed")
         limit = {"BINPUT": count, "LONG_BINPUT": count, "FRAME": len(data)}.get(name)  # a memo grows up to its index
         if limit is not None and isinstance(value, int) and value > limit:
             raise pickle.UnpicklingError(f"{name} of {value} at byte {position}, more than {limit}")
+        num_objects += name in _EMPTY_OBJECTS
+        if num_objects * _MIN_BYTES_PER_OBJECT > len(data) + _ALWAYS_ALLOWED:
+            raise pickle.UnpicklingError(f"more than one object for each {_MIN_BYTES_PER_OBJECT} bytes of the file")
+        text = value if isinstance(value, str) else text
     if position != len(data) - 1:
         raise pickle.UnpicklingError(f"more data after its end at byte {position}")
 
@@ -81,7 +97,4 @@ def _fields(document: object, kind: type, place: str) -> dict[str, Any]:
     for name, expected in _FIELDS.items():
         if type(fields[name]) is not expected:
             raise TypeError(f"{place}: {name}: expected {expected.__name__}, got {type(fields[name]).__name__}")
-    for key, value in fields["metadata"].items():
-        if type(key) is not str or type(value) not in (str, int, float, bool, type(None)):
-            raise TypeError(f"{place}: metadata: expected text, number, true, false or null for each name")
     return fields

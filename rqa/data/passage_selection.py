@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rqa.data.records import Example, Passage, distinct
+from rqa.terminal import plural
 
 log = logging.getLogger(__name__)
 
@@ -92,4 +93,6 @@ def _as_ranked(chosen: list[Passage], candidates: Sequence[Passage], rng: random
 def warn_without_gold(examples: Sequence[Example]) -> None:
     """Log a warning if examples have no gold passages: training on gold reads no passage for them."""
     if bare := [example.where or example.id for example in examples if not example.gold_passages]:
-        log.warning("%d training examples have no gold passages and read none, first %s", len(bare), bare[0])
+        log.warning(
+            "%s without gold passages, which read none, first %s", plural(len(bare), "training example"), bare[0]
+        )

@@ -1,15 +1,24 @@
 """The Accelerator: processes, precision and DeepSpeed, from the flags and the launcher."""
 
 import gc
+import logging
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import DeepSpeedPlugin, GradientAccumulationPlugin, InitProcessGroupKwargs, compare_versions
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    compare_versions,
+)
 from accelerate.utils.environment import parse_flag_from_env
 from accelerate.utils.imports import is_deepspeed_available
 from accelerate.utils.other import get_free_port
@@ -18,9 +27,13 @@ from rqa.distributed.deepspeed_config import config_precision, merge_configs, re
 from rqa.distributed.device import bf16_is_fast, default_device
 from rqa.errors import InputError
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
 # All ranks wait while one builds an index: for a large corpus torch's default of ten minutes is too short.
 INIT_TIMEOUT = timedelta(hours=12)
 MIN_DEEPSPEED_VERSION = "0.19.8"  # older ones compute a norm of 1.414 for a gradient of NaN
+BF16_EMULATION_FACTOR = 9  # on two cores with AVX2: 145 GFLOP/s in float32, 16 in bfloat16
 
 
 def make_accelerator(
@@ -80,10 +93,47 @@ def make_accelerator(
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("mixed precision fp16: expected a GPU, got a CPU. Set --bf16 true, or neither")
-    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ  # `accelerate launch` sets one thread per process on a CPU
-    if accelerator.device.type == "cpu" and by_launcher and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+    if accelerator.device.type == "cpu":
+        if accelerator.mixed_precision == "bf16" and not bf16_is_fast(accelerator.device):
+            log.warning(
+                "bfloat16: this CPU emulates it; matrix products take about %d times as long. Set --bf16 false.",
+                BF16_EMULATION_FACTOR,
+            )
+        if _one_thread_by_launcher():
+            cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+            torch.set_num_threads(max(1, cpus // accelerator.num_processes))
     return accelerator
+
+
+def _one_thread_by_launcher() -> bool:
+    """Return True if the single thread is a default of `accelerate launch`, not a setting of the user.
+
+    The launcher sets OMP_NUM_THREADS=1 for its processes. A setting of the user is in its own environment or command.
+    """
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
+        return False
+    launcher = Path(f"/proc/{os.getppid()}")
+    try:
+        words = (launcher / "environ").read_bytes() + b"\0" + (launcher / "cmdline").read_bytes()
+    except OSError:  # not Linux, or the launcher has ended
+        return True
+    settings = (b"OMP_NUM_THREADS=", b"--num_cpu_threads_per_process", b"--num-cpu-threads-per-process")
+    return not any(word.startswith(settings) for word in words.split(b"\0"))
+
+
+def call_on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """Call a function on the main process, and return its result on all ranks; all of them raise its InputError."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [function(), None]
+        except InputError as problem:
+            outcome = [None, problem]
+    result, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    value: T = result
+    return value
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -29,17 +29,17 @@ def default_device() -> torch.device:
 def attention_kernel(use_flash_attention: bool, mixed_precision: str) -> AttentionKernel | None:
     """Return the `attn_implementation` to load a model with; None is sdpa, or eager if the model has no sdpa.
 
-    Raises InputError if flash attention is set and the package, a CUDA device or a precision of 16 bits is missing.
+    Raises InputError if flash attention is set and a CUDA device, the package or a precision of 16 bits is missing.
     """
     if not use_flash_attention:
         return None
+    if not torch.cuda.is_available():  # first: without one the package cannot be built
+        raise InputError("--use_flash_attention true: expected a CUDA device, got none. Remove the flag")
     if importlib.util.find_spec("flash_attn") is None:
         raise InputError(
             "--use_flash_attention true: the package flash-attn is not installed. "
             "Install it after torch with `pip install flash-attn --no-build-isolation`, or remove the flag"
         )
-    if not torch.cuda.is_available():
-        raise InputError("--use_flash_attention true: expected a CUDA device, got none. Remove the flag")
     if mixed_precision not in ("bf16", "fp16"):
         raise InputError("--use_flash_attention true: expected a precision of 16 bits, got float32. Set --bf16 true")
     return "flash_attention_2"

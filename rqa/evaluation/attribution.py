@@ -60,7 +60,7 @@ class CrossAttention:
                 "--attribution cross_attention: expected unsharded weights, got FSDP or ZeRO-3. Launch without them"
             )
         self.accelerator = accelerator
-        self.model: FusionInDecoder = accelerator.unwrap_model(model)
+        self.model: FusionInDecoder = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.collator = collator
         self.batch_size = batch_size
 

@@ -78,12 +78,15 @@ def build_contexts(examples: Sequence[Example], retrieved: Sequence[Sequence[Ret
     chosen: list[dict[str, GeneratorInput]] = []
     unanswerable: list[GeneratorInput] = []
     left_out = {(without_gold := "no gold passage"): 0, (too_few := f"fewer than {max(1, k - 1)} distractors"): 0}
+    left_out[without_references := "no reference"] = 0
     for example, hits in zip(examples, retrieved, strict=True):
         passages = [hit.passage for hit in hits]
         gold = distinct(example.gold_passages)
         distractors = _without(passages, gold)
-        if example.unanswerable or not example.answers:
+        if example.unanswerable:
             unanswerable.append(GeneratorInput.from_ranked(example, passages[:k]))
+        elif not example.answers:
+            left_out[without_references] += 1
         elif not gold:
             left_out[without_gold] += 1
         elif len(distractors) < max(1, k - 1):
@@ -266,11 +269,10 @@ def context_table(report: ContextsRecord) -> str:
             f"{_words(name):20}{result.difference:+12.2f} [{result.low:+.2f}, {result.high:+.2f}]"
             f"  p {result.p_value:.4f}  ({_words(second)} - {_words(first)})"
         )
-    lines.append(
-        "{:20}{spread:+12.2f}  p {p_value:.4f}  (gold at {best} - gold at {worst})\n".format(
-            "spread of positions", **report.positions
-        )
-    )
+    if report.k > 1:  # else there is one position
+        spread = "{spread:+12.2f}  p {p_value:.4f}  (gold at {best} - gold at {worst})".format(**report.positions)
+        lines.append(f"{'spread of positions':20}{spread}")
+    lines.append("")
     for name, number in {"precision": "refused", "recall": "to_refuse"}.items():
         score = report.refusals[name]
         value = "-" if score is None else f"{score:.2f}"

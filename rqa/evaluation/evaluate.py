@@ -3,6 +3,7 @@
 Scores are in per cent but the loss, in nats per token; times are in seconds.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rqa import __version__
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
@@ -28,6 +30,7 @@ from rqa.evaluation.metrics import (
     answer_length,
     answer_scores,
     corpus_bleu,
+    format_scores,
     mean_scores,
     retrieval_scores,
 )
@@ -42,10 +45,13 @@ from rqa.retrieval.retrieve import KS, Retrieval
 from rqa.terminal import track
 from rqa.timing import environment, record_spans, summarize_spans
 
+log = logging.getLogger(__name__)
+
 Generate = Callable[[Sequence[GeneratorInput]], list[Answer]]
 Row = dict[str, Any]  # the fields of a PredictionRecord, or of the ScoreRecord, that are computed so far
 
 ATTRIBUTIONS = ("cross_attention", "leave_one_out")
+MAX_CUT_ANSWERS = 10.0  # per cent; more are a warning: their scores are those of another text
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ class Scores:
     def metrics(self) -> dict[str, float]:
         """The metrics by name."""
         return self.score.metrics
+
+    @property
+    def summary(self) -> str:
+        """The main scores in one line, with the counts without which they can be misread."""
+        notes = "; ".join(self.score.notes)
+        return format_scores(self.metrics) + (f"  ({notes})" if notes else "")
 
     def write(self, folder: Path) -> None:
         """Write predictions.jsonl and score.json. Raises OSError."""
@@ -93,6 +105,7 @@ class Evaluator:
         if (model is None) != (collator is None):
             raise ValueError("model and collator: expected both or neither, got one")
         self.k, self.ks, self.refusal_answer, self.metrics = k, ks, refusal_answer, metrics
+        self.max_new_tokens, self.is_main = max_new_tokens, accelerator.is_main_process
         self.environment = environment(accelerator, batch_size)
         self.attributions: dict[str, Attribution] = {}
         self.has_generator = model is not None
@@ -107,7 +120,8 @@ class Evaluator:
     def __call__(self, examples: Sequence[Example], retrieval: Retrieval | None) -> Scores:
         """Return the scores of all examples; the prompts contain the first k passages, or gold without a retrieval.
 
-        The loss is that of the first references. Times include no metric.
+        The loss is that of the first references. Examples without references are answered, and left out of all scores
+        of their answers. Times include no metric.
         """
         rows: list[Row] = [
             {"id": one.id, "question": one.question, "chat_history": one.chat_history} for one in examples
@@ -137,8 +151,10 @@ class Evaluator:
             if self.attributions:
                 answered = [replace(item, answer=row["answer"]) for item, row in zip(inputs, rows, strict=True)]
                 _score_attributions(score, rows, answered, self.attributions)
-            references = [replace(item, answer=row["references"][0]) for item, row in zip(inputs, rows, strict=True)]
-            _score_losses(score, rows, self.loss(references))
+            scored = [(item, row) for item, row in zip(inputs, rows, strict=True) if row["references"]]
+            if scored:
+                losses = self.loss([replace(item, answer=row["references"][0]) for item, row in scored])
+                _score_losses(score, [row for _, row in scored], losses)
         predictions = [PredictionRecord(**row) for row in rows]
         return Scores(ScoreRecord(intervals=score_intervals(predictions), **score), predictions)
 
@@ -155,26 +171,42 @@ class Evaluator:
             row |= {
                 "num_passages_read": answer.num_passages,
                 "answer": answer.text,
+                "reasoning": answer.reasoning or None,
                 "references": references,
                 "finished": answer.finished,
-                "answer_scores": answer_scores(answer.text, references, self.metrics),
             }
-        texts = [answer.text for answer in answers]
-        bleu = corpus_bleu(texts, [row["references"] for row in rows])
+            if references:
+                row["answer_scores"] = answer_scores(answer.text, references, self.metrics)
+        if scored := [row for row in rows if row["references"]]:
+            bleu = corpus_bleu([row["answer"] for row in scored], [row["references"] for row in scored])
+            score["metrics"] |= {"bleu": bleu.score, **mean_scores([row["answer_scores"] for row in scored])}
+            score["signatures"] = {"bleu": bleu.signature, "rouge": ROUGE_SIGNATURE}
+        cut = sum(not answer.finished for answer in answers)
         score["metrics"] |= {
-            "bleu": bleu.score,
-            **mean_scores([row["answer_scores"] for row in rows]),
-            "answer_words": math.fsum(map(answer_length, texts)) / len(texts),
+            "answer_words": math.fsum(answer_length(answer.text) for answer in answers) / len(answers),
+            "cut_answers": 100 * cut / len(answers),
         }
+        score["examples_without_references"] = len(rows) - len(scored)
         score["runtime"]["stages"] |= summarize_spans(spans)
-        score["signatures"] = {"bleu": bleu.signature, "rouge": ROUGE_SIGNATURE}
         score["generation"] = {
             "seconds_per_answer": seconds / len(answers),
             "prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
             "truncated_passage_tokens": sum(answer.truncated for answer in answers),
+            "truncated_prompts": sum(answer.truncated > 0 for answer in answers),
             "answer_tokens": sum(answer.num_tokens for answer in answers),
-            "unfinished": sum(not answer.finished for answer in answers),
+            "unfinished": cut,
+            "answers_with_reasoning": sum(bool(answer.reasoning) for answer in answers),
         }
+        if self.is_main and score["metrics"]["cut_answers"] > MAX_CUT_ANSWERS:
+            _warn_of_cut_answers(cut, len(answers), self.max_new_tokens)
+
+
+def _warn_of_cut_answers(cut: int, total: int, limit: int) -> None:
+    with logging_redirect_tqdm():  # above the progress bar of a training run
+        log.warning(
+            "--max_new_tokens %d: expected complete answers, got %d of %d that are cut there. Raise it.",
+            *(limit, cut, total),
+        )
 
 
 def _score_retrieval(
@@ -203,7 +235,8 @@ def _passages(example: Example, passages: Sequence[Passage], scores: Sequence[fl
 
 
 def _references(example: Example, refusal_answer: str) -> tuple[str, ...]:
-    return (refusal_answer,) if example.unanswerable or not example.answers else example.answers
+    """Return the texts that an answer is scored against, () if it is not scored."""
+    return (refusal_answer,) if example.unanswerable else example.answers
 
 
 def _score_losses(score: Row, rows: Sequence[Row], losses: Sequence[tuple[float, int]]) -> None:

@@ -164,6 +164,7 @@ METRICS = (
     Metric("judge_accuracy_low", "  at least, %"),
     Metric("judge_accuracy_high", "  at most, %"),
     Metric("answer_words", "words in an answer", is_percentage=False),
+    Metric("cut_answers", "answers cut short, %", None, False),
     Metric("loss", "loss, nats per token", None, False, is_percentage=False, in_log_line=True, selects_model=True),
     Metric("seconds", "seconds per answer", None, False, is_percentage=False),
     Metric("rouge1", score=_rouge("rouge1"), selects_model=True),

@@ -10,7 +10,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Never, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rqa.atomic_files import atomic_file, write_json
-from rqa.data.jsonl import parse_object, type_name
+from rqa.data.fields import type_name
+from rqa.data.jsonl import parse_object
 from rqa.data.records import Turn
 from rqa.errors import InputError
 
@@ -75,6 +76,7 @@ class PredictionRecord:
     retrieval_scores: dict[str, float] | None = None
     num_passages_read: int | None = None
     answer: str | None = None
+    reasoning: str | None = None
     references: tuple[str, ...] = ()
     finished: bool | None = None
     answer_scores: dict[str, float] | None = None
@@ -97,6 +99,7 @@ class ScoreRecord:
     examples: int
     passages_read: str
     examples_without_gold: int | None = None
+    examples_without_references: int = 0  # answered, not scored
     retrieval: Annotated[dict[str, Any], Has(fingerprint=str, others=float | None)] | None = None
     signatures: dict[str, str] | None = None
     generation: Annotated[dict[str, float], Has(seconds_per_answer=float, others=float)] | None = None
@@ -105,6 +108,18 @@ class ScoreRecord:
     versions: dict[str, str]
     labels: dict[str, str] | None = None  # of metrics that are not in METRICS
     judge: dict[str, Any] | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """The counts, if not 0, without which the scores can be misread."""
+        generation = self.generation or {}
+        counts = {
+            "answers cut by --max_new_tokens": generation.get("unfinished", 0),
+            "prompts with truncated passages": generation.get("truncated_prompts", 0),
+            "answers with reasoning, which is not scored": generation.get("answers_with_reasoning", 0),
+            "examples without references, whose answers are not scored": self.examples_without_references,
+        }
+        return [f"{count:,} {name}" for name, count in counts.items() if count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +232,8 @@ def read_predictions(path: Path) -> dict[str, PredictionRecord]:
     records: dict[str, PredictionRecord] = {}
     for place, row in _rows(path, EVALUATE_AGAIN):
         record = _with_format(PredictionRecord, row, place)
-        if record.answer is not None and not record.references:
-            raise InputError(f'{place}: field "references": expected at least one beside an answer, got none')
+        if record.answer_scores and not record.references:
+            raise InputError(f'{place}: field "references": expected at least one beside "answer_scores", got none')
         if record.id in records:
             raise InputError(f'{place}: field "id": expected unique ids, got {record.id!r} twice. {EVALUATE_AGAIN}')
         records[record.id] = record
@@ -241,7 +256,8 @@ def read_run(folder: Path) -> RunRecords:
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains one object of any fields. Raises InputError if it is not strict JSON."""
-    return _object(path.read_bytes(), str(path), EVALUATE_AGAIN)
+    # config.json may have lone surrogates: a path is not always UTF-8.
+    return _object(path.read_bytes(), str(path), EVALUATE_AGAIN, lone_surrogates=True)
 
 
 def _rows(path: Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -250,9 +266,9 @@ def _rows(path: Path, remedy: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}:{number}", _object(line, f"{path}:{number}", remedy)
 
 
-def _object(data: bytes, place: str, remedy: str) -> dict[str, Any]:
+def _object(data: bytes, place: str, remedy: str, *, lone_surrogates: bool = False) -> dict[str, Any]:
     try:
-        return parse_object(data)
+        return parse_object(data, lone_surrogates=lone_surrogates)
     except ValueError as problem:
         raise InputError(f"{place}: {problem}. {remedy}") from problem
 

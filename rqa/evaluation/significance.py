@@ -93,24 +93,33 @@ def question_scores(row: PredictionRecord) -> dict[str, float]:
     """Return the scores of one question: in per cent, but for answer_words and metrics of another unit."""
     kinds = (row.retrieval_scores, row.answer_scores, row.attribution_scores, row.judge_scores)
     scores = {name: score for kind in kinds for name, score in (kind or {}).items()}
-    return scores if row.answer is None else scores | {"answer_words": float(answer_length(row.answer))}
+    if row.answer is not None:
+        scores["answer_words"] = float(answer_length(row.answer))
+    if row.finished is not None:
+        scores["cut_answers"] = 100.0 * (not row.finished)
+    return scores
 
 
 def resampled_scores(predictions: Sequence[PredictionRecord]) -> dict[str, ResampledScore]:
     """Return the metrics of predictions as functions of sums: all of score.json's that can be resampled.
 
-    They are the mean of each score of questions, over those that have it; corpus BLEU; and the loss if all predictions
-    have a finite one.
+    They are the mean of each score of questions, over those that have it; corpus BLEU of the answers to questions with
+    references; and the loss if all of these have a finite one.
     """
     rows: dict[str, dict[int, Sequence[Any]]] = {}
     for i, row in enumerate(predictions):
         for name, score in question_scores(row).items():
             rows.setdefault(name, {})[i] = (score, 1.0)
-    if all(row.reference_nll is not None and math.isfinite(row.reference_nll) for row in predictions):
-        rows["loss"] = {i: (row.reference_nll, row.reference_tokens) for i, row in enumerate(predictions)}
-    answered = {i: (row.answer, row.references) for i, row in enumerate(predictions) if row.answer is not None}
-    if answered:
-        rows["bleu"] = dict(zip(answered, bleu_statistics(*zip(*answered.values(), strict=True)), strict=True))
+    losses = {
+        i: (row.reference_nll, row.reference_tokens)
+        for i, row in enumerate(predictions)
+        if row.reference_nll is not None and row.reference_tokens
+    }
+    if all(math.isfinite(nll) for nll, _ in losses.values()):
+        rows["loss"] = {**losses}
+    texts = {i: (row.answer, row.references) for i, row in enumerate(predictions) if row.answer is not None}
+    if texts := {i: text for i, text in texts.items() if text[1]}:
+        rows["bleu"] = dict(zip(texts, bleu_statistics(*zip(*texts.values(), strict=True)), strict=True))
     return {
         name: ResampledScore(tuple(by_position), _table(list(by_position.values())), bleu if name == "bleu" else ratio)
         for name, by_position in rows.items()

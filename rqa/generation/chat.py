@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from rqa.data.passage_selection import GeneratorInput
@@ -13,7 +14,7 @@ from rqa.errors import InputError
 from rqa.generation.generator import Answer, Generator
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import KS, Retrieved, Retriever, build_query
-from rqa.terminal import printable
+from rqa.terminal import plural, printable, write_result
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,11 @@ class ChatQuestion:
         if self.num_dropped_messages:
             log.info("(the oldest %d messages of the conversation did not fit)", self.num_dropped_messages)
         if answer.truncated:
-            log.info("(%d tokens of the passages did not fit)", answer.truncated)
+            log.info("(%s of the passages did not fit)", plural(answer.truncated, "token"))
+        if answer.reasoning:
+            log.info("(%d characters of reasoning before the answer are not shown)", len(answer.reasoning))
         if not answer.finished:
-            log.info("(stopped after %d tokens: --max_new_tokens)", answer.num_tokens)
+            log.info("(stopped after %s: --max_new_tokens)", plural(answer.num_tokens, "token"))
 
     def headings(self) -> list[str]:
         """Return one line for each passage: its number in the prompt, title, sources and score."""
@@ -60,8 +63,9 @@ class ChatQuestion:
             | {"sources": hit.passage.sources, "score": hit.score}
             for number, hit in enumerate(self.retrieved, 1)
         ]
-        question, text = self.example.question, answer.text
-        return {"question": question, "answer": text, "finished": answer.finished, "passages": passages}
+        reasoning = {"reasoning": answer.reasoning} if answer.reasoning else {}
+        answered = {"question": self.example.question, "answer": answer.text, **reasoning}
+        return {**answered, "finished": answer.finished, "passages": passages}
 
 
 @dataclass
@@ -111,23 +115,24 @@ class Chat:
                 history = ()
             elif line == "/sources":
                 hits, headings = (question.retrieved, question.headings()) if question else ((), [])
-                texts = (printable(hit.passage.text) for hit in hits)
-                print("\n\n".join(map("\n".join, zip(headings, texts, strict=True))))
+                texts = (hit.passage.text for hit in hits)
+                write_result("\n\n".join(map("\n".join, zip(headings, texts, strict=True))))
             elif line.startswith("/") and line[1:].isalpha():
                 log.info("(%s is not a command: %s)", line, COMMANDS)
             else:
                 try:
                     question = self.encode(line, history)
-                    answer = self.generator.stream(question.row, lambda new: print(printable(new), end="", flush=True))
+                    answer = self.generator.stream(question.row, partial(write_result, end=""))
                 except (KeyboardInterrupt, InputError) as end:
                     if not is_terminal:
                         raise
-                    print(f"\n({str(end) or 'stopped: not part of the conversation'})")  # KeyboardInterrupt has no text
+                    # KeyboardInterrupt has no text.
+                    write_result(f"\n({str(end) or 'stopped: not part of the conversation'})")
                 else:
                     history = question.history(answer.text)
-                    print(flush=True)
+                    write_result()
                     if is_terminal:
-                        print("", *question.headings(), sep="\n")
+                        write_result("\n".join(["", *question.headings()]))
                     question.log_omissions(answer)
 
 
@@ -143,7 +148,7 @@ def _lines(is_terminal: bool) -> Iterator[str]:
             line = input("\n> " if is_terminal else "").strip()
         except (EOFError, KeyboardInterrupt):
             if is_terminal:
-                print()
+                write_result()
             return
         if line:
             yield line

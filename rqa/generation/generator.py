@@ -26,11 +26,12 @@ class Answer:
     """A generated answer, with its numbers of tokens and passages."""
 
     text: str
-    num_tokens: int  # generated, including the end of the answer
+    num_tokens: int  # generated, including reasoning and the end of the answer
     num_prompt_tokens: int
     finished: bool  # False if max_new_tokens ended it
     truncated: int  # passage tokens that did not fit
     num_passages: int  # passages that fitted, at least in part
+    reasoning: str = ""  # generated before the answer
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Generator:
     def __post_init__(self) -> None:
         if self.accelerator.distributed_type == DistributedType.FSDP:
             # FSDP then gathers weights in generate() as it does in forward().
-            register_fsdp_forward_method(self.accelerator.unwrap_model(self.model), "generate")
+            register_fsdp_forward_method(self._unwrapped(), "generate")
 
     def __call__(self, inputs: Sequence[GeneratorInput]) -> list[Answer]:
         """Return the answer to each input, in order, on every rank; every rank must call this."""
@@ -64,9 +65,14 @@ class Generator:
         [answer] = self._answers([row], AnswerStreamer(self.collator.builder, show))
         return answer
 
+    def _unwrapped(self) -> AnswerLM | FusionInDecoder:
+        """Return the model without wrappers; with `keep_torch_compile` accelerate would remove DDP from it for good."""
+        model: AnswerLM | FusionInDecoder = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model
+
     def _answers(self, rows: Sequence[EncodedExample], streamer: BaseStreamer | None = None) -> list[Answer]:
         builder, watch = self.collator.builder, Stopwatch()
-        model = self.accelerator.unwrap_model(self.model).eval()
+        model = self._unwrapped().eval()
         batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
         with torch.no_grad(), self.accelerator.autocast():
             generated = model.generate(
@@ -82,8 +88,9 @@ class Generator:
         for row, ids in zip(rows, generated, strict=True):
             end = next((i for i, id in enumerate(ids) if id in builder.stop_ids), None)
             num_tokens, finished = (len(ids), False) if end is None else (end + 1, True)
-            text = builder.answer_text(ids)
-            answers.append(Answer(text, num_tokens, row.num_prompt_tokens, finished, row.truncated, row.num_passages))
+            text, reasoning = builder.read(ids)
+            counts = (num_tokens, row.num_prompt_tokens, finished, row.truncated, row.num_passages)
+            answers.append(Answer(text, *counts, reasoning))
         watch.lap("decode", len(rows), sum(answer.num_tokens - 1 for answer in answers))
         return answers
 
@@ -102,7 +109,7 @@ class _FirstToken(LogitsProcessor):
 
 
 class AnswerStreamer(BaseStreamer):
-    """Passes the text of one answer to `show`, as soon as no later token can change it.
+    """Passes the text of one answer, without reasoning, to `show`, as soon as no later token can change it.
 
     The pieces together are `answer_text` of all ids. The TextStreamer of transformers shows the separator and white
     space at the end of an answer, drops a space after a line feed, and shows languages without spaces only at the end.
@@ -113,8 +120,9 @@ class AnswerStreamer(BaseStreamer):
         self.show = show
         self.num_shown = 0
         self.ids: list[int] = []
-        # A separator of ordinary text is shown only if more text follows: an answer does not end with it.
-        self._delay = next(i for i, id in enumerate(builder.answer("")) if id in builder.stop_ids)
+        # A separator of ordinary text is shown only if more text follows: an answer does not end with it and its eos.
+        num_text = next(i for i, id in enumerate([*builder.separator, builder.eos_id]) if id in builder.stop_ids)
+        self._delay = num_text and num_text + 1
         # SentencePiece decodes single bytes in runs, and one invalid byte makes the whole run invalid.
         tokenizer = builder.tokenizer
         self._open = {tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(256)}
@@ -128,7 +136,7 @@ class AnswerStreamer(BaseStreamer):
         settled = self.ids[: max(0, len(self.ids) - self._delay)]
         while settled and settled[-1] in self._open:
             settled.pop()
-        self._show(self.builder.answer_text(settled).rstrip("\ufffd").rstrip())  # \ufffd: an incomplete character
+        self._show(self.builder.settled_text(settled).rstrip("\ufffd").rstrip())  # \ufffd: an incomplete character
 
     def end(self) -> None:
         """Show the rest."""

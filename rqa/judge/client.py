@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,14 +19,24 @@ import httpx
 
 from rqa.errors import InputError
 from rqa.judge.prompt import JudgeRequest
+from rqa.judge.redaction import without_key
 from rqa.judge.response_cache import ResponseCache, cache_key, open_response_cache, read_responses
-from rqa.judge.verdicts import Cost, Verdict, estimate_cost, excerpt, first_choice, json_object, read_verdict
+from rqa.judge.verdicts import (
+    Cost,
+    Verdict,
+    estimate_cost,
+    estimate_tokens,
+    excerpt,
+    first_choice,
+    json_object,
+    read_verdict,
+)
 from rqa.terminal import Progress
 
 log = logging.getLogger(__name__)
 
 _MAX_BACKOFF = 60.0  # seconds between two attempts, beside those of Retry-After
-_MIN_SECRET_LENGTH = 12  # characters; a shorter key is a placeholder such as "EMPTY", which any text may contain
+_MAX_RESPONSE_BYTES = 2**20  # a verdict takes some KB, one with a long draft 100 KB; a server may send without end
 _TRANSIENT_STATUSES = {408, 409, 425, 429}  # besides 500 and above
 _QUOTA_ERRORS = {"insufficient_quota", "billing_hard_limit_reached"}
 _PARAMETER_ERRORS = {"model_not_found", "unsupported_parameter", "unsupported_value"}
@@ -38,7 +49,8 @@ class Judge:
     `api_key` is the value of the environment variable `key_name`, which messages name; an empty key is not sent.
     `cache_path` is the file of responses. `parameters` are fields of every request. At most `concurrency` calls run at
     a time, each for at most `timeout` seconds. A failed call is repeated up to `retries` times, after the server's
-    Retry-After and a random part of `backoff` seconds, which double each time. A run ends after `deadline` seconds.
+    Retry-After and a random part of `backoff` seconds, which double each time. A response of more than 1 MiB, or a
+    compressed one, is a failed call without a retry. A run ends after `deadline` seconds.
     `max_calls` and `max_tokens` are budgets of all runs of this object. When one is used up, no call starts; up to
     `concurrency` running calls may exceed `max_tokens`. Requests that get no call have the status "failed".
     """
@@ -68,7 +80,9 @@ class Judge:
                 f"{self.key_name}: expected a key of printable ASCII, got other characters. Copy it again."
             )
         authorization = {"Authorization": f"Bearer {key}"} if key else {}
-        self.headers = httpx.Headers({"Content-Type": "application/json"} | authorization)  # repr() hides the key
+        # Not compressed: 1 MB can become 1 GB. repr() hides the key.
+        plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        self.headers = httpx.Headers(plain | authorization)
         self.calls = self.tokens = 0  # made and used so far
         if self.url.scheme == "http" and not _is_local(self.url.host) and key:
             log.warning("--judge_base_url: the key in %s is sent unencrypted to %s", self.key_name, self.url.host)
@@ -131,7 +145,10 @@ def _is_local(host: str) -> bool:
 
 
 class _CallError(Exception):
-    """A failed call: the problem, and the seconds until it may be repeated, None if a retry cannot succeed."""
+    """A failed call: the problem, and the seconds until it may be repeated, None if a retry cannot succeed.
+
+    The problem begins with its kind and a colon.
+    """
 
 
 class _Run:
@@ -142,6 +159,7 @@ class _Run:
         self.now = asyncio.get_running_loop().time  # seconds
         self.end = self.now() + judge.deadline
         self.resume_at, self.connected = 0.0, False
+        self.failures: Counter[str] = Counter()  # calls, by kind of the problem
         self.random = random.Random()  # leaves the state of the global generator unchanged
         self.client = httpx.AsyncClient(
             headers=judge.headers,
@@ -154,20 +172,24 @@ class _Run:
         """Return the verdict on each request body, by cache key."""
         verdicts: dict[str, Verdict] = {}
         remaining = iter(bodies.items())
+        self.progress = Progress("judging", len(bodies), unit="answers")
 
         async def work() -> None:
             for key, body in remaining:
                 verdicts[key] = await self.verdict(key, body)
-                progress.describe(f"judging ({self.judge.tokens:,} tokens)")
-                progress.advance()
+                self.describe()
+                self.progress.advance()
 
         try:
-            with Progress("judging", len(bodies), unit="answers") as progress:
+            with self.progress:
                 async with self.client, asyncio.TaskGroup() as tasks:
                     for _ in range(min(self.judge.concurrency, len(bodies))):
                         tasks.create_task(work())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+        if self.failures:
+            counts = ", ".join(f"{kind} ({count:,})" for kind, count in self.failures.most_common())
+            log.info("judge: failed calls: %s", counts)
         return verdicts
 
     async def verdict(self, key: str, body: str) -> Verdict:
@@ -181,7 +203,7 @@ class _Run:
                 response = await self.call(body)
             except _CallError as error:
                 problem, retry_after = error.args
-                log.info("judge: %s", problem)
+                self.count_failure(problem)
                 if retry_after is None:
                     return Verdict("failed", explanation=problem, calls=calls)
                 self.resume_at = max(self.resume_at, self.now() + retry_after)
@@ -194,6 +216,19 @@ class _Run:
         if not self.connected:
             raise InputError(f"{self.judge.url}: {problem}. Start the server, or change --judge_base_url.")
         return Verdict("failed", explanation=f"{problem} ({calls} calls)", calls=calls)
+
+    def count_failure(self, problem: str) -> None:
+        """Count a failed call, and log the first of its kind: there may be thousands."""
+        kind = problem.partition(":")[0]
+        if kind not in self.failures:
+            log.info("judge: %s", problem)
+        self.failures[kind] += 1
+        self.describe()
+
+    def describe(self) -> None:
+        """Show the tokens and the failed calls in the progress."""
+        failures = f", {self.failures.total():,} failed calls" if self.failures else ""
+        self.progress.describe(f"judging ({self.judge.tokens:,} tokens{failures})")
 
     async def limit_reached(self, start: float) -> str:
         """Wait until `start` and until the server accepts calls. Return the limit that forbids a call, or ""."""
@@ -212,22 +247,41 @@ class _Run:
         self.judge.calls += 1
         start = self.now()
         try:
-            async with asyncio.timeout_at(min(self.end, start + self.judge.timeout)):
-                response = await self.client.post(self.judge.url, content=body.encode())
+            async with (
+                asyncio.timeout_at(min(self.end, start + self.judge.timeout)),
+                self.client.stream("POST", self.judge.url, content=body.encode()) as response,
+            ):
+                text, defect = await self.read(response)
         except TimeoutError:
-            raise _CallError(f"no response within {self.now() - start:.3g} s", 0.0) from None
+            raise _CallError(f"timeout: no response within {self.now() - start:.3g} s", 0.0) from None
         except httpx.RequestError as error:
             self.connected |= not isinstance(error, httpx.ConnectError)
-            raise _CallError(self.without_key(f"{type(error).__name__}: {error}"), 0.0) from None
+            raise _CallError(f"{type(error).__name__}: {excerpt(self.without_key(str(error)))}", 0.0) from None
         self.connected = True
-        return self.checked(response)
+        if response.is_success and defect:
+            # The server may charge for this answer, and would for the next one.
+            self.judge.tokens += estimate_tokens(body) + estimate_tokens(text)
+            raise _CallError(f"HTTP {response.status_code}: {defect}", None)
+        return self.checked(response, text)
 
-    def checked(self, response: httpx.Response) -> str:
+    async def read(self, response: httpx.Response) -> tuple[str, str]:
+        """Return the text of a body without the key, and the reason not to use it, "" if there is none."""
+        data, defect = bytearray(), ""
+        if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+            defect = f"expected a response without compression, as requested, got {excerpt(encoding)}"
+        async for part in response.aiter_raw():
+            data += part
+            if len(data) > _MAX_RESPONSE_BYTES:
+                defect = f"expected a response of at most {_MAX_RESPONSE_BYTES:,} bytes, got a longer one"
+                break
+        return self.without_key(data[:_MAX_RESPONSE_BYTES].decode(errors="replace")), defect
+
+    def checked(self, response: httpx.Response, text: str) -> str:
         """Return the text of a chat completion or of a content filter's refusal. Raises as `call` does."""
-        status, text = response.status_code, self.without_key(response.content.decode(errors="replace"))
-        content = json_object(text)
+        status, content = response.status_code, json_object(text)
         error = content.get("error")
-        words = {str(error.get(name)) for name in ("code", "type", "param")} if isinstance(error, dict) else set()
+        fields = [error.get(name) for name in ("code", "type", "param")] if isinstance(error, dict) else []
+        words = {field for field in fields if isinstance(field, str)}
         if (response.is_success and first_choice(content)) or (status == 400 and "content_filter" in words):
             return text
         problem = f"HTTP {status}: {excerpt(text) or 'empty response'}"
@@ -244,8 +298,7 @@ class _Run:
 
     def without_key(self, text: str) -> str:
         """Return a text of the server without the key, which it may repeat."""
-        key = self.judge.headers.get("Authorization", "").removeprefix("Bearer ")
-        return text.replace(key, "[key]") if len(key) >= _MIN_SECRET_LENGTH else text
+        return without_key(text, self.judge.headers.get("Authorization", "").removeprefix("Bearer "))
 
 
 def _retry_after(headers: httpx.Headers) -> float:

@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rqa.data.jsonl import check_file, open_data, read_rows
+from rqa.data.data_file import check_file, open_data
+from rqa.data.jsonl import read_rows
 from rqa.data.records import Passage
 from rqa.errors import InputError
 from rqa.evaluation.comparison import read_evaluation
-from rqa.evaluation.results import PredictionRecord, VerdictRecord, write_predictions, write_record
+from rqa.evaluation.results import EVALUATE_AGAIN, PredictionRecord, VerdictRecord, write_predictions, write_record
 from rqa.evaluation.significance import score_intervals
 from rqa.judge.client import Judge
 from rqa.judge.prompt import PROMPT_VERSION, JudgeRequest
@@ -33,19 +34,23 @@ def judge_answers(
 ) -> None:
     """Judge the answers of an evaluation, and write verdicts and scores into its files.
 
-    `labels` is a file of people's verdicts: the agreement with them is written too. So is the cost of all verdicts, if
-    a price of a million tokens is given. A dry run logs an estimate of the cost and writes nothing. Raises InputError.
+    An answer without references is not judged. `labels` is a file of people's verdicts: the agreement with them is
+    written too. So is the cost of all verdicts, if a price of a million tokens is given. A dry run logs an estimate of
+    the cost and writes nothing. Raises InputError.
     """
     evaluation = read_evaluation(folder)
     predictions = list(evaluation.predictions.values())
     requests = build_requests(predictions)
+    if without_references := len(predictions) - len(requests):
+        log.info("%s: %d answers without references are not judged", folder, without_references)
     human_verdicts = read_labels(labels, evaluation.predictions) if labels else {}
     if dry_run:
         cost = judge.estimate_cost(requests, prompt_price, completion_price)
         log.info("%s: judging %d answers takes %s", folder, len(requests), cost)
         return
-    verdicts = judge(requests)
-    summary = summarize(verdicts)
+    ids = [prediction.id for prediction in predictions if prediction.references]
+    verdicts = dict(zip(ids, judge(requests), strict=True))
+    summary = summarize([*verdicts.values()])
     report: dict[str, Any] = {
         "model": judge.model,
         "endpoint": str(judge.url),
@@ -56,12 +61,12 @@ def judge_answers(
     price = price_of(report["prompt_tokens"], report["completion_tokens"], prompt_price, completion_price)
     report |= {} if price is None else {"cost": price}
     if human_verdicts:
-        by_id = {prediction.id: verdict.correct for prediction, verdict in zip(predictions, verdicts, strict=True)}
+        by_id = {id: verdict.correct for id, verdict in verdicts.items()}
         try:
             report["agreement"] = asdict(cohens_kappa(by_id, human_verdicts))
         except InputError as problem:  # the verdicts are written nevertheless
             log.warning("--judge_labels %s: %s", labels, problem)
-    predictions = [_judged(prediction, verdict) for prediction, verdict in zip(predictions, verdicts, strict=True)]
+    predictions = [_judged(prediction, verdicts.get(prediction.id)) for prediction in predictions]
     scores = {name: summary[name] for name in SCORES if name in summary}
     others = {name: value for name, value in evaluation.score.metrics.items() if name not in SCORES}
     score = replace(evaluation.score, metrics=others | scores, intervals=score_intervals(predictions), judge=report)
@@ -75,7 +80,10 @@ def judge_answers(
 
 
 def build_requests(predictions: Iterable[PredictionRecord]) -> list[JudgeRequest]:
-    """Return a request for each answer, with the passages in its prompt, whole. Raises InputError without an answer."""
+    """Return a request for each answer that has references, with the passages in its prompt, whole.
+
+    Raises InputError if a prediction has no answer, or if none has references.
+    """
     requests = []
     for row in predictions:
         if row.answer is None or row.num_passages_read is None:
@@ -83,8 +91,15 @@ def build_requests(predictions: Iterable[PredictionRecord]) -> list[JudgeRequest
                 f'predictions.jsonl: expected "answer" and "num_passages_read" of {row.id!r}, got an evaluation of the '
                 "retriever alone. Evaluate with --model_name_or_path."
             )
+        if not row.references:
+            continue
         texts = tuple(Passage(each.text, each.title).content for each in row.passages[: row.num_passages_read])
         requests.append(JudgeRequest(row.question, row.answer, row.references, texts, row.chat_history))
+    if not requests:
+        raise InputError(
+            'predictions.jsonl: expected "references" to judge by, got none. Add answers to the questions. '
+            f"{EVALUATE_AGAIN}"
+        )
     return requests
 
 
@@ -102,7 +117,9 @@ def read_labels(path: str | Path, ids: Collection[str]) -> dict[str, bool]:
     return labels
 
 
-def _judged(prediction: PredictionRecord, verdict: Verdict) -> PredictionRecord:
+def _judged(prediction: PredictionRecord, verdict: Verdict | None) -> PredictionRecord:
+    if verdict is None:
+        return prediction
     record = VerdictRecord(status=verdict.status, correct=verdict.correct, explanation=verdict.explanation)
     scores = None if verdict.correct is None else {"judge_accuracy": 100.0 * verdict.correct}
     return replace(prediction, verdict=record, judge_scores=scores)

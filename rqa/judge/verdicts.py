@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rqa.errors import InputError
+from rqa.prompts.answer_decoder import REASONING
+from rqa.terminal import printable
 
 Status = Literal["judged", "malformed", "refused", "failed"]
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text, if the server counts no tokens
 TOKENS_PER_VERDICT = 100.0  # one to three sentences, if no verdict is cached yet
+_MAX_TOKENS_PER_CALL = 10**8  # no model has such a context: a larger count is an error
 
 
 @dataclass(frozen=True)
@@ -33,41 +36,103 @@ class Verdict:
 
 
 def read_verdict(response: str, body: str) -> Verdict:
-    """Return the verdict in a response to the request `body`. Without `usage`, four characters count as a token."""
+    """Return the verdict in a response to the request `body`. Tokens without a valid count are estimated."""
     completion = json_object(response)
     if (choice := first_choice(completion)) is None:  # a content filter refused the request
         return Verdict("refused", explanation=excerpt(response))
-    texts = [choice["message"].get(name) for name in ("content", "refusal")]
-    content, refusal = (text if isinstance(text, str) else "" for text in texts)
-    match completion:
-        case {"usage": {"prompt_tokens": int(prompt_tokens), "completion_tokens": int(completion_tokens)}}:
-            tokens = (prompt_tokens, completion_tokens)
-        case _:
-            tokens = (math.ceil(len(body) / CHARACTERS_PER_TOKEN), math.ceil(len(content) / CHARACTERS_PER_TOKEN))
+    message = choice["message"]
+    content, refusal = (_text(message.get(name)) for name in ("content", "refusal"))
+    drafts = [_text(message.get(name)) for name in ("reasoning_content", "reasoning")]
+    usage = completion.get("usage")
+    tokens = (
+        _token_count(usage, "prompt_tokens", estimate_tokens(body)),
+        _token_count(usage, "completion_tokens", estimate_tokens(content + max(drafts, key=len))),
+    )
     if refusal or choice.get("finish_reason") == "content_filter":
         return Verdict("refused", None, excerpt(refusal or f"content filter: {content}"), *tokens)
     if choice.get("finish_reason") == "length":
         return Verdict("malformed", None, f"truncated at the token limit: {excerpt(content)}", *tokens)
-    verdicts = _verdicts_in(content)
-    if len({correct for correct, _ in verdicts}) != 1:
-        return Verdict("malformed", None, f"expected one verdict, got {len(verdicts)}: {excerpt(content)}", *tokens)
-    return Verdict("judged", *verdicts[-1], *tokens)
+    decision = _decision_in(content := _without_draft(content))
+    if decision is None or (correct := _correct(decision)) is None:
+        count = len(_verdicts_in(content))
+        return Verdict("malformed", None, f"expected one verdict, got {count}: {excerpt(content)}", *tokens)
+    # An escape can decode to a lone surrogate, which UTF-8 cannot encode.
+    explanation = decision.get("explanation")
+    text = explanation.encode(errors="replace").decode() if isinstance(explanation, str) else ""
+    return Verdict("judged", correct, text, *tokens)
 
 
-def _verdicts_in(content: str) -> list[tuple[bool, str]]:
-    """Return (correct, explanation) of each JSON object in a text that has a verdict; [] if an object is broken."""
-    verdicts, end = [], 0
-    while start := _OPENING.search(content, end):
+def estimate_tokens(text: str) -> int:
+    """Return the number of tokens of a text, if the server does not count them."""
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+
+
+def _token_count(usage: Any, name: str, estimate: int) -> int:
+    """Return a count of `usage` if it is possible: a negative one would raise the budget."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count <= _MAX_TOKENS_PER_CALL else estimate
+
+
+def _text(content: Any) -> str:
+    """Return the text of a message: a string, or a list of parts, of which those of other types are left out."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _without_draft(content: str) -> str:
+    """Return the content without the reasoning before its end mark, or, if there is none, after its start mark."""
+    last = max((match.start() for match in _OPENING.finditer(content)), default=len(content))
+    # A mark after the last object may be a quotation in its texts.
+    end = max((match.end() for match in _DRAFT_END.finditer(content, 0, last)), default=0)
+    start, opening = _DRAFT_START.search(content, end), _OPENING.search(content, end)
+    is_unfinished = start and not (opening and opening.start() < start.start())
+    return content[end : start.start()] if start and is_unfinished else content[end:]
+
+
+def _decision_in(content: str) -> dict[str, Any] | None:
+    """Return the JSON object that decides, None if there is none or if it is not clear which one decides.
+
+    Objects with different verdicts are a decision and quotations. The last one decides if no other text is on its
+    lines, and if no object with another verdict stands like that.
+    """
+    spans = _verdicts_in(content)
+    if len({_correct(value) for _, _, value in spans}) < 2:
+        return spans[-1][2] if spans else None
+    # The texts around an object include the brace of the one before and of the one after.
+    last_ends = [0, *(end - 1 for _, end, _ in spans)]
+    next_starts = [*(start + 1 for start, _, _ in spans[1:]), len(content)]
+    alone = [
+        value
+        for (start, end, value), last_end, next_start in zip(spans, last_ends, next_starts, strict=False)
+        if _is_alone(content[last_end:start], content[end:next_start])
+    ]
+    is_clear = len({_correct(value) for value in alone}) == 1 and alone[-1] is spans[-1][2]
+    return alone[-1] if is_clear else None
+
+
+def _verdicts_in(content: str) -> list[tuple[int, int, dict[str, Any]]]:
+    """Return start, end and value of each JSON object in a text that has a verdict; [] if an object is broken."""
+    spans, end = [], 0
+    while match := _OPENING.search(content, end):
         try:
-            value, end = _DECODER.raw_decode(content, start.start())
+            value, end = _DECODER.raw_decode(content, match.start())
         except (ValueError, RecursionError):
             return []
-        if type(value.get("correct")) is bool:
-            explanation = value.get("explanation")
-            # An escape can decode to a lone surrogate, which UTF-8 cannot encode.
-            text = explanation.encode(errors="replace").decode() if isinstance(explanation, str) else ""
-            verdicts.append((value["correct"], text))
-    return verdicts
+        if "correct" in value:
+            spans.append((match.start(), end, value))
+    return spans
+
+
+def _correct(verdict: Mapping[str, Any]) -> bool | None:
+    return verdict["correct"] if type(verdict["correct"]) is bool else None
+
+
+def _is_alone(before: str, after: str) -> bool:
+    """Return True if an object shares its lines only with marks of Markdown and a label, such as "My decision:"."""
+    label = before.rpartition("\n")[2].strip(_MARKS)
+    is_labelled = label in ("", "json") or (label.endswith(":") and "}" not in label)
+    return is_labelled and not after.partition("\n")[0].strip(_MARKS)
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,8 +141,15 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-_OPENING = re.compile(r'\{\s*"')
+# The quotation marks of other languages, and names without any, begin an object that is not JSON.
+_OPENING = re.compile(r"\{\s*(?:\"|['“‘]?(?:correct|explanation)\b)")
 _DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_refuse_duplicates)  # not strict: line feeds in texts
+_MARKS = " \t\r>*_`#~-."  # of Markdown, around an object
+
+# Drafts that the server did not split off
+_DRAFTS = REASONING | {f"<{name}>": f"</{name}>" for name in ("thinking", "thought", "reasoning")}
+_DRAFT_START = re.compile("|".join(map(re.escape, _DRAFTS)), re.IGNORECASE)
+_DRAFT_END = re.compile("|".join(map(re.escape, _DRAFTS.values())), re.IGNORECASE)
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -98,8 +170,8 @@ def first_choice(completion: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def excerpt(text: str) -> str:
-    """Return the first 200 characters of a text, on one line, as valid UTF-8."""
-    return " ".join(text.encode(errors="replace").decode().split())[:200]
+    """Return the first 200 characters of a text, on one line, as valid UTF-8 without control characters."""
+    return printable(" ".join(text.encode(errors="replace").decode().split())[:200])
 
 
 def summarize(verdicts: Sequence[Verdict]) -> dict[str, float]:

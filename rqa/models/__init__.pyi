@@ -1,4 +1,5 @@
 from .auto import attention_for as attention_for
+from .auto import export_dtype as export_dtype
 from .auto import load_collator as load_collator
 from .auto import load_generator as load_generator
 from .decoder import AnswerLM as AnswerLM
@@ -13,6 +14,7 @@ __all__ = [
     "FusionInDecoder",
     "attention_for",
     "check_context_length",
+    "export_dtype",
     "load_collator",
     "load_config",
     "load_generator",

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rqa.errors import InputError
+from rqa.models.families import UNPADDED_MODELS
 from rqa.models.loading import generate_ids, load_config, load_model
 from rqa.prompts.collators import IGNORE_INDEX
 
@@ -68,8 +69,26 @@ class AnswerLM(nn.Module):
 
         Decoding is greedy unless `options` change it: the checkpoint's generation_config is ignored.
         """
+        if self.config.model_type in UNPADDED_MODELS:
+            return self._generate_by_length(input_ids, attention_mask, **options)
         ids = generate_ids(self.model, input_ids=input_ids, attention_mask=attention_mask, **options)
         return ids[:, input_ids.shape[1] :]
+
+    def _generate_by_length(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        """Return the same as `generate`, from one call for each length of a prompt, without padding."""
+        lengths = attention_mask.sum(1)
+        distinct = sorted({*lengths.tolist()})
+        calls = torch.tensor(len(distinct), device=input_ids.device)
+        if options.get("synced_gpus"):  # every rank makes equally many calls
+            torch.distributed.all_reduce(calls, torch.distributed.ReduceOp.MAX)
+        answers: dict[int, Tensor] = {}
+        for length in (distinct + distinct[-1:] * int(calls))[: int(calls)]:
+            rows = (lengths == length).nonzero()[:, 0]
+            ids = input_ids[rows, input_ids.shape[1] - length :]
+            made = generate_ids(self.model, input_ids=ids, attention_mask=torch.ones_like(ids), **options)[:, length:]
+            answers |= zip(rows.tolist(), made.view(len(rows), -1, made.shape[-1]), strict=True)
+        pieces = [answer for row in range(len(lengths)) for answer in answers[row]]
+        return nn.utils.rnn.pad_sequence(pieces, True, options.get("pad_token_id", 0))
 
 
 def nll_per_example(logits: Tensor, targets: Tensor) -> Tensor:
@@ -102,11 +121,6 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 def check_context_length(name_or_path: str, num_tokens: int) -> int | None:
     """Return the `max_positions` of a checkpoint. Raises InputError if its context length is below `num_tokens`."""
     config = load_config(name_or_path, "decoder")
-    if config.is_encoder_decoder:
-        raise InputError(
-            f"{name_or_path}: expected a decoder, got an encoder-decoder ({config.model_type}). "
-            "Train it with recipes/fid_flan_t5.py, evaluate it with --qa_is_fid true"
-        )
     length = context_length(config.get_text_config())
     if length is not None and num_tokens > length:
         raise InputError(

@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import MoEModelOutput
 
 from rqa.distributed.device import AttentionKernel, attention_kernel
 from rqa.errors import InputError
 from rqa.models.decoder import context_length, nll_per_example
-from rqa.models.loading import generate_ids, load_config, load_model
+from rqa.models.loading import generate_ids, load_config, load_generation_config, load_model
 from rqa.prompts.collators import IGNORE_INDEX
 
 # Passages of similar length share a call. The encoder computes 1.05 to 1.2 positions per token with 4 calls, 1.2 to 1.8
@@ -88,7 +88,7 @@ class FusionInDecoder(nn.Module):
         start = labels.new_full((len(labels), 1), self.start_id)
         before = torch.cat([start, labels[:, :-1]], 1)  # (B, T)
         logits: Tensor = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
+            encoder_outputs=MoEModelOutput(last_hidden_state=memory),
             attention_mask=mask,
             # Ids at positions without a target do not matter: they follow all targets.
             decoder_input_ids=before.masked_fill(before == IGNORE_INDEX, self.start_id),
@@ -106,7 +106,7 @@ class FusionInDecoder(nn.Module):
         if unsupported := sorted(UNSUPPORTED_OPTIONS.keys() & options):
             raise ValueError("; ".join(f"{name}: {UNSUPPORTED_OPTIONS[name]}" for name in unsupported))
         memory, mask = self.encode(input_ids, attention_mask)
-        encoded = {"encoder_outputs": BaseModelOutput(last_hidden_state=memory), "attention_mask": mask}
+        encoded = {"encoder_outputs": MoEModelOutput(last_hidden_state=memory), "attention_mask": mask}
         return generate_ids(self.model, **encoded, decoder_start_token_id=self.start_id, **options)[:, 1:]
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,11 +164,6 @@ class FusionInDecoder(nn.Module):
 def check_encoder_decoder(name_or_path: str, max_passage_length: int, max_answer_length: int) -> PreTrainedConfig:
     """Return a configuration. Raises InputError unless it is an encoder-decoder of these lengths with a start token."""
     config = load_config(name_or_path, "encoder-decoder")
-    if not config.is_encoder_decoder:
-        raise InputError(
-            f"{name_or_path}: expected an encoder-decoder (T5, BART) for fusion-in-decoder, got {config.model_type}. "
-            "Train a decoder with recipes/sft_mistral.py or recipes/swr_starling.py"
-        )
     for part, length, flags in (
         ("encoder", max_passage_length, "--max_passage_length"),
         ("decoder", max_answer_length, "--max_answer_length or --max_new_tokens"),
@@ -178,11 +173,7 @@ def check_encoder_decoder(name_or_path: str, max_passage_length: int, max_answer
             raise InputError(
                 f"{name_or_path}: expected at most {limit} tokens in the {part}, got {length}. Lower {flags}"
             )
-    try:
-        generation = GenerationConfig.from_pretrained(name_or_path)
-    except OSError:  # no generation_config.json
-        generation = GenerationConfig.from_model_config(config)
-    _start_id(name_or_path, config, generation)
+    _start_id(name_or_path, config, load_generation_config(name_or_path, config))
     return config
 
 
@@ -208,10 +199,12 @@ def fid_attention(
 
 def _start_id(name_or_path: str | None, config: PreTrainedConfig, generation: GenerationConfig) -> int:
     """Return the start token of every answer."""
+    decoder = config.get_text_config(decoder=True)
     starts = [getattr(source, "decoder_start_token_id", None) for source in (generation, config)]
-    for start in (*starts, getattr(config.get_text_config(decoder=True), "bos_token_id", None)):
-        if start is not None:
-            return int(start)
-    raise InputError(
-        f"{name_or_path}: expected a decoder_start_token_id in config.json or generation_config.json, got none"
-    )
+    start = next((id for id in (*starts, getattr(decoder, "bos_token_id", None)) if id is not None), None)
+    if type(start) is not int or not 0 <= start < getattr(decoder, "vocab_size", start + 1):
+        raise InputError(
+            f"{name_or_path}: expected a decoder_start_token_id in config.json or generation_config.json "
+            f"that is the id of a token, got {'none' if start is None else start}"
+        )
+    return start

@@ -1,22 +1,58 @@
 """Load checkpoints: every weight, in float32; generate without the checkpoint's generation_config."""
 
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
+from rqa.distributed.hub import check_checkpoint_name
+from rqa.distributed.untrusted import check_untrusted_keys, keys_in, read_settings
 from rqa.errors import InputError
+from rqa.models.families import check_family
 from rqa.terminal import Progress
+
+FILE_ERRORS = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError)
+# Classes of transformers raise these too, for a value in a file that they do not expect.
+VALUE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+# Arguments of transformers' cached_file, which then returns None if a checkpoint lacks the file.
+OPTIONAL_FILE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+# Layers and experts are built one by one before weights are compared: a damaged number would take all memory.
+COUNTS, MAX_COUNT = re.compile("layer|num_.*experts"), 10_000
+ADAPTER_FILE = "adapter_config.json"
 
 
 def load_config(name_or_path: str, kind: str) -> PreTrainedConfig:
-    """Return a checkpoint's configuration. Raises InputError, with the expected `kind` of model, if there is none."""
-    try:
+    """Return a checkpoint's configuration, with our own choice of kernels and outputs.
+
+    `kind` is "decoder", "encoder-decoder", or "generator" for either. Raises InputError if there is no model of this
+    kind, if a file is not valid or has a key that runs code, or if the weights are quantized.
+    """
+    check_checkpoint_name(name_or_path)
+    _check_settings(name_or_path)
+    with _value_errors(name_or_path, kind):
         config: PreTrainedConfig = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name_or_path}: no {kind} can be loaded: {error}") from error
+        config._attn_implementation = config._experts_implementation = None
+        config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    if kind != "generator":
+        check_family(name_or_path, config, kind)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise InputError(
+            f"{name_or_path}: expected weights of 16 or 32 bits, got quantized ones ({method}). "
+            "Use the checkpoint before its quantization, or save it dequantized"
+        )
     return config
 
 
@@ -27,27 +63,30 @@ def load_model(
     *,
     attention: str | None = None,
     gradient_checkpointing: bool = False,
+    device: str | None = None,
 ) -> PreTrainedModel:
     """Load a checkpoint with float32 parameters: in bfloat16, steps with a small learning rate round to zero.
 
     Without `attention` the model uses sdpa, or eager attention if it has no sdpa (Gemma 2, with soft-capped scores).
-    With `gradient_checkpointing` activations are computed again in the backward pass. Raises InputError if the
-    checkpoint is not of this `kind` or lacks weights, which transformers would fill with random numbers.
+    With `gradient_checkpointing` activations are computed again in the backward pass. On the `device` "meta" all files
+    are checked, and no weight is read. Raises InputError if the checkpoint is not of this `kind`, is damaged, or lacks
+    weights, which transformers would fill with random numbers.
     """
+    config = load_config(name_or_path, kind)
     model: PreTrainedModel
-    try:
-        with Progress(f"loading {name_or_path}"):
-            model, loading = auto_class.from_pretrained(
-                name_or_path,
-                dtype=torch.float32,
-                attn_implementation=attention,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in `loading` and raise an error below
-            )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name_or_path}: no {kind} can be loaded: {error}") from error
+    with Progress(f"loading {name_or_path}"), _file_errors(name_or_path, kind):
+        model, loading = auto_class.from_pretrained(
+            name_or_path,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            experts_implementation=None,
+            device_map=device and {"": device},
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in `loading` and raise an error below
+        )
     if missing := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
         raise InputError(
             f"{name_or_path}: expected every weight of {type(model).__name__}, the checkpoint lacks {len(missing)}: "
@@ -59,6 +98,33 @@ def load_model(
     return model
 
 
+def num_embeddings(
+    auto_class: type[_BaseAutoModelClass], name_or_path: str, kind: str, *, needs_weights: bool = True
+) -> int:
+    """Return the number of token embeddings of a checkpoint.
+
+    Raises InputError as `load_model` does, before anything else is loaded. Of a hub name, which may need a download,
+    only the configuration is checked, and of a folder without weights unless it `needs_weights`.
+    """
+    folder = Path(name_or_path)
+    with _quiet(), _value_errors(name_or_path, kind):
+        if folder.is_dir() and (needs_weights or any(folder.glob("*.safetensors"))):
+            model = load_model(auto_class, name_or_path, kind, device="meta")
+        else:
+            with torch.device("meta"):
+                model = auto_class.from_config(load_config(name_or_path, kind))
+        embeddings: Any = model.get_input_embeddings()
+        return len(embeddings.weight)
+
+
+def load_generation_config(name_or_path: str, config: PreTrainedConfig) -> GenerationConfig:
+    """Return the generation_config.json of a checkpoint, or, without one, the values of its config.json."""
+    with _value_errors(name_or_path, "generator"):
+        if cached_file(name_or_path, "generation_config.json", **OPTIONAL_FILE) is None:
+            return GenerationConfig.from_model_config(config)
+        return GenerationConfig.from_pretrained(name_or_path)
+
+
 def generate_ids(model: PreTrainedModel, **options: Any) -> Tensor:
     """Return the result of generate() with these options, without defaults of the checkpoint's generation_config."""
     original, model.generation_config = model.generation_config, GenerationConfig()
@@ -67,3 +133,84 @@ def generate_ids(model: PreTrainedModel, **options: Any) -> Tensor:
         return ids
     finally:
         model.generation_config = original
+
+
+def _check_settings(name_or_path: str) -> None:
+    """Raise InputError unless the settings of a checkpoint are JSON objects without keys that run code.
+
+    A folder needs a config.json and weights in safetensors files.
+    """
+    folder = Path(name_or_path)
+    with _file_errors(name_or_path, "generator"):
+        if folder.is_dir():
+            _check_folder(folder)
+        paths = [cached_file(name_or_path, name, **OPTIONAL_FILE) for name in SETTINGS_FILES]
+    for path in paths:
+        if path is not None:
+            settings = read_settings(Path(path))
+            if not isinstance(settings, dict):
+                raise InputError(f"{path}: expected a JSON object, got {type(settings).__name__}. Copy the file again")
+            check_untrusted_keys(settings, path)
+            for place, key, values in keys_in(settings):
+                if COUNTS.search(key) and isinstance(values[key], int) and values[key] > MAX_COUNT:
+                    raise InputError(
+                        f"{path}: expected at most {MAX_COUNT} in {place}, got {values[key]}. Copy it again"
+                    )
+
+
+def _check_folder(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    if ADAPTER_FILE in names:  # with the package peft, transformers would load the base model that it names
+        raise InputError(
+            f"{folder}: expected a whole checkpoint, got an adapter ({ADAPTER_FILE}). "
+            "Merge it into its base model with peft's merge_and_unload, and save the result"
+        )
+    if "config.json" not in names:
+        raise InputError(f"{folder}: expected a checkpoint folder, got no config.json in it. Choose another folder")
+    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+    if pickled and not any(name.endswith(".safetensors") for name in names):
+        raise InputError(
+            f"{folder}: expected weights in safetensors files, got {pickled[0]}. "
+            "Load it once with from_pretrained(FOLDER, use_safetensors=False), and save it with save_pretrained"
+        )
+
+
+def _damaged_file(name_or_path: str) -> str:
+    """Return the name of the first safetensors file in a folder that is damaged, for a message; "" if there is none."""
+    for path in sorted(Path(name_or_path).glob("*.safetensors")):
+        try:
+            safe_open(path, "pt")
+        except (SafetensorError, OSError):
+            return f"{path.name}: "
+    return ""
+
+
+@contextmanager
+def _file_errors(name_or_path: str, kind: str, errors: tuple[type[Exception], ...] = FILE_ERRORS) -> Iterator[None]:
+    """Raise the errors of libraries that read a checkpoint as InputError, in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except errors as error:
+        reason = " ".join(f"{_damaged_file(name_or_path)}{error or type(error).__name__}".split())
+        raise InputError(f"{name_or_path}: no {kind} can be loaded: {reason}") from error
+
+
+def _value_errors(name_or_path: str, kind: str) -> AbstractContextManager[None]:
+    """Raise also the errors of libraries that use values of a checkpoint as InputError."""
+    return _file_errors(name_or_path, kind, (*FILE_ERRORS, *VALUE_ERRORS))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide warnings and bars of transformers: the model is loaded again, with all of them."""
+    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bar:
+            logging.enable_progress_bar()

@@ -1,3 +1,5 @@
+from .answer_decoder import unknown_control_tokens as unknown_control_tokens
+from .chat_template import TEMPLATE_DATE as TEMPLATE_DATE
 from .collators import IGNORE_INDEX as IGNORE_INDEX
 from .collators import Collator as Collator
 from .collators import ConcatenatedCollator as ConcatenatedCollator
@@ -14,6 +16,7 @@ from .fid_prompt import PassagePrompts as PassagePrompts
 __all__ = [
     "IGNORE_INDEX",
     "INSTRUCTION",
+    "TEMPLATE_DATE",
     "ChatFormat",
     "Collator",
     "ConcatenatedCollator",
@@ -24,4 +27,5 @@ __all__ = [
     "Prompt",
     "PromptBuilder",
     "load_tokenizer",
+    "unknown_control_tokens",
 ]

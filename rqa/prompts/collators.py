@@ -4,6 +4,7 @@ B examples in a batch, L tokens in the longest. Fusion-in-decoder: N passages in
 longest passage, T tokens in the longest answer.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rqa.data.jsonl import DataError
+from rqa.data.file_report import DataError
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example
 from rqa.errors import InputError
+from rqa.prompts.answer_decoder import unknown_control_tokens
 from rqa.prompts.decoder_prompt import Prompt, PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
 from rqa.terminal import Progress, track
 from rqa.timing import Stopwatch
+
+log = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100  # the label of a position without a target
 CACHE_TOKEN_BUDGET = 4_000_000  # tokens of cached examples, about 150 MB
@@ -52,13 +56,20 @@ class Collator(ABC):
     padding token is its eos still teaches the model to stop.
 
     `max_positions` is that of the model, see `rqa.models.decoder.max_positions`; None if positions are unlimited.
+    `pad_id` is by default that of the tokenizer.
     """
 
-    def __init__(self, builder: Builder, max_answer_length: int = 512, max_positions: int | None = None) -> None:
+    def __init__(
+        self,
+        builder: Builder,
+        max_answer_length: int = 512,
+        max_positions: int | None = None,
+        pad_id: int | None = None,
+    ) -> None:
         self.builder = builder
         self.max_answer_length = max_answer_length
         self.max_positions = max_positions
-        pad_id = builder.tokenizer.pad_token_id
+        pad_id = builder.tokenizer.pad_token_id if pad_id is None else pad_id
         self.pad_id: int = builder.stop_ids[0] if pad_id is None else pad_id
         self._cache: dict[GeneratorInput, EncodedExample] = {}  # least recently used first
         self._cached_tokens = 0
@@ -108,8 +119,15 @@ class Collator(ABC):
         """Raise DataError unless every question fits its prompt and every target fits the model's positions.
 
         Targets are the first answers. Unanswerable examples, and all with `gold_dropout`, have the `refusal_answer`.
-        With `answers` they are training targets of at most `max_answer_length` tokens.
+        With `answers` they are training targets of at most `max_answer_length` tokens, and strings in the prefixes
+        and separators that look like control tokens are a warning.
         """
+        if answers and (unknown := unknown_control_tokens(self.builder)):
+            log.warning(
+                "prefixes and separators: %s look like control tokens, and are ordinary text for %s",
+                ", ".join(unknown),
+                self.builder.tokenizer.name_or_path,
+            )
         error = DataError()
         refusal_problem = self._length_problem(refusal_answer, is_target=answers)
         if gold_dropout > 0 and refusal_problem:
@@ -119,6 +137,8 @@ class Collator(ABC):
                 self.builder.prompt(GeneratorInput.from_ranked(example, ()))
             except InputError as problem:
                 error.add(example.where, str(problem))
+            if answers and not (example.answers or example.unanswerable):
+                error.add(example.where, 'field "answers": expected an answer to train on, got an empty list')
             if example.unanswerable:
                 subject, problem_text = "it is unanswerable, and its refusal", refusal_problem
             else:

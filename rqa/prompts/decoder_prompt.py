@@ -1,29 +1,35 @@
 """The prompt of a decoder: instruction, passages, history and question to token ids, for training and inference.
 
 A prompt is a list of pieces. Template pieces (instruction, prefixes, separators, text of a chat template) may contain
-control tokens. Data pieces (passages, messages, question, answer) do not: "<|im_end|>" in a passage is encoded as text.
-Added tokens that are not special, such as Gemma's runs of newlines, are normal vocabulary. Text between two control
-tokens is tokenized in one call, as in pretraining.
+control tokens. Data pieces (passages, messages, question, answer) do not. Text between two control tokens is tokenized
+in one call, as in pretraining.
+
+The ids of a prompt and its answer are those of the chat template for the whole conversation. Text that the template
+writes between the two, such as a channel or a closed block of reasoning, is part of the answer's ids.
 """
 
-import re
-from collections.abc import Iterable, Sequence
-from copy import deepcopy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
-
-from jinja2 import TemplateError
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rqa.data.passage_selection import GeneratorInput
-from rqa.data.records import Example, Passage, Role, Turn
+from rqa.data.records import Example, Passage, Turn
+from rqa.distributed.untrusted import read_settings
 from rqa.errors import InputError
+from rqa.prompts.answer_decoder import REASONING, AnswerDecoder, open_reasoning
+from rqa.prompts.chat_template import TEMPLATE_DATE, ChatTemplate
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 INSTRUCTION = "Answer the question using only the passages below."
 
+CHANNEL, CHANNEL_END = "<|channel|>", "<|end|>"  # of gpt-oss, which reasons in a channel before that of the answer
 _NO_RANK = -1  # the rank of a token that is never truncated
 
 
@@ -45,6 +51,15 @@ class _Piece(NamedTuple):
     rank: int = _NO_RANK
 
 
+class _AroundAnswer(NamedTuple):
+    """Text of a template: at the start of a prompt, at its end, between it and an answer, and after an answer."""
+
+    start: str
+    opening: str
+    header: str
+    after: str
+
+
 class Prompt(NamedTuple):
     """The ids of a prompt, the passage tokens that did not fit, and the passages that fitted at least in part."""
 
@@ -54,57 +69,47 @@ class Prompt(NamedTuple):
 
 
 def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a checkpoint. Raises InputError if there is none."""
+    """Load the tokenizer of a checkpoint. Raises InputError if there is none, or if its files are damaged."""
     from transformers import AutoTokenizer  # takes a second to import, and flags need only ChatFormat
 
+    from rqa.distributed.hub import check_checkpoint_name
+
+    check_checkpoint_name(name_or_path)
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        message = f"{name_or_path}: expected a checkpoint folder or a hub name, got neither ({error})"
-        raise InputError(message) from error
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer("\u0378")  # an unassigned character: an error if the vocabulary lacks the unknown token
+        return tokenizer
+    except Exception as error:  # the package tokenizers raises Exception itself for a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name_or_path}: no tokenizer can be loaded: {reason}") from error
 
 
-def tokenize_data(tokenizer: "PreTrainedTokenizerBase", texts: str | list[str]) -> "BatchEncoding":
-    """Return ids and offsets of texts without control tokens: a control token in a text is encoded as text."""
-    encoded: BatchEncoding = tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    return encoded
+def load_stop_ids(name_or_path: str) -> list[int]:
+    """Return the end-of-sequence ids of a checkpoint: those of GLM, for example, contain <|user|>.
 
+    Raises InputError if its generation_config.json or config.json is not valid.
+    """
+    from transformers.utils.hub import cached_file
 
-class AnswerDecoder:
-    """Decodes answers, with a fast tokenizer that has an end-of-sequence token."""
-
-    stop_ids: list[int]
-    _separator: Sequence[int] = ()  # between an answer and its eos
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", eos_id: int | None) -> None:
-        if not tokenizer.is_fast:
-            raise InputError(f"{tokenizer.name_or_path}: expected a tokenizer with a tokenizer.json, got a slow one")
-        if eos_id is None:
-            raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token, answers need one")
-        self.tokenizer = tokenizer
-        self.eos_id = eos_id
-
-    def answer_text(self, ids: list[int]) -> str:
-        """Return the text of generated ids, up to the end of the answer."""
-        end = next((i for i, id in enumerate(ids) if id in self.stop_ids), len(ids))
-        if self._separator and ids[end - len(self._separator) : end] == self._separator:
-            end -= len(self._separator)
-        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text).strip()
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    ids: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = cached_file(name_or_path, name, **optional)
+        settings = read_settings(Path(path)) if path else {}
+        value = settings.get("eos_token_id") if isinstance(settings, dict) else None
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(id) is int for id in values):
+            raise InputError(f'{path}: field "eos_token_id": expected token ids, got {value!r}')
+        ids += values
+    return ids
 
 
 class PromptBuilder(AnswerDecoder):
     """Builds prompts of at most `max_prompt_length` tokens, and answers.
 
     Without a `chat` format the tokenizer's chat template is used: instruction, passages and question are one user
-    message, after the messages of the history.
+    message, after the messages of the history. `chat_template_kwargs` and `chat_template_date` are the arguments of
+    `ChatTemplate`. `stop_ids` are control tokens that also end an answer, see `load_stop_ids`.
     """
 
     def __init__(
@@ -113,29 +118,33 @@ class PromptBuilder(AnswerDecoder):
         chat: ChatFormat | None = None,
         instruction: str = INSTRUCTION,
         max_prompt_length: int = 2048,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_date: str = TEMPLATE_DATE,
+        stop_ids: Iterable[int] = (),
     ) -> None:
-        super().__init__(tokenizer, tokenizer.eos_token_id)
-        if chat is None and not tokenizer.chat_template:
-            raise InputError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template. "
-                "Set --user_prefix and --assistant_prefix (and --sep_user, --sep_sys)"
-            )
-        self.chat = chat
         self.instruction = instruction
         self.max_prompt_length = max_prompt_length
-        self._added_tokens = tokenizer.get_added_vocab()
-        self._control = _control_pattern(tokenizer)
-        self._inner_tokenizer = _inner(tokenizer)
+        self.chat = chat
+        affixes: list[str] = []
+        if chat is None:
+            template = ChatTemplate(tokenizer, chat_template_kwargs, chat_template_date)
+            self._template = cache(partial(template.split, add_generation_prompt=True))  # by the roles of the messages
+            around = _around_answer(template, tokenizer.name_or_path)
+        else:
+            around = _AroundAnswer("", f"{chat.assistant_prefix}:", " ", chat.sep_sys)
+            affixes = [chat.user_prefix, chat.sep_user, chat.assistant_prefix, chat.sep_sys]
+        texts = [str(tokenizer.chat_template), *affixes, *around]
+        super().__init__(tokenizer, tokenizer.eos_token_id, affixes=affixes, template=texts)
+        # The tokenizer's automatic BOS begins every prompt of flags, so that a literal one would repeat it. A chat
+        # template writes its own. A BOS that is also eos ends turns and is kept.
         bos = tokenizer.bos_token_id
-        self._bos = [bos] if bos is not None and tokenizer("a")["input_ids"][0] == bos else []  # begins every text
-        # A literal BOS would repeat the automatic one and is dropped. A BOS that is also eos ends turns and is kept.
-        self._own_bos = {tokenizer.bos_token} if self._bos and bos != self.eos_id else set()
-        self._rendered = cache(self._render_template)
-        self._lead = self._answer_lead()
-        self._separator = self._answer_separator()
-        # A separator of ordinary text, such as a newline, may occur inside an answer: only eos ends it.
-        stops = set(self._added_tokens.values()).intersection(self._separator[:1])
-        self.stop_ids = sorted({self.eos_id, *stops})
+        adds_bos = chat is not None and bos is not None and tokenizer("a")["input_ids"][0] == bos
+        self._bos = [bos] if adds_bos else []
+        self._dropped = {*self._bos} - {self.eos_id}
+        self._set_header(around)
+        ends = self._set_ending(around.after)
+        self.stop_ids = sorted({self.eos_id, *self._ends_of_answers({*ends, *stop_ids})})
 
     def prompt(self, item: GeneratorInput) -> Prompt:
         """Return the prompt of an input. Only passages are truncated: the last ranked first, at its end.
@@ -165,8 +174,8 @@ class PromptBuilder(AnswerDecoder):
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer, the separator after an assistant's turn, and one eos."""
-        ids, _ = self._encode([_Piece(self._lead + text, False)], start=False)
-        return [*ids, *self._separator, self.eos_id]
+        pieces = [_Piece(self._header_text), _Piece(text, False), _Piece(self._closing)]
+        return [*self._ids_behind(self._behind, pieces), *self.separator, self.eos_id]
 
     def _pieces(self, example: Example, passages: Iterable[tuple[Passage, int]]) -> list[_Piece]:
         """Return the pieces of a prompt with these passages and their ranks."""
@@ -177,7 +186,7 @@ class PromptBuilder(AnswerDecoder):
             return self._prefixed(self.chat, context, example)
         contents = [[_Piece(turn.text, False)] for turn in example.chat_history]
         contents.append([*context, _Piece(example.question, False)])
-        template = self._rendered(tuple(turn.role for turn in example.chat_history))
+        template = self._template((*(turn.role for turn in example.chat_history), "user"))
         pieces = [_Piece(template[0])]
         for content, after in zip(contents, template[1:], strict=True):
             pieces += [*content, _Piece(after)]
@@ -196,88 +205,94 @@ class PromptBuilder(AnswerDecoder):
         ids = [*self._bos] if start else []
         ranks = [_NO_RANK] * len(ids)
         run: list[_Piece] = []
-        tokenizer = self.tokenizer if start else self._inner_tokenizer
+        is_inner = not start
         for piece in pieces:
-            parts = self._control.split(piece.text) if piece.is_template else [piece.text]
-            for part in parts:
-                if piece.is_template and part in self._added_tokens:
-                    self._encode_run(tokenizer, run, ids, ranks)
-                    run, tokenizer = [], self._inner_tokenizer
-                    if part not in self._own_bos:
-                        ids.append(self._added_tokens[part])
-                        ranks.append(_NO_RANK)
-                elif part:
+            for part in self.text_tokenizer.parts(piece.text) if piece.is_template else [piece.text]:
+                if isinstance(part, str):
                     run.append(piece._replace(text=part))
-        self._encode_run(tokenizer, run, ids, ranks)
+                    continue
+                self._encode_run(run, ids, ranks, is_inner=is_inner)
+                run, is_inner = [], True
+                if part not in self._dropped:
+                    ids.append(part)
+                    ranks.append(_NO_RANK)
+        self._encode_run(run, ids, ranks, is_inner=is_inner)
         return ids, ranks
 
-    def _encode_run(
-        self, tokenizer: "PreTrainedTokenizerBase", run: Sequence[_Piece], ids: list[int], ranks: list[int]
-    ) -> None:
+    def _encode_run(self, run: Sequence[_Piece], ids: list[int], ranks: list[int], *, is_inner: bool) -> None:
         """Append the ids of text without control tokens. A token across the edge of a passage has _NO_RANK."""
         if not run:
             return
-        encoded = tokenize_data(tokenizer, "".join(piece.text for piece in run))
+        [encoded] = self.text_tokenizer.encode(["".join(piece.text for piece in run)], is_inner=is_inner)
         owner = [rank for piece in run for rank in [piece.rank] * len(piece.text)]
-        ids += encoded["input_ids"]
-        for start, end in encoded["offset_mapping"]:
+        ids += encoded.ids
+        for start, end in encoded.offsets:
             inside = start < end and owner[start] == owner[end - 1]
             ranks.append(owner[start] if inside else _NO_RANK)
 
-    def _answer_lead(self) -> str:
-        """Return the white space between prompt and answer that is not part of the prompt."""
-        if self._inner_tokenizer.tokenize("a")[0].startswith("▁"):
-            return ""  # the tokenizer itself adds a space before every text
-        if self.chat is not None:
-            return " "
-        opening, written = self._rendered(())[1], self._rendered(("user", "assistant"), False)[1]
-        lead = written.removeprefix(opening)
-        return lead if lead.isspace() else ""
+    def _ids_behind(self, text: str, pieces: Sequence[_Piece]) -> list[int]:
+        """Return the ids of `pieces` behind ordinary text of the template, as in one text with it."""
+        for before in (text, "\n", ""):  # where a token would cross the edge, other text precedes, at last none
+            start, _ = self._encode([_Piece(before)], start=False)
+            ids, _ = self._encode([_Piece(before), *pieces], start=False)
+            if ids[: len(start)] == start:
+                break
+        return ids[len(start) :]
 
-    def _answer_separator(self) -> list[int]:
-        """Return the ids between an answer and its eos."""
-        if self.chat is not None:
-            separator = self._encode([_Piece(self.chat.sep_sys)], start=False)[0]
-        else:
-            # The first control token of the template after an assistant's message.
-            control = self._control.search(self._rendered(("user", "assistant"), False)[2])
-            separator = [self._added_tokens[control[control.lastindex or 0]]] if control else []
-        return separator[: separator.index(self.eos_id)] if self.eos_id in separator else separator
+    def _set_header(self, around: _AroundAnswer) -> None:
+        """Set the text and the ids between the prompt and an answer, and the prompt's text before them."""
+        *_, last = "", *self.text_tokenizer.parts(around.opening)
+        self._behind = last if isinstance(last, str) else ""  # after the last control token of the prompt
+        self._header_text = around.header
+        self._header = self._ids_behind(self._behind, [_Piece(around.header)]) if around.header.strip() else []
+        self._open_reasoning = open_reasoning(around.opening) if self.chat is None else None
 
-    def _render_template(self, history: tuple[Role, ...], add_question: bool = True) -> list[str]:
-        """Return the chat template's text before, between and after messages, whose roles are `history`.
+    def _set_ending(self, after: str) -> list[int]:
+        """Set the text and the ids between an answer and its eos; return the first id that can end an answer.
 
-        With `add_question` a user message and the beginning of an answer follow.
+        With a chat template it is the first control token of the text `after` an answer, and the last of these ids.
         """
-        roles = (*history, "user") if add_question else history
-        marks = [f"<message {i} of {len(roles)}>" for i in range(1, len(roles) + 1)]
-        messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        try:
-            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_question))
-        except TemplateError as error:
-            raise InputError(
-                f"{self.tokenizer.name_or_path}: the chat template rejects messages of {', '.join(roles)}: {error}"
-            ) from error
-        pattern = "|".join(map(re.escape, marks))
-        if re.findall(pattern, text) != marks:
-            raise InputError(
-                f"{self.tokenizer.name_or_path}: expected a chat template that writes each message once and in order. "
-                "Set --user_prefix and --assistant_prefix instead"
-            )
-        return re.split(pattern, text)
+        self._closing = ""
+        if self.chat is not None:
+            ids = self._ids_behind(".", [_Piece(after)])
+            ends = ids[:1]
+        else:
+            parts = self.text_tokenizer.parts(after)[:2]
+            ends = [part for part in parts if isinstance(part, int)][:1]
+            text = "".join(part for part in parts[:1] if isinstance(part, str) and ends)
+            if text.isspace():
+                self._closing, text = text, ""  # tokenized together with the answer
+            ids = [*self._ids_behind(".", [_Piece(text)]), *ends]
+        self.separator = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
+        return ends
+
+    def _ends_of_answers(self, ids: Iterable[int]) -> set[int]:
+        """Return the control tokens in `ids`: ordinary text may occur inside an answer.
+
+        The end of a channel is left out: the channel of the answer follows it.
+        """
+        control = self.text_tokenizer.control
+        inner = {control.get(CHANNEL_END)} if CHANNEL in control else set()
+        return {*ids}.intersection(control.values()) - inner
 
 
-def _control_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """Return a pattern of control tokens, each one group, with the white space that the tokenizer strips."""
-    tokens = sorted(tokenizer.added_tokens_decoder.values(), key=lambda token: -len(token.content))
-    space = r"\s*"
-    patterns = (f"{space * token.lstrip}({re.escape(token.content)}){space * token.rstrip}" for token in tokens)
-    return re.compile("|".join(patterns) if tokens else "(?!)")
+def _around_answer(template: ChatTemplate, name: str) -> _AroundAnswer:
+    """Return a chat template's text around the answer to one question.
 
-
-def _inner(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
-    """Return the tokenizer for text after a control token: without a space that only the first text gets."""
-    if getattr(tokenizer.backend_tokenizer.pre_tokenizer, "prepend_scheme", None) == "first":
-        tokenizer = deepcopy(tokenizer)
-        tokenizer.backend_tokenizer.pre_tokenizer.prepend_scheme = "never"
-    return tokenizer
+    The header is the text that the template writes between a prompt and an answer. It closes reasoning that the prompt
+    opens, because an answer inside it would be reasoning.
+    """
+    start, opening = template.split(("user",), add_generation_prompt=True)
+    written_start, written, after = template.split(("user", "assistant"), add_generation_prompt=False)
+    header = written.removeprefix(opening) if written.startswith(opening) else ""
+    if reasoning := open_reasoning(opening + header):
+        header += f"\n{REASONING[reasoning]}\n\n"
+    elif start != written_start or not (written.startswith(opening) or opening.startswith(written)):
+        log.warning(
+            "%s: the chat template ends a prompt with %r, and writes %r before the answer of a conversation. "
+            "Answers follow the prompt",
+            name,
+            start + opening,
+            written_start + written,
+        )
+    return _AroundAnswer(start, opening, header, after)

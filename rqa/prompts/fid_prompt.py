@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Passage
 from rqa.errors import InputError
-from rqa.prompts.decoder_prompt import AnswerDecoder, tokenize_data
+from rqa.prompts.answer_decoder import AnswerDecoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,15 +39,13 @@ class PassagePromptBuilder(AnswerDecoder):
     ) -> None:
         # An encoder-decoder made of two BERTs ends its answers with their separator.
         eos_id = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-        super().__init__(tokenizer, eos_id)
+        super().__init__(tokenizer, eos_id, affixes=speakers)
         self.stop_ids = [self.eos_id]
         self.max_passage_length = max_passage_length
         self.speakers = {"user": speakers[0], "assistant": speakers[1]}
         whole = tokenizer("a", return_special_tokens_mask=True)
         start, end = (mask.index(0) for mask in (whole["special_tokens_mask"], whole["special_tokens_mask"][::-1]))
         self._opening, self._closing = whole["input_ids"][:start], whole["input_ids"][len(whole["input_ids"]) - end :]
-        added = tokenizer.added_tokens_decoder.items()  # added tokens that are not special are normal vocabulary
-        self._control = {id: token.content for id, token in added if token.special and id != tokenizer.unk_token_id}
 
     def prompt(self, item: GeneratorInput) -> PassagePrompts:
         """Return the prompts of an input, in the order of its passages. Only passages are truncated, at their ends.
@@ -78,21 +76,10 @@ class PassagePromptBuilder(AnswerDecoder):
 
     def _encoded(self, texts: list[str]) -> list[list[tuple[int, int]]]:
         """Return the tokens of each text as pairs: the id, and the position of its first character."""
-        encoded = tokenize_data(self.tokenizer, texts)
         return [
-            [(part, start) for id, (start, _) in zip(ids, offsets, strict=True) for part in self._as_text(id)]
-            for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            [(id, start) for id, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)]
+            for encoding in self.text_tokenizer.encode(texts)
         ]
-
-    def _as_text(self, id: int) -> list[int]:
-        """Return the ids of a token as text: a control token becomes several ids.
-
-        A Unigram model, such as T5's, finds control tokens in text although special tokens are split.
-        """
-        if id not in self._control:
-            return [id]
-        model, text = self.tokenizer.backend_tokenizer.model, self._control[id]
-        return [token.id for part in (text[:1], text[1:]) for token in model.tokenize(part)]
 
 
 def _passage_text(passage: Passage) -> str:

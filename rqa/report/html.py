@@ -180,14 +180,15 @@ def _questions(evaluations: Sequence[Evaluation], labels: Mapping[str, str]) -> 
 
     def side_data(row: PredictionRecord) -> dict[str, Any]:
         by_id = {passage["id"]: passage for passage in row.attribution or ()}
-        fields = {name: getattr(row, name) for name in ("answer", "finished", "num_passages_read", "verdict")}
-        return {name: value for name, value in fields.items() if value is not None} | {
+        names = ("answer", "reasoning", "finished", "num_passages_read", "verdict")
+        return {name: value for name in names if (value := getattr(row, name)) is not None} | {
             "scores": [*map(question_scores(row).get, metrics)],
             "passages": [passage_data(passage, by_id.get(passage.id)) for passage in row.passages],
         }
 
     questions = [
-        {name: getattr(sides[0], name) for name in ("id", "question", "chat_history", "references")}
+        {name: getattr(sides[0], name) for name in ("id", "question", "chat_history")}
+        | {"references": next((row.references for row in sides if row.references), ())}  # a retriever alone has none
         | {"sides": [side_data(row) for row in sides]}
         for sides in track(rows, "report", unit="questions")
     ]

@@ -93,7 +93,7 @@ def ranking_plots(evaluations: Sequence[Evaluation]) -> list[Plot]:
     """Plot recall, hit and all at each k, with intervals."""
     lines = []
     for i, evaluation in enumerate(evaluations):
-        ks = sorted(int(name.removeprefix("recall@")) for name in evaluation.scores if name.startswith("recall@"))
+        ks = sorted(int(name[7:]) for name in evaluation.scores if re.fullmatch(r"recall@[0-9]+", name))
         for j, (metric, label) in enumerate([*RANKINGS.items()][: 1 if len(evaluations) > 1 else None]):
             y = [evaluation.scores.get(f"{metric}@{k}", math.nan) for k in ks]
             intervals = [evaluation.intervals.get(f"{metric}@{k}", (math.nan, math.nan)) for k in ks]
@@ -102,9 +102,9 @@ def ranking_plots(evaluations: Sequence[Evaluation]) -> list[Plot]:
 
 
 def position_plots(reports: Sequence[ContextsRecord | None]) -> list[Plot]:
-    """Plot F1 by the position of the gold passage, from the context report of each side; None is a missing report."""
+    """Plot F1 by the position of the gold passage, if there are several; None is a side without a context report."""
     lines = []
-    for i, report in ((i, report) for i, report in enumerate(reports) if report):
+    for i, report in ((i, report) for i, report in enumerate(reports) if report and report.k > 1):
         positions = range(1, report.k + 1)
         conditions = [report.conditions[f"gold_at_{position}"] for position in positions]
         y = [condition["scores"]["f1"] for condition in conditions]

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +11,20 @@ from pathlib import Path
 import torch
 
 from rqa.data.corpus import PassageStore
+from rqa.errors import InputError
 from rqa.retrieval.encoder import Encoder
 from rqa.retrieval.index import FaissIndex
 from rqa.retrieval.retrieve import Retrieved, ranked
-from rqa.terminal import Progress
+from rqa.terminal import Progress, plural
 from rqa.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
+OTHER_PATH = "Choose another --full_dataset_index_path."
+
 
 class DenseRetriever:
-    """Retrieves by the cosine between the embeddings of query and passage."""
+    """Retrieves by the cosine between the embeddings of query and passage, or by their inner product; see `Encoder`."""
 
     def __init__(self, passages: PassageStore, encoder: Encoder, index: FaissIndex) -> None:
         self.passages, self.encoder, self.index = passages, encoder, index
@@ -39,10 +43,18 @@ class DenseRetriever:
                 progress.advance(len(rows))
         return retrieved
 
+    def verify(self) -> None:
+        """Wait until the whole index was read. Raises DamagedIndexError if it was damaged."""
+        self.index.verify()
+
     def fingerprint(self) -> str:
-        """Return the fingerprints of corpus and index, and the query prefix. The index depends on the encoder."""
-        corpus, index = self.passages.fingerprint[:16], self.index.fingerprint[:16]
-        return f"corpus {corpus} index {index} query_prefix {self.encoder.query_prefix!r}"
+        """Return the fingerprints of corpus, index and encoder, and the query prefix.
+
+        An encoder may embed queries with other weights than passages: the index does not depend on all of them.
+        """
+        parts = self.passages.fingerprint, self.index.fingerprint, str(self.index.provenance["encoder"])
+        corpus, index, encoder = (part[:16] for part in parts)
+        return f"corpus {corpus} index {index} encoder {encoder} query_prefix {self.encoder.query_prefix!r}"
 
 
 def open_retriever(
@@ -59,8 +71,11 @@ def open_retriever(
     """Return a retriever over `passages` with the index in `index_path`.
 
     If there is no index, one process builds it and others wait. Raises StaleIndexError if the index was built from
-    other passages or with another encoder.
+    other passages or with another encoder, and InputError if the folder cannot hold an index.
     """
+    index_path = Path(index_path)
+    if index_path.exists() and not index_path.is_dir():
+        raise InputError(f"{index_path}: expected a folder for the index, got a file. {OTHER_PATH}")
     prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
     encoder = Encoder(embedding_model, device=device, batch_size=embedding_batch_size, **prefixes)
     provenance = {
@@ -68,13 +83,15 @@ def open_retriever(
         "encoder": encoder.fingerprint(),
         "passage_prefix": encoder.passage_prefix,
         "factory": index_factory,
+        "similarity": encoder.similarity,
+        "truncate_dim": encoder.truncate_dim,
     }
-    index_path = Path(index_path)
     with _folder_lock(index_path):
         try:
             index = FaissIndex.load(index_path, provenance=provenance)
         except FileNotFoundError:
-            log.info("%s: building the index of %d passages", index_path, len(passages))
+            _check_writable(index_path)
+            log.info("%s: building the index of %s", index_path, plural(len(passages), "passage"))
             vectors = encoder.encode_passages(passages)
             with Progress("building the index"):
                 index = FaissIndex.build(vectors, index_factory)
@@ -82,11 +99,23 @@ def open_retriever(
     return DenseRetriever(passages, encoder, index)
 
 
+def _check_writable(folder: Path) -> None:
+    """Raise InputError if no file can be written into a folder, before anything is embedded."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        problem = f"expected a folder that the index can be written into, got {error.strerror}"
+        raise InputError(f"{folder}: {problem}. {OTHER_PATH}") from error
+
+
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which ends with the process: two runs never build the same index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{folder}: expected a folder for the index, got {error.strerror}. {OTHER_PATH}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

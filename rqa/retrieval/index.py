@@ -1,7 +1,8 @@
 """The vector index: the rows of a matrix with the largest inner product with a query.
 
 Legend: n rows or queries, D dimension, k neighbours. A folder holds index-<16 hexadecimal digits of its SHA-256>.faiss
-and manifest.json. A new index never overwrites the old file; the new manifest makes it current.
+and manifest.json, with a checksum of each block. A new index never overwrites the old file; the new manifest makes it
+current.
 FAISS is imported inside functions: on macOS its OpenMP runtime can clash with that of torch.
 """
 
@@ -16,13 +17,14 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rqa.atomic_files import atomic_file, flush, read_manifest, sha256_of, write_manifest
+from rqa.atomic_files import atomic_file, flush, read_manifest, write_manifest
 from rqa.errors import InputError
+from rqa.retrieval.verification import Checksums, Verification
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Floats: TypeAlias = NDArray[np.float32]
 Rows: TypeAlias = NDArray[np.int64]
-FORMAT = 2
+FORMAT = 3
 EXTRA_CANDIDATES = 16  # beyond k: 8 already sufficed on every clustered set of 100,000 unit vectors tried
 MAX_NORM = 2.0**63  # no inner product of two such vectors overflows float32
 DATA_FILES = f"index-{'[0-9a-f]' * 16}.faiss"
@@ -52,6 +54,7 @@ class FaissIndex:
         self.provenance: dict[str, JSON] = {}
         self._index = index
         self._max_norm = max_norm  # largest Euclidean norm of a row: it bounds FAISS's rounding
+        self._verification: Verification | None = None  # of a loaded file
         self._vectors: Floats | None = None
         if isinstance(index, faiss.IndexFlat):  # a view of FAISS's memory or of the mapped file, never a copy
             self._vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d)
@@ -90,7 +93,8 @@ class FaissIndex:
         Ties are in order of row. A Flat index is exact and independent of the batch; others are as good as FAISS. If
         there are fewer than k hits, the tail has score -inf and row -1, which Python takes for the last row! One call
         for many queries is faster.
-        Raises InputError if `queries` is not a matrix of finite numbers, D differs from the index's, or k < 1.
+        Raises InputError if `queries` is not a matrix of finite numbers, D differs from the index's, or k < 1, and
+        DamagedIndexError if the file was found damaged; `verify` waits until all of it has been read.
         """
         matrix, _ = _checked(queries, "queries")
         if matrix.shape[1] != self.dimension:
@@ -104,6 +108,8 @@ class FaissIndex:
             if vectors is None
             else self._search_exactly(matrix, vectors, width)
         )
+        if self._verification is not None:
+            _check(self._verification)
         tail = ((0, 0), (0, k - width))
         return np.pad(scores, tail, constant_values=-np.inf), np.pad(rows, tail, constant_values=-1)
 
@@ -137,6 +143,11 @@ class FaissIndex:
                 scores[i], rows[i] = _best(vectors, query, close, k)
         return scores, rows
 
+    def verify(self) -> None:
+        """Wait until every byte of the file was compared with its checksum. Raises DamagedIndexError."""
+        if self._verification is not None:
+            _check(self._verification, wait=True)
+
     def save(self, directory: str | Path, *, provenance: Mapping[str, JSON] = {}) -> None:
         """Write the index into the folder `directory`, which is created or whose older index is replaced.
 
@@ -149,12 +160,14 @@ class FaissIndex:
 
         directory = Path(directory)
         _read_manifest(directory)  # refuses foreign folders
-        provenance, digest = json.loads(json.dumps(provenance, allow_nan=False)), hashlib.sha256()
+        provenance = json.loads(json.dumps(provenance, allow_nan=False))
+        digest, checksums = hashlib.sha256(), Checksums()
         unnamed = directory / ".index.new"  # the file's name contains its hash, which is known after the last block
         with atomic_file(unnamed) as file:
 
             def write(block: bytes) -> None:
                 digest.update(block)
+                checksums.update(block)
                 file.write(block)
 
             writer = faiss.PyCallbackIOWriter  # type: ignore[attr-defined, unused-ignore]  # missing from FAISS's stubs
@@ -162,11 +175,11 @@ class FaissIndex:
         self.provenance, self.fingerprint = dict(provenance), digest.hexdigest()
         data = unnamed.replace(directory / f"index-{self.fingerprint[:16]}.faiss")
         flush(directory)
-        write_manifest(directory / "manifest.json", self._manifest(data))
+        write_manifest(directory / "manifest.json", self._manifest(data, checksums))
         for old in {*directory.glob(DATA_FILES)} - {data}:
             old.unlink()
 
-    def _manifest(self, data: Path) -> dict[str, Any]:
+    def _manifest(self, data: Path, checksums: Checksums) -> dict[str, Any]:
         import faiss
 
         lists = faiss.try_extract_index_ivf(self._index)
@@ -181,6 +194,7 @@ class FaissIndex:
             "file": data.name,
             "size": data.stat().st_size,
             "sha256": self.fingerprint,
+            "checksums": checksums.values,
             "provenance": self.provenance,
         }
 
@@ -188,8 +202,9 @@ class FaissIndex:
     def load(cls, directory: str | Path, *, verify: bool = False, provenance: Mapping[str, JSON] | None = None) -> Self:
         """Return the index in `directory`, mapped into memory: its pages are shared and read when searched.
 
-        Manifest and size are always checked; with `verify` the whole file is read and hashed too. A `provenance` that
-        is not None must equal the saved one.
+        Manifest and size are checked. A thread compares the file with its checksums; searches raise DamagedIndexError
+        once it found damage. With `verify`, or if the factory is not Flat, this waits for it: damaged lists and graphs
+        can crash FAISS. A `provenance` that is not None must equal the saved one.
         Raises FileNotFoundError if no index was completed yet, DamagedIndexError and StaleIndexError.
         """
         import faiss
@@ -201,9 +216,9 @@ class FaissIndex:
         data = directory / manifest["file"]
         _expect(data, "size", data.stat().st_size if data.exists() else "no file", manifest["size"])
         if provenance is not None:
-            _check_provenance(directory, manifest["provenance"], provenance)
-        if verify:
-            _expect(data, "SHA-256", sha256_of(data), manifest["sha256"])
+            _check_provenance(directory, manifest, provenance)
+        verification = Verification(data, manifest["checksums"])
+        _check(verification, wait=verify or manifest["factory"] != "Flat")
         try:
             index = faiss.read_index(str(data), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
@@ -211,6 +226,7 @@ class FaissIndex:
         _expect(data, "rows and dimension", (index.ntotal, index.d), (manifest["rows"], manifest["dimension"]))
         loaded = cls(index, manifest["factory"], manifest["max_norm"])
         loaded.provenance, loaded.fingerprint = manifest["provenance"], manifest["sha256"]
+        loaded._verification = verification
         return loaded
 
 
@@ -268,18 +284,28 @@ def _read_manifest(directory: Path) -> dict[str, Any] | None:
         raise DamagedIndexError(f"{path}: expected the manifest of an index, got another one. {REMEDY}")
     number = manifest.get("rqa_index", manifest.get("format"))  # until format 1 the field was "rqa_index"
     if number != FORMAT:
-        raise DamagedIndexError(f"{path}: expected index format {FORMAT}, got {number}. Update rqa, or: {REMEDY}")
+        update = "Update rqa, or: " if isinstance(number, int) and number > FORMAT else ""
+        raise DamagedIndexError(f"{path}: expected index format {FORMAT}, got {number}. {update}{REMEDY}")
     return manifest
 
 
-def _check_provenance(directory: Path, stored: Mapping[str, JSON], expected: Mapping[str, JSON]) -> None:
-    lines = []
+def _check_provenance(directory: Path, manifest: Mapping[str, Any], expected: Mapping[str, JSON]) -> None:
+    stored, lines = manifest["provenance"], []
     for key in sorted({*stored, *expected}):  # compared as JSON, where a tuple is a list, and 1 is not true
         old, new = (json.dumps(side[key], sort_keys=True) if key in side else "none" for side in (stored, expected))
         if old != new:
             lines.append(f"  {key}: expected {new}, got {old}")
     if lines:
-        raise StaleIndexError("\n".join([f"{directory}: the index was built from other inputs:", *lines, REMEDY]))
+        size = f"{manifest['rows']} vectors of dimension {manifest['dimension']}"
+        raise StaleIndexError("\n".join([f"{directory}: the index ({size}) has other inputs:", *lines, REMEDY]))
+
+
+def _check(verification: Verification, *, wait: bool = False) -> None:
+    """Raise DamagedIndexError if the verification found damage, in all of the file if `wait`."""
+    if wait:
+        verification.wait()
+    if verification.problem:
+        raise DamagedIndexError(f"{verification.path}: expected the saved bytes, got {verification.problem}. {REMEDY}")
 
 
 def _expect(path: Path, name: str, actual: object, expected: object) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from rqa.atomic_files import atomic_file
 from rqa.data.corpus import PassageStore, open_passages
-from rqa.data.jsonl import DataError
+from rqa.data.file_report import DataError
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage
 from rqa.errors import InputError
-from rqa.terminal import Progress
+from rqa.terminal import Progress, plural
 from rqa.timing import Span, record_spans, summarize_spans
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,14 @@ class Retriever(Protocol):
 
     def fingerprint(self) -> str:
         """Return an identifier that changes whenever retrieval results may change."""
+
+
+@runtime_checkable
+class Verifiable(Protocol):
+    """A retriever that reads files, and searches them before all of them were compared with their checksums."""
+
+    def verify(self) -> None:
+        """Wait for the comparison. Raises InputError if a file is damaged."""
 
 
 def build_query(example: Example, *, history_turns: int = 1) -> str:
@@ -170,7 +178,7 @@ def retrieve_splits(
     the passages are the first `k` contexts of each example; raises DataError if an example has none.
 
     With a `cache_dir`, results are cached there under the fingerprints of retriever and corpus, `k` and the queries.
-    Cached results have no time.
+    Cached results have no time. Results of a damaged index are neither cached nor returned.
     """
     if open_retriever is None:
         _check_contexts(splits)
@@ -179,7 +187,7 @@ def retrieve_splits(
     if passages is None:
         raise ValueError("retrieve_splits: expected the corpus that the retriever searches, got None")
     if num_given := sum(bool(example.contexts) for example in chain(*splits)):
-        log.info('the "ctxs" of %d questions are ignored: --embedding_model is set', num_given)
+        log.info('--embedding_model is set: the "ctxs" of %s are ignored', plural(num_given, "question"))
     _log_missing_gold(chain(*splits), passages)
     results: list[Any] = [None]
     if accelerator.is_main_process:
@@ -189,8 +197,13 @@ def retrieve_splits(
                 queries = [build_query(example, history_turns=history_turns) for example in examples]
                 hits.append(_retrieve(retriever, queries, passages, k, cache_dir))
                 progress.advance(len(examples))
-        results = [(hits, retriever.fingerprint())]
-    [(hits, fingerprint)] = broadcast_object_list(results)
+        results = [(hits, retriever.fingerprint(), passages.fingerprint)]
+    [(hits, fingerprint, corpus)] = broadcast_object_list(results)
+    if corpus != passages.fingerprint:
+        raise InputError(
+            f"--full_dataset_file_path: expected the same passages on every process, got fingerprint {corpus[:16]} on "
+            f"the first and {passages.fingerprint[:16]} on this one. Start again with files that nothing changes."
+        )
     return [Retrieval(ranked(passages, *pair), seconds, fingerprint, stages) for *pair, seconds, stages in hits]
 
 
@@ -203,7 +216,7 @@ def _retrieve(
     and a resumed run needs the same results.
     """
     if cache_dir is None:
-        return _search(retriever, queries, passages, k)
+        return _search_verified(retriever, queries, passages, k)
     key = json.dumps([FORMAT, retriever.fingerprint(), passages.fingerprint, k, queries])
     path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     if path.exists():
@@ -211,12 +224,19 @@ def _retrieve(
             return _read(path, (len(queries), k), len(passages))
         except (OSError, EOFError, ValueError, LookupError, BadZipFile) as error:
             log.warning("%s: damaged (%s); the passages are retrieved again", path, error)
-    hits = _search(retriever, queries, passages, k)
+    hits = _search_verified(retriever, queries, passages, k)
     try:
         with atomic_file(path) as file:
             np.savez(file, rows=hits[0], scores=hits[1])
     except OSError as error:
         log.warning("%s: the retrieved passages are not cached: %s", path, error)
+    return hits
+
+
+def _search_verified(retriever: Retriever, queries: Sequence[str], passages: PassageStore, k: int) -> _Hits:
+    hits = _search(retriever, queries, passages, k)
+    if isinstance(retriever, Verifiable):
+        retriever.verify()
     return hits
 
 
@@ -235,4 +255,4 @@ def _log_missing_gold(examples: Iterable[Example], passages: PassageStore) -> No
     if missing := [
         each.where for each in examples if None in [passages.row_of(gold.id) for gold in each.gold_passages]
     ]:
-        log.warning("%d examples have gold passages that the corpus lacks, first %s", len(missing), missing[0])
+        log.warning("the corpus lacks gold passages of %s, first %s", plural(len(missing), "example"), missing[0])

@@ -17,6 +17,7 @@ from .run_log import new_folder as new_folder
 from .run_log import run_fingerprint as run_fingerprint
 from .run_log import start_run as start_run
 from .schedule import learning_rate_at as learning_rate_at
+from .schedule import max_weight_change as max_weight_change
 from .signals import StopSignals as StopSignals
 from .signals import log_resume_command as log_resume_command
 from .trackers import Tracker as Tracker
@@ -38,6 +39,7 @@ __all__ = [
     "log_resume_command",
     "log_rows",
     "make_optimizer",
+    "max_weight_change",
     "new_folder",
     "run_fingerprint",
     "start_run",

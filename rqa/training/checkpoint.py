@@ -2,11 +2,14 @@
 
 A checkpoint is a folder, OUTPUT_DIR/checkpoints/step-00000050, that is whole or does not exist: it is written under
 another name, with a manifest of the size and SHA-256 of every file, flushed to the disk and renamed. Older checkpoints
-are deleted after that. All ranks must see the same folder.
+are deleted after that. A later evaluation of the same step replaces only the manifest. All ranks must see the same
+folder.
 """
 
+import copy
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +19,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rqa import __version__
 from rqa.atomic_files import atomic_file, atomic_folder, publish_folder, read_manifest, sha256_of, write_manifest
+from rqa.distributed.accelerator import call_on_main
 from rqa.errors import InputError
 from rqa.terminal import Progress, track
 from rqa.training.early_stopping import EarlyStopping
@@ -31,8 +34,20 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-LOGS = ("metrics.jsonl", "timings.jsonl")
+METRICS = "metrics.jsonl"
+LOGS = (METRICS, "timings.jsonl")
 MAX_FAILURES_IN_A_ROW = 3
+# Parts of a fingerprint that change no update: they may change on resume, with a warning.
+ONLY_EVALUATION = frozenset(
+    "--eval_file --test_file --eval_steps --per_device_eval_batch_size --max_new_tokens --max_answer_length "
+    "--embedding_batch_size --early_stopping_patience".split()
+)
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module)\.")  # of torch.compile and FSDP in names of weights
+LENGTHS = frozenset({"--num_train_epochs", "--max_steps"})
+NO_MORE_STEPS = (
+    "The learning rate of every step depends on the number of steps: a run cannot be extended. To train further, start "
+    "a new run from its exported model: --model_name_or_path OUTPUT_DIR/model --output_dir NEW_FOLDER"
+)
 WRITE_ERRORS = (
     OSError,
     RuntimeError,
@@ -58,12 +73,32 @@ class Checkpoints:
     early_stopping: EarlyStopping
     keep: int = field(default=2, kw_only=True)
     failures: int = field(default=0, init=False)  # in a row
+    last_step: int = field(default=0, init=False)  # that `save` was called for, or that was resumed from
 
     def __post_init__(self) -> None:
         self.fingerprint = json.loads(json.dumps(self.fingerprint))  # as a manifest returns it
 
     def save(self, step: int) -> bool:
-        """Save the state after a step. Return False if that failed; raise OSError after three failures in a row."""
+        """Save the state after a step. Return False if that failed; raise OSError after three failures in a row.
+
+        A second call for the same step adds the evaluation since the first; if that failed, it is not repeated.
+        """
+        if step != self.last_step:
+            self.last_step = step
+            problem = self._write(step)
+            self.failures = self.failures + 1 if problem else 0
+        else:
+            problem = "" if self.failures else self._attempt(lambda: self._add_evaluation(step))
+        if problem:
+            log.error("step %d: the checkpoint could not be written: %s", step, problem)
+        if is_missing := bool(problem or self.failures):
+            self.early_stopping.values.pop(step, None)  # only a saved step can be the best
+        if self.failures == MAX_FAILURES_IN_A_ROW:
+            raise OSError(f"{self.folder}: {self.failures} checkpoints in a row could not be written: {problem}")
+        return not is_missing
+
+    def _write(self, step: int) -> str:
+        """Write a checkpoint, and delete older ones. Return "" or the problem."""
         final, partial = _folder(self.folder, step), _folder(self.folder, step, ".partial")
         with Progress(f"step {step}: saving a checkpoint"):
             problem = (
@@ -71,15 +106,9 @@ class Checkpoints:
                 or self._attempt(lambda: self.accelerator.save_state(str(partial)), everywhere=True)
                 or self._attempt(lambda: self._publish(step, partial, final))
             )
-        self.failures = self.failures + 1 if problem else 0
-        if problem:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(partial, ignore_errors=True)  # makes room on a full disk
-            self.early_stopping.values.pop(step, None)  # only a saved step can be the best
-            log.error("step %d: the checkpoint could not be written: %s", step, problem)
-        if self.failures == MAX_FAILURES_IN_A_ROW:
-            raise OSError(f"{self.folder}: {self.failures} checkpoints in a row could not be written: {problem}")
-        return not problem
+        if problem and self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)  # makes room on a full disk
+        return problem
 
     def _attempt(self, write: Callable[[], object], *, everywhere: bool = False) -> str:
         """Run `write`, on the main process or `everywhere`. Return "" or the problem on all ranks."""
@@ -119,22 +148,32 @@ class Checkpoints:
             if old != self.early_stopping.best:
                 shutil.rmtree(_folder(self.folder, old))
 
+    def _add_evaluation(self, step: int) -> None:
+        """Add the lines of metrics.jsonl since the save to the manifest, which is replaced as a whole."""
+        path = _folder(self.folder, step) / MANIFEST
+        manifest = read_manifest(path)
+        with (self.folder / METRICS).open("rb") as file:
+            file.seek(manifest["files"][METRICS][0])
+            added = file.read().decode()
+        evaluations = list(self.early_stopping.values.items())
+        write_manifest(path, {**manifest, "evaluations": evaluations, "added_to_metrics": added})
+
     def resume(self, checkpoint: str) -> int:
         """Restore a run, with its logs, and return the number of steps done.
 
-        `checkpoint` is the folder of a checkpoint, or "latest", the newest whole one; if the run has none yet, no step
-        is done. Raises InputError if the checkpoint is damaged, or of another format or run.
+        `checkpoint` is the folder of a checkpoint, that of a run, whose newest whole one is used, or "latest", for this
+        run; if it has none yet, no step is done. Raises InputError if the checkpoint is damaged, or of another format
+        or run.
         """
         is_main = self.accelerator.is_main_process
-        verified = (self._latest() if checkpoint == "latest" else _verified(Path(checkpoint))) if is_main else None
-        [verified] = broadcast_object_list([verified])
+        verified = call_on_main(self.accelerator, lambda: _find(checkpoint, self.folder))
         if verified is None:
             log.info("no checkpoint to resume from: training starts at step 1")
             for name in LOGS if is_main else ():
                 (self.folder / name).unlink(missing_ok=True)
             return 0
         path, manifest = verified
-        _check_fingerprint(path, manifest["fingerprint"], self.fingerprint)
+        _check_fingerprint(path, manifest["fingerprint"], self.fingerprint, bool(self.early_stopping.metric))
         for name, installed in _versions().items():
             if manifest["versions"].get(name) != installed:
                 log.warning("%s: written with %s %s, now %s", path, name, manifest["versions"].get(name), installed)
@@ -142,34 +181,26 @@ class Checkpoints:
             self.accelerator.load_state(str(path))
         self.early_stopping.values = dict(manifest["evaluations"])
         if is_main:
-            self._restore_logs(path, manifest["step"])
+            self._restore_logs(path, manifest["step"], manifest.get("added_to_metrics", ""))
+        if path.absolute() == _folder(self.folder, manifest["step"]).absolute():
+            self.last_step = manifest["step"]
         self.accelerator.wait_for_everyone()
         log.info("resumed after step %d, from %s", manifest["step"], path)
         return int(manifest["step"])
 
-    def load(self, step: int) -> None:
-        """Restore the state after a step, and nothing else."""
-        with Progress(f"loading the checkpoint of step {step}"):
-            self.accelerator.load_state(str(_folder(self.folder, step)))
+    def load_best(self) -> None:
+        """Restore the state after the best evaluation, if there is one, and nothing else."""
+        if step := self.early_stopping.best:
+            with Progress(f"loading the checkpoint of step {step}"):
+                self.accelerator.load_state(str(_folder(self.folder, step)))
 
-    def _latest(self) -> tuple[Path, dict[str, Any]] | None:
-        steps = _saved_steps(self.folder)
-        for step in reversed(steps):
-            try:
-                return _verified(_folder(self.folder, step))
-            except DamagedCheckpointError as error:
-                log.warning("%s The checkpoint before it is tried.", error)
-        if steps:
-            problem = f"{self.folder}: expected a whole checkpoint, got {len(steps)} damaged"
-            raise InputError(f"{problem}. Name a new --output_dir.")
-        return None
-
-    def _restore_logs(self, path: Path, step: int) -> None:
+    def _restore_logs(self, path: Path, step: int, added_to_metrics: str) -> None:
         """Restore the logs of the checkpoint at `path`, and delete later checkpoints: their steps are repeated."""
         for name in LOGS:
             if (path / name).exists():
                 with (path / name).open("rb") as saved, atomic_file(self.folder / name) as file:
                     shutil.copyfileobj(saved, file)
+                    file.write(added_to_metrics.encode() if name == METRICS else b"")
             else:
                 (self.folder / name).unlink(missing_ok=True)
         for later in _saved_steps(self.folder):
@@ -188,10 +219,36 @@ def _saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-" + "[0-9]" * 8))
 
 
+def _find(checkpoint: str, folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return a checkpoint, verified, with its manifest; None if the run in `folder` has no "latest" yet."""
+    if checkpoint == "latest":
+        return _newest(folder) if _saved_steps(folder) else None
+    path = Path(checkpoint).absolute()
+    for run in (path, path.parent):  # the folder of a run, or the folder "checkpoints" in it
+        if path in (run, run / "checkpoints") and _saved_steps(run):
+            return _newest(run)
+    return _verified(Path(checkpoint))
+
+
+def _newest(run: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the newest whole checkpoint of a run, with its manifest. Raises InputError if all are damaged."""
+    steps = _saved_steps(run)
+    for step in reversed(steps):
+        try:
+            return _verified(_folder(run, step))
+        except DamagedCheckpointError as error:
+            log.warning("%s The checkpoint before it is tried.", error)
+    problem = f"{run}: expected a whole checkpoint, got {len(steps)} damaged"
+    raise InputError(f"{problem}. Name a new --output_dir.")
+
+
 def _verified(path: Path) -> tuple[Path, dict[str, Any]]:
     """Read every byte of a checkpoint. Return it with its manifest; raise InputError if it cannot be used."""
     try:
         manifest = read_manifest(path / MANIFEST)
+    except FileNotFoundError as error:
+        kinds = "a checkpoint, the folder of a run, or latest"
+        raise DamagedCheckpointError(f"{path}: expected {kinds}, got a folder without {MANIFEST}.") from error
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{path}: expected a whole checkpoint, got {error!r} for {MANIFEST}.") from error
     written = manifest.get("format", manifest.get("rqa_checkpoint", "none"))
@@ -212,35 +269,86 @@ def _verified(path: Path) -> tuple[Path, dict[str, Any]]:
     return path, manifest
 
 
-def _check_fingerprint(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise InputError, which names every difference, unless two fingerprints are equal."""
+def _check_fingerprint(
+    path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], selects_the_best: bool = False
+) -> None:
+    """Raise InputError, which names every difference, unless two fingerprints have the same updates."""
+    free = ONLY_EVALUATION - ({"--eval_file"} if selects_the_best else set())
+    changed = [name for name in sorted({*saved, *current}) if saved.get(name) != current.get(name)]
     lines = [
         f"  {name}: expected {saved.get(name)!r}, as in the checkpoint, got {current.get(name)!r}"
-        for name in sorted({*saved, *current})
-        if saved.get(name) != current.get(name)
+        for name in changed
+        if name not in free
     ]
     if lines:
-        raise InputError("\n".join([f"{path}: this is a checkpoint of another run:", *lines]))
+        advice = [NO_MORE_STEPS] if LENGTHS & {*changed} else []
+        raise InputError("\n".join([f"{path}: this is a checkpoint of another run:", *lines, *advice]))
+    for name in changed:
+        was, now = saved.get(name), current.get(name)
+        log.warning("%s: %r in %s, now %r: no update changes, but evaluations may", name, was, path, now)
 
 
 def _versions() -> dict[str, str]:
     return {"rqa": __version__} | {name: version(name) for name in ("accelerate", "torch", "transformers")}
 
 
-def export(accelerator: Accelerator, model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+def export(
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write the plain model inside the prepared wrapper `model`, and its tokenizer, to the folder `path`.
 
+    The weights of `model` are rounded to `dtype` in place, so that later evaluations are those of the exported model.
     The plain class loads it. The folder is whole or does not exist; an older one is replaced. Every rank calls this.
+    Raises InputError if a weight is not finite in `dtype`.
     """
+    _round_weights(accelerator, model, dtype)
     with Progress(f"exporting the model to {path}"):
         state = accelerator.get_state_dict(model)
         if accelerator.is_main_process:
-            plain = accelerator.unwrap_model(model).model
-            state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-            for tied, source in plain.all_tied_weights_keys.items():
-                if source in state:
-                    state.pop(tied, None)  # DeepSpeed returns copies, which would be saved in addition to their source
+            plain = accelerator.unwrap_model(model, keep_torch_compile=False).model
             with atomic_folder(path) as partial:
-                plain.save_pretrained(partial, state_dict=state)
+                plain.save_pretrained(partial, state_dict=_plain_state(state, plain, dtype))
+                config = copy.deepcopy(plain.config)
+                config.dtype = dtype  # save_pretrained writes that of the module
+                config.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
         accelerator.wait_for_everyone()
+
+
+def _round_weights(accelerator: Accelerator, model: nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights of a prepared model in place; of sharded weights the part on this rank."""
+    if dtype == torch.float32:
+        return
+    overflows = torch.zeros((), device=accelerator.device)
+    for parameter in model.parameters():
+        for part in (parameter.data, getattr(parameter, "ds_tensor", None)):  # ZeRO-3 keeps its shard in ds_tensor
+            if part is not None:
+                local = part.to_local() if hasattr(part, "to_local") else part  # of FSDP2
+                overflows += (~local.copy_(local.to(dtype)).isfinite()).sum()
+    name = str(dtype).removeprefix("torch.")
+    if count := int(accelerator.reduce(overflows, "sum").item()):
+        raise InputError(f"--save_dtype {name}: expected finite weights, got {count} that overflow. Set another dtype.")
+    log.info("the weights are rounded to %s, for the exported model and its test", name)
+
+
+def _plain_state(
+    prepared: Mapping[str, torch.Tensor], plain: PreTrainedModel, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Return the state of a prepared model as that of the plain model in it, with weights of `dtype`.
+
+    Raises RuntimeError if a name is missing or unknown: the plain class could not load it.
+    """
+    state = {_WRAPPERS.sub("", name).removeprefix("model."): tensor for name, tensor in prepared.items()}
+    for tied, source in plain.all_tied_weights_keys.items():
+        if source in state:
+            state.pop(tied, None)  # DeepSpeed returns copies, which would be saved in addition to their source
+    weights = {_WRAPPERS.sub("", name) for name, _ in plain.named_parameters(remove_duplicate=False)}
+    buffers = {_WRAPPERS.sub("", name) for name, _ in plain.named_buffers()}
+    lacking = weights - plain.all_tied_weights_keys.keys() - state.keys()
+    if wrong := lacking | (state.keys() - weights - buffers):
+        raise RuntimeError(f"export: the names of weights are not those of {type(plain).__name__}: {sorted(wrong)[:3]}")
+    return {name: tensor.to(dtype) if name in weights else tensor for name, tensor in state.items()}

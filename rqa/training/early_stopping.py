@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rqa.errors import InputError
 from rqa.evaluation.metrics import HIGHER_IS_BETTER
 
 
@@ -15,7 +16,12 @@ class EarlyStopping:
     values: dict[int, float] = field(default_factory=dict)  # of each evaluation, by step
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the evaluation after a step."""
+        """Record the evaluation after a step. Raises InputError if it lacks the metric: without references."""
+        if self.metric and self.metric not in metrics:
+            raise InputError(
+                f"--metric_for_best_model {self.metric}: expected it among the scores, got {', '.join(metrics)}. Add "
+                "answers to the questions of --eval_file."
+            )
         if self.metric:
             self.values[step] = metrics[self.metric]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rqa.prompts.collators import IGNORE_INDEX
+from rqa.training.schedule import warn_without_change
 
 Batch = dict[str, Any]
 MAX_SKIPPED_IN_A_ROW = 3
@@ -58,8 +59,10 @@ def train_steps(
     with (seed, step, rank), so that code between two steps has no effect on them.
 
     A step whose gradient is not finite is skipped on all ranks. Raises FloatingPointError after three in a row. In
-    float16 only steps whose loss is not finite count, because its scaler overflows to adjust the scale.
+    float16 only steps whose loss is not finite count, because its scaler overflows to adjust the scale. Logs a warning
+    if the learning rates are too small to change answers.
     """
+    warn_without_change(learning_rate, num_steps)
     skipped_in_a_row = 0
     for step in range(first_step, num_steps):
         start = time.perf_counter()
@@ -119,7 +122,8 @@ def train_steps(
         )
         if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(
-                f"step {step + 1}: expected a finite gradient, got {skipped_in_a_row} in a row that are not finite"
+                f"step {step + 1}: expected a finite gradient, got {skipped_in_a_row} in a row that are not finite. "
+                "Lower --learning_rate, or remove the examples that the log names"
             )
 
 

@@ -1,10 +1,12 @@
 """The start of a training run: its output folder, its fingerprint, its log."""
 
 import hashlib
+import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -17,31 +19,35 @@ from transformers import PreTrainedTokenizerBase
 
 from rqa.atomic_files import write_json
 from rqa.data.records import Example
+from rqa.distributed.accelerator import call_on_main
 from rqa.distributed.device import peak_memory_gib
 from rqa.errors import InputError
 from rqa.evaluation.evaluate import Scores
-from rqa.evaluation.metrics import format_scores
-from rqa.evaluation.results import StepRecord, TimingRecord, to_line
+from rqa.evaluation.results import StepRecord, TimingRecord, read_run, to_line
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieval
 from rqa.terminal import printable
 from rqa.training.checkpoint import Checkpoints
 from rqa.training.early_stopping import EarlyStopping
+from rqa.training.folder_lock import join_lock, lock_folder
 from rqa.training.loop import Step
 from rqa.training.trackers import Tracker, TrackerName
 
 log = logging.getLogger("rqa")
 
 SHOWN_CHARACTERS = 600  # at each end of the prompt that is logged
+OF_ONE_ATTEMPT = ("resume_from_checkpoint", "break_lock")  # flags that config.json does not repeat
 
 
-def new_folder(accelerator: Accelerator, path: str, *, resume: bool | None = None) -> Path:
-    """Create the output folder of a run.
+def new_folder(accelerator: Accelerator, path: str, *, resume: bool | None = None, break_lock: bool = False) -> Path:
+    """Create the output folder of a run, and lock it until all processes of the run have ended. Every rank calls this.
 
-    Raises InputError if it is not writable, or has a run's files and `resume` is not True (None: no flag to resume).
+    Raises InputError if it is not writable, has a run's files and `resume` is not True (None: no flag to resume), or is
+    locked by another run; see `folder_lock.lock_folder` for `break_lock`.
     """
     folder = Path(path)
-    if accelerator.is_main_process:
+
+    def create() -> None:
         if (folder / "config.json").exists() and not resume:
             or_resume = "" if resume is None else ", or resume that run: --resume_from_checkpoint latest"
             raise InputError(f"--output_dir {path}: expected no files of a run. Name a new folder{or_resume}.")
@@ -51,6 +57,10 @@ def new_folder(accelerator: Accelerator, path: str, *, resume: bool | None = Non
                 pass
         except OSError as error:
             raise InputError(f"--output_dir {path}: expected a writable folder, got {error}") from error
+        lock_folder(folder, break_lock=break_lock)
+
+    call_on_main(accelerator, create)
+    join_lock(folder)
     return folder
 
 
@@ -72,7 +82,7 @@ class RunLog:
     """Writes config.json, metrics.jsonl and timings.jsonl, log lines, a progress bar, and numbers for a tracker.
 
     metrics.jsonl is the same when a run is repeated, timings.jsonl is not. `example_ids` are those of the training
-    examples, by position. `config` is written to config.json without resume_from_checkpoint: a repeated run is new.
+    examples, by position. `config` is written to config.json without OF_ONE_ATTEMPT: a repeated run is new.
     Only the main process writes.
     """
 
@@ -94,7 +104,7 @@ class RunLog:
         self.device, self.is_main = accelerator.device, accelerator.is_main_process
         self.unlogged_steps: list[Step] = []
         if self.is_main:
-            values = {name: value for name, value in config.items() if name != "resume_from_checkpoint"}
+            values = {name: value for name, value in config.items() if name not in OF_ONE_ATTEMPT}
             write_json(folder / "config.json", values)
         name: TrackerName = tracker if self.is_main else "none"
         self.tracker = Tracker(name, folder, config, group=run_group, first_step=first_step)
@@ -102,7 +112,9 @@ class RunLog:
         self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not is_shown)
 
     def step(self, step: Step) -> None:
-        """Record a step. Log a line every `logging_steps` steps and after the last."""
+        """Record a step, unless the log has it. Log a line every `logging_steps` steps and after the last."""
+        if step.number <= self.last_step:
+            return
         ids = tuple(self.example_ids[i] for i in step.non_finite_examples)
         record = StepRecord(
             step=step.number,
@@ -147,7 +159,7 @@ class RunLog:
         """Record an evaluation, and write its scores and predictions to the folder `name`."""
         self._append("metrics.jsonl", {"evaluation": name, **scores.metrics})
         self.tracker.log_evaluation(name.partition("-")[0], scores.metrics, self.last_step)
-        self.info(f"{name}: {format_scores(scores.metrics)}")
+        self.info(f"{name}: {scores.summary}")
         if self.is_main:
             scores.write(self.folder / name)
 
@@ -181,6 +193,7 @@ def run_fingerprint(
         "processes": accelerator.num_processes,
         "distribution": f"{accelerator.distributed_type.value}{f' stage {plugin.zero_stage}' if plugin else ''}",
         "mixed precision": accelerator.mixed_precision,
+        "torch.compile": accelerator.state.dynamo_plugin.backend.value.lower(),
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
         "tokens of the first rows": _digest(rows),
         **{
@@ -206,6 +219,13 @@ class Run:
     checkpoints: Checkpoints
     early_stopping: EarlyStopping
     first_step: int
+    unevaluated: tuple[Step, ...] = ()  # the step of the checkpoint, if it was saved before its evaluation
+
+    def remaining(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """Yield `steps` until the run stops early, after the step of the checkpoint if that has no evaluation."""
+        repeated = chain(self.unevaluated, steps)
+        while not self.early_stopping.should_stop and (step := next(repeated, None)):
+            yield step
 
 
 def start_run(
@@ -227,5 +247,15 @@ def start_run(
     early_stopping = EarlyStopping(metric_for_best_model, early_stopping_patience)
     checkpoints = Checkpoints(accelerator, folder, fingerprint, early_stopping, keep=save_total_limit)
     first_step = checkpoints.resume(resume_from_checkpoint) if resume_from_checkpoint else 0
+    unevaluated = call_on_main(accelerator, lambda: _last_step(folder)) if first_step else ()
     run_log = RunLog(accelerator, folder, first_step=first_step, **log_options)
-    return Run(run_log, checkpoints, early_stopping, first_step)
+    return Run(run_log, checkpoints, early_stopping, first_step, unevaluated)
+
+
+def _last_step(folder: Path) -> tuple[Step, ...]:
+    """Return the last step in the log of a run, without its times; none if it is followed by an evaluation."""
+    if "evaluation" in json.loads((folder / "metrics.jsonl").read_bytes().splitlines()[-1]):
+        return ()
+    record = read_run(folder).steps[-1]
+    values = {field.name: getattr(record, field.name) for field in fields(record) if field.name != "step"}
+    return (Step(number=record.step, seconds=0.0, batch_seconds=0.0, **values | {"non_finite_examples": ()}),)

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -16,23 +17,27 @@ from accelerate import Accelerator
 log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WARNING_SIGNALS = (signal.SIGXCPU,)  # of a limit that is near; a batch system may repeat them
 PR_SET_PDEATHSIG = 1  # option of Linux' prctl
 
 
 class StopSignals:
     """In its `with` block SIGTERM, SIGINT (Ctrl-C) and SIGHUP request a stop; a second one of the same kind kills.
 
-    The end of the launcher is a request too, because `accelerate launch` of one process forwards no signals.
+    SIGXCPU and the `further` signals request it too, and may be repeated. The end of the launcher is a request, because
+    `accelerate launch` of one process forwards no signals.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, further: Sequence[signal.Signals] = ()) -> None:
         self.accelerator = accelerator
+        self.warnings = {*WARNING_SIGNALS, *further} - {*STOP_SIGNALS}
         self.received: set[int] = set()
         self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in STOP_SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+        for number in {*STOP_SIGNALS, *self.warnings}:
+            # nohup ignores SIGHUP. A launcher may have to ignore a warning, which its processes then inherit.
+            if number in self.warnings or signal.getsignal(number) != signal.SIG_IGN:
                 self._handlers_before[number] = signal.signal(number, self._receive)
         by_launcher = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
         if by_launcher and sys.platform == "linux":
@@ -44,12 +49,15 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        if number in self.received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        is_repeated, is_warning = number in self.received, number in self.warnings
         self.received.add(number)
         name = signal.Signals(number).name
-        os.write(2, f"{name}: stopping after this step; {name} again stops at once\n".encode())
+        if not is_repeated:
+            again = "" if is_warning else f"; {name} again stops at once"
+            os.write(2, f"{name}: stopping after this step{again}\n".encode())
+        elif not is_warning:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def stop_requested(self) -> bool:
         """Return True if any rank received a signal: the same on all ranks. Every rank must call this."""

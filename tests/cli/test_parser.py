@@ -58,6 +58,8 @@ def test_a_written_config_repeats_the_values(tmp_path, value):
         (("--salt", "true"), CookingArgs(salt=True)),
         (("--sep", "<|end_of_turn|>"), CookingArgs(sep="<|end_of_turn|>")),
         (("--sep", " "), CookingArgs()),
+        (("--no_lid",), CookingArgs(lid=False)),
+        (("--salt",), CookingArgs(salt=True)),
     ],
 )
 def test_documented_forms_of_values(argv, expected):
@@ -138,12 +140,11 @@ def test_a_folder_that_is_no_evaluation_is_refused(tmp_path, present, missing):
 @pytest.mark.parametrize(
     "argv", [("--turn", "3"), ("--turns", "x"), ("--lid", "perhaps"), ("--unknown", "1"), ("stray",)]
 )
-def test_usage_errors_exit_with_2(argv, capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_usage_errors_are_one_line(argv):
+    with pytest.raises(InputError) as refused:
         parse(*argv)
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert argv[0] in message or argv[-1] in message
+    assert argv[0] in str(refused.value) or argv[-1] in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_usage_errors_exit_with_2(argv, capsys):
     [
         ("turns: [1", ("c.yaml",)),
         ("- turns", ("flag: value", "list")),
-        ("turn: 3\nheats: 2", ("heats, turn",)),
+        ("turn: 3\nheats: 2", ("c.yaml:1: unknown flag turn. Did you mean turns?", "c.yaml:2: unknown flag heats")),
         ("heat: 3\nwarmth: 2", ("warmth", "heat")),
     ],
 )
@@ -197,9 +198,44 @@ def test_two_names_of_one_flag_in_a_config_file_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--document_path", "--document-path", "--full-dataset-file-path"])
-def test_aliases_have_the_spellings_of_flags(flag):
-    [args] = parse_args(RetrievalArgs(), argv=[flag, "corpus.jsonl"])
-    assert args.full_dataset_file_path == "corpus.jsonl"
+def test_aliases_have_the_spellings_of_flags(flag, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"{flag.removeprefix('--')}: corpus.jsonl")
+    for argv in ([flag, "corpus.jsonl"], [f"{flag}=corpus.jsonl"], ["--config", str(tmp_path / "c.yaml")]):
+        [args] = parse_args(RetrievalArgs(), argv=argv)
+        assert args.full_dataset_file_path == "corpus.jsonl"
+
+
+def test_two_names_of_one_flag_on_the_command_line_are_an_error():
+    with pytest.raises(InputError, match="--heat 1 and --warmth 2"):
+        parse("--heat", "1", "--warmth", "2")
+    assert parse("--heat", "1", "--heat", "2") == parse("--heat", "2", "--warmth", "2") == CookingArgs(2.0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--embeding_model", "x"), "unknown flag --embeding_model. Did you mean --embedding_model?"),
+        (("--query=x",), "unknown flag --query. Did you mean --query_prefix?"),
+        (("--entirely_different", "x"), "unknown flag --entirely_different"),
+        (
+            ("--index_factory",),
+            "--index_factory: expected a value, got none. If it begins with -, write --index_factory=VALUE",
+        ),
+        (("--query_history", "2.5"), "--query_history: expected a whole number, got '2.5'"),
+        (("stray",), "unexpected argument 'stray': expected flags, each with one value"),
+    ],
+)
+def test_an_error_of_the_command_line_names_flag_value_and_expectation(argv, message):
+    with pytest.raises(InputError) as refused:
+        parse_args(RetrievalArgs(), argv=argv)
+    assert str(refused.value) == message
+
+
+def test_a_file_of_another_recipe_is_one_error_with_the_way_to_an_evaluation(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(flat([RetrievalArgs()])))
+    with pytest.raises(InputError, match=f"--config {path}: 8 flags of another recipe, such as .* --evaluation"):
+        parse("--config", str(path), default=QuestionArgs(), base="evaluation")
 
 
 def test_an_output_that_cannot_be_written_is_an_error(tmp_path):

@@ -1,5 +1,6 @@
 """Flags of the recipes: values that are refused, derived values, shipped configurations."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from rqa.cli.parser import flat, parse_args
 from rqa.cli.training_args import FLAGS_FREE_ON_RESUME, ModelArgs, OptimizationArgs, RunArgs, flags_locked_on_resume
 from rqa.data.jsonl import parse_object
 from rqa.errors import InputError
+from rqa.training.checkpoint import ONLY_EVALUATION
 
 CONFIGS = Path(__file__).parents[2] / "recipes/configs"
 COMMON = (ModelArgs(), DataArgs(), RetrievalArgs(), PassageArgs(), OptimizationArgs(), RunArgs())
+PREFIXES = ["--user_prefix", "Q", "--assistant_prefix", "A"]
 EVALUATION = (EvaluationArgs(), GeneratorArgs(), RetrievalArgs(), JudgeArgs())
 
 
@@ -44,11 +47,24 @@ def test_shipped_configurations_are_valid(name, groups):
         (PromptArgs(), ["--user_prefix", "Q"], ("--user_prefix", "--assistant_prefix")),
         (PromptArgs(), ["--sep_user", "|"], ("--sep_user", "--user_prefix")),
         (PromptArgs(), ["--sep_sys", "|"], ("--sep_sys", "--user_prefix")),
+        (PromptArgs(), ["--chat_template_kwargs", "[1]"], ("--chat_template_kwargs", "object")),
+        (PromptArgs(), ["--chat_template_kwargs", "{thinking: false}"], ("--chat_template_kwargs", "object")),
+        (PromptArgs(), ["--chat_template_date", "3 May"], ("--chat_template_date", "3 May", "2024-07-26")),
+        (PromptArgs(), [*PREFIXES, "--chat_template_date", "2020-01-02"], ("--chat_template_date", "--user_prefix")),
+        (PromptArgs(), [*PREFIXES, "--chat_template_kwargs", "{}"], ("--chat_template_kwargs", "--user_prefix")),
+        (GeneratorArgs(), ["--qa_is_fid", "true", "--chat_template_kwargs", "{}"], ("--qa_is_fid", "_kwargs")),
+        (GeneratorArgs(), ["--qa_is_fid", "true", "--chat_template_date", "2020-01-02"], ("--qa_is_fid", "_date")),
         (GeneratorArgs(), ["--qa_is_fid", "true", "--max_prompt_length", "9"], ("--qa_is_fid", "--max_prompt_length")),
         (OptimizationArgs(), ["--max_steps", "0"], ("--max_steps", "0")),
+        (OptimizationArgs(), ["--num_train_epochs", "0"], ("--num_train_epochs", "0")),
+        (OptimizationArgs(), ["--num_train_epochs", "inf"], ("--num_train_epochs", "inf")),
+        (OptimizationArgs(), ["--max_grad_norm=-inf"], ("--max_grad_norm", "-inf")),
         (OptimizationArgs(), ["--per_device_train_batch_size", "0"], ("--per_device_train_batch_size", "0")),
         (OptimizationArgs(), ["--max_grad_norm", "0"], ("--max_grad_norm", "0")),
         (OptimizationArgs(), ["--deepspeed", "no.json"], ("--deepspeed", "no.json")),
+        (RunArgs("o"), ["--stop_signals", "USR1,USR9"], ("--stop_signals", "USR9")),
+        (RunArgs("o"), ["--stop_signals", "SIGKILL"], ("--stop_signals", "SIGKILL")),
+        (RunArgs("o"), ["--resume_from_checkpoint", "no/such"], ("--resume_from_checkpoint", "no/such", "latest")),
         (RunArgs(), [], ("--output_dir",)),
         (RunArgs(), ["--output_dir", "o", "--early_stopping_patience", "2"], ("--metric_for_best_model",)),
         (RunArgs(), ["--output_dir", "o", "--metric_for_best_model", "x"], ("--metric_for_best_model", "f1")),
@@ -60,9 +76,50 @@ def test_invalid_values_name_the_flag(group, argv, words):
     assert all(word in str(refused.value) for word in words)
 
 
+def test_the_flags_of_the_chat_template_are_options_of_the_collator():
+    argv = ["--chat_template_kwargs", '{"enable_thinking": true}', "--chat_template_date", "2020-01-02"]
+    [given], [default] = parse_args(PromptArgs(), argv=argv), parse_args(PromptArgs(), argv=[])
+    names = ("chat_template_kwargs", "chat_template_date")
+    assert [given.collator_options[name] for name in names] == [{"enable_thinking": True}, "2020-01-02"]
+    assert [default.collator_options[name] for name in names] == [{}, "2024-07-26"]
+    assert parse_args(PromptArgs(), argv=argv) == (PromptArgs(**{name: flat((given,))[name] for name in vars(given)}),)
+
+
 @pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(2, -1, 20), (1.5, -1, 15), (2, 7, 7), (1, 70, 70)])
 def test_number_of_steps(epochs, max_steps, expected):
     assert OptimizationArgs(num_train_epochs=epochs, max_steps=max_steps).num_steps(10) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "checkpoint"), [("", ""), ("false", ""), ("true", "latest"), ("True", "latest"), ("latest", "latest")]
+)
+def test_a_truth_value_resumes_from_the_latest_checkpoint(value, checkpoint):
+    [args] = parse_args(RunArgs("o"), argv=["--resume_from_checkpoint", value])
+    assert args.run_options["resume_from_checkpoint"] == checkpoint
+    assert args.folder_options["resume"] == bool(checkpoint)
+
+
+def test_further_signals_are_named_with_and_without_their_prefix():
+    assert RunArgs("o", stop_signals="SIGUSR1, usr2").further_signals == (signal.SIGUSR1, signal.SIGUSR2)
+    assert RunArgs("o").further_signals == ()
+
+
+# A new flag stands in one of three lists: it is locked, free, or free with a warning.
+LOCKED = set(
+    "use_flash_attention query_prefix passage_prefix index_factory embedding_max_num_to_retrieve query_history "
+    "passage_order gold_dropout hard_negatives refusal_answer learning_rate num_train_epochs max_steps "
+    "per_device_train_batch_size gradient_accumulation_steps group_by_length lr_scheduler_type warmup_ratio "
+    "weight_decay max_grad_norm optim seed metric_for_best_model".split()
+)
+
+
+def test_every_flag_of_training_is_locked_free_or_free_with_a_warning():
+    config = flat(COMMON).keys()
+    warned = {name.removeprefix("--") for name in ONLY_EVALUATION} - {"eval_file", "test_file"}  # by content
+    prompts = {"max_new_tokens", "max_answer_length"}
+    assert config - LOCKED - FLAGS_FREE_ON_RESUME - warned == set()
+    assert (LOCKED | warned) - config == prompts
+    assert not LOCKED & FLAGS_FREE_ON_RESUME
 
 
 def test_flags_are_free_or_locked_on_resume():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from rqa.data.jsonl import DataError
+from rqa.data.file_report import DataError
 from rqa.data.records import load_examples
 
 

@@ -1,13 +1,15 @@
 """The corpus: the same passages from every file format."""
 
+import os
 import pickle
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from rqa.data.corpus import open_passages
-from rqa.data.records import Passage
+from rqa.data.records import Passage, read_passage
 from rqa.errors import InputError
 
 
@@ -101,24 +103,119 @@ def test_the_fingerprint_covers_ids_and_titles_in_order(write):
 
 
 def test_all_rows_are_checked_at_opening(write, problems, pickled):
-    bad = [doc("A"), {"page_content": 1}, {}, doc(" "), doc("A", 5), doc("A")]
+    bad = [doc("A"), {"page_content": 1}, {}, doc(" ", 5), doc("A", 5), doc("A")]
     expected = [
         '2: field "page_content": expected text, got number',
-        '3: field "page_content": expected text, got nothing',
+        '3: field "page_content": expected text, got no such field; the row has no fields',
+        '4: field "metadata.source": expected text, got number',
         '4: field "page_content": expected text, got only white space',
         '5: field "metadata.source": expected text, got number',
     ]
     assert problems(write(*bad), open_passages) == expected
-    path = pickled(doc("A"), doc(" "), doc("B", "", 3), doc("\ud800"))
-    assert [line[0] for line in problems(path, open_passages)] == ["2", "3", "4"]
+    path = pickled(doc("A"), doc("B", "", 3), doc("\ud800"), doc("C", ["u"]), doc("D", "", {"a": {}}))
+    assert [line[0] for line in problems(path, open_passages)] == ["2", "3", "4", "5"]
 
 
 def test_other_metadata_of_a_pickle_is_ignored(write, pickled):
     extra = {
         "page_content": "A",
-        "metadata": {"source": "1", "title": "t", "seq_num": 3, "score": float("nan"), "next": None},
+        "metadata": {
+            **{"source": "1", "title": "t", "seq_num": 3, "score": float("nan"), "next": None},
+            **{"tags": ["a", {"b": [1]}], "place": {"page": 1}, 7: "seven", "of": Document(page_content="B")},
+        },
     }
+    extra["metadata"]["itself"] = extra["metadata"]
     assert open_passages(pickled(extra))[:] == open_passages(write(doc("A", "1", "t")))[:]
+
+
+@pytest.mark.parametrize("empty", ["", " \n"])
+def test_passages_without_text_are_left_out_and_counted(write, pickled, caplog, empty):
+    rows = [doc("A"), doc(empty, "1", "t"), doc("B"), doc(empty)]
+    for path in (write(*rows), pickled(*rows)):
+        caplog.clear()
+        assert open_passages(path)[:] == open_passages(write(doc("A"), doc("B"), name="sound.jsonl"))[:]
+        assert caplog.messages == [f"{path}: passages without text are left out: 2 rows, first {path}:2"]
+
+
+def test_a_corpus_of_empty_passages_is_refused(write):
+    with pytest.raises(InputError, match="expected at least one passage with text"):
+        open_passages(write(doc(""), doc(" ")))
+
+
+# Changes during a run
+
+
+def replaced(path, content):
+    path.unlink()
+    path.write_bytes(content)
+
+
+def keep_time(path, content):
+    """Write without a trace, as a network file system may show it for seconds."""
+    status = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+TEXT_CHANGES = [
+    lambda content: content[: len(content) // 2],
+    lambda content: b"",
+    lambda content: content[::-1],
+    lambda content: b'{"page_content": "Other"}'.ljust(len(content)),
+]
+
+
+@pytest.mark.parametrize(
+    ("write_over", "change"),
+    [
+        (Path.write_bytes, lambda content: content.replace(b"Sea", b"Air")),  # a title, with another time
+        *((write_over, change) for write_over in (Path.write_bytes, keep_time) for change in TEXT_CHANGES),
+    ],
+)
+def test_a_file_that_was_changed_is_an_error_and_no_other_text(write, write_over, change):
+    path = write(*CORPUS)
+    store, content = open_passages(path), path.read_bytes()
+    expected = store[:]
+    write_over(path, change(content))
+    for row in (0, 1, 2):
+        with pytest.raises(InputError, match=r"train\.jsonl: .* changed while it was read"):
+            store[row]
+    keep_time(path, content)
+    assert open_passages(path)[:] == expected
+
+
+def test_a_file_that_was_replaced_under_its_name_is_read_as_it_was(write):
+    path = write(*CORPUS)
+    store = open_passages(path)
+    expected = store[:]
+    replaced(path, b'{"page_content": "Other"}')
+    assert store[:] == expected
+    assert [passage.text for passage in open_passages(path)] == ["Other"]
+
+
+def test_a_file_that_changes_while_it_is_opened_is_an_error(write, monkeypatch):
+    path = write(*[doc(f"Passage {i}. " + "a" * 1000) for i in range(50)])
+    monkeypatch.setattr("rqa.data.jsonl.BLOCK_BYTES", 10_000)
+    seen, plain = [], read_passage
+
+    def read_and_change(fields):
+        seen.append(fields)
+        if len(seen) == 20:
+            path.write_bytes(path.read_bytes().replace(b"Passage 3", b"Message 3"))
+        return plain(fields)
+
+    monkeypatch.setattr("rqa.data.corpus.read_passage", read_and_change)
+    with pytest.raises(InputError, match=r"train\.jsonl: .* changed while it was read"):
+        open_passages(path)
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl.gz", "document.pkl"])
+def test_a_packed_file_is_read_once(write, pickled, name):
+    path = pickled(*CORPUS) if name == "document.pkl" else write(*CORPUS, name=name)
+    store = open_passages(path)
+    expected = store[:]
+    path.write_bytes(b"")
+    assert store[:] == expected
 
 
 def test_an_empty_pickle_is_refused(pickled):

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rqa.data.corpus import open_passages
-from rqa.data.jsonl import DataError, open_data, parse_object, read_array, read_rows
+from rqa.data.data_file import open_data
+from rqa.data.file_report import DataError
+from rqa.data.jsonl import parse_object, read_array, read_rows
 from rqa.data.localrqa import read_documents
 from rqa.data.records import load_examples
 from rqa.errors import InputError

@@ -45,7 +45,8 @@ def test_only_unanswerable_examples_may_lack_an_answer(write, problems):
     assert (example.answers, example.unanswerable) == ((), True)
     assert load_examples(write(row(unanswerable=True)))[0].answers == ("At 100 degrees.",)
     for path in (write(row(gold_answer=ABSENT)), write(row(gold_answer=ABSENT, unanswerable=False))):
-        assert problems(path) == ['1: field "gold_answer": expected text, got nothing']
+        [problem] = problems(path)
+        assert problem.startswith('1: field "gold_answer": expected text, got no such field; the row has "question", ')
 
 
 def test_gz_has_the_same_examples(write):
@@ -56,7 +57,7 @@ def test_gz_has_the_same_examples(write):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"question": ABSENT}, '"question": expected text, got nothing'),
+        ({"question": ABSENT}, '"question": expected text, got no such field; the row has "gold_answer", "gold_docs"'),
         ({"question": None}, '"question": expected text, got null'),
         ({"question": ""}, '"question": expected text, got empty text'),
         ({"question": " \n\u00a0"}, '"question": expected text, got only white space'),
@@ -66,21 +67,33 @@ def test_gz_has_the_same_examples(write):
         ({"gold_answer": [], "unanswerable": True}, '"gold_answer": expected text or list of texts, got empty list'),
         ({"gold_answer": ["a", 2.5]}, '"gold_answer[1]": expected text, got number'),
         ({"gold_answer": ["a", " "]}, '"gold_answer[1]": expected text, got only white space'),
-        ({"gold_docs": ABSENT}, '"gold_docs": expected list, got nothing'),
+        ({"gold_docs": ABSENT}, '"gold_docs": expected list, got no such field; the row has "question", "gold_answer"'),
         ({"gold_docs": None}, '"gold_docs": expected list, got null'),
         ({"gold_docs": DOC}, '"gold_docs": expected list, got object'),
         ({"gold_docs": [DOC, "text"]}, '"gold_docs[1]": expected object, got text'),
-        ({"gold_docs": [{}]}, '"gold_docs[0].page_content": expected text, got nothing'),
+        (
+            {"gold_docs": [{}]},
+            '"gold_docs[0].page_content": expected text, got no such field; the object has no fields',
+        ),
         ({"gold_docs": [{"page_content": " "}]}, '"gold_docs[0].page_content": expected text, got only white space'),
         ({"gold_docs": [{**DOC, "metadata": []}]}, '"gold_docs[0].metadata": expected object, got list'),
         (
             {"gold_docs": [{**DOC, "metadata": {"title": 1}}]},
             '"gold_docs[0].metadata.title": expected text, got number',
         ),
-        ({"hard_neg_docs": [DOC, {}]}, '"hard_neg_docs[1].page_content": expected text, got nothing'),
+        (
+            {"hard_neg_docs": [DOC, {}]},
+            '"hard_neg_docs[1].page_content": expected text, got no such field; the object has no fields',
+        ),
         ({"chat_history": "Hello"}, '"chat_history": expected list, got text'),
-        ({"chat_history": [{"speaker": "user"}]}, '"chat_history[0].message": expected text, got nothing'),
-        ({"chat_history": [{"message": "Hi"}]}, '"chat_history[0].speaker": expected text, got nothing'),
+        (
+            {"chat_history": [{"speaker": "user"}]},
+            '"chat_history[0].message": expected text, got no such field; the object has "speaker"',
+        ),
+        (
+            {"chat_history": [{"message": "Hi"}]},
+            '"chat_history[0].speaker": expected text, got no such field; the object has "message"',
+        ),
         ({"id": 7.5}, '"id": expected text, got number'),
         ({"id": True}, '"id": expected text, got true/false'),
         ({"unanswerable": 1}, '"unanswerable": expected true/false, got number'),
@@ -152,3 +165,74 @@ def test_the_other_speaker_is_chosen_for_each_row(write):
 def test_examples_are_not_read_from_a_pickle(write):
     with pytest.raises(InputError, match=r"ends in \.jsonl or \.jsonl\.gz or \.json"):
         load_examples(write(ROW, name="document.pkl"))
+
+
+# Messages of OpenAI
+
+TURNS = [("user", "Which door is open by day?"), ("assistant", "The south door.")]
+
+
+def openai(*turns, **fields):
+    return row(chat_history=[{"role": role, "content": content, **fields} for role, content in turns])
+
+
+def test_messages_of_openai_are_those_with_speakers(write):
+    parts = [("user", [{"type": "text", "text": "Which door "}, {"text": "is open by day?"}]), TURNS[1]]
+    ours = row(chat_history=[{"speaker": role, "message": content} for role, content in TURNS])
+    for other in (openai(*TURNS), openai(*parts), openai(("User", TURNS[0][1]), ("model", TURNS[1][1]))):
+        assert load_examples(write(other)) == load_examples(write(ours))
+    [example] = load_examples(write(openai(("Ann", "a"), ("b", "b"))), user_prefix="ann", assistant_prefix="B")
+    assert [turn.role for turn in example.chat_history] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("turn", "field", "words"),
+    [
+        ({"role": "system", "content": "Be brief."}, "role", ['got "system"', "Remove the message"]),
+        ({"role": " Developer", "content": "Be brief."}, "role", ['got "developer"']),
+        ({"role": "tool", "content": "42"}, "role", ['got "tool"']),
+        ({"role": "Ann", "content": "a"}, "role", ["--user_prefix", 'got "ann"']),
+        ({"role": "user", "content": None}, "content", ["expected text, got null"]),
+        ({"role": "user", "content": []}, "content", ["empty list"]),
+        ({"role": "user", "content": 3}, "content", ["expected text, got number"]),
+        ({"role": "user"}, "content", ["no such field", '"role"']),
+        ({"content": "a"}, "role", ["no such field", '"content"']),
+        ({"role": "user", "message": "a"}, "role", ["got fields of both"]),
+        ({"role": "user", "content": "a", "speaker": "user"}, "role", ["got fields of both"]),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "content[0].type", ['"image_url"']),
+        ({"role": "user", "content": ["a"]}, "content[0]", ["expected object, got text"]),
+    ],
+)
+def test_a_message_of_openai_that_is_no_turn_of_two_speakers_is_a_problem(write, problems, turn, field, words):
+    """A system message is an instruction, which is the same for all examples; left out, it would be lost."""
+    history = [{"role": "user", "content": "Hello"}, turn, {"role": "assistant", "content": "Hi"}]
+    first, *_ = problems(write(row(chat_history=history)))
+    assert first.startswith(f'1: field "chat_history[1].{field}": ')
+    assert all(word in first for word in words), first
+
+
+def test_a_system_message_is_not_the_other_speaker(write, problems):
+    assert len(problems(write(openai(("system", "Be brief."), ("user", "Hello"))))) == 1
+
+
+# Gold
+
+
+def test_gold_passages_may_be_absent_if_a_retriever_finds_others(write, problems):
+    for value in (ABSENT, None, []):
+        [example] = load_examples(write(row(gold_docs=value)), gold_required=False)
+        assert example.gold_passages == ()
+    assert problems(write(row(gold_docs=ABSENT)))
+    [example] = load_examples(write(row()), gold_required=False)
+    assert example.gold_passages == (Passage("Water boils at 100 degrees.", "Water"),)
+
+
+def test_an_empty_hard_negative_is_left_out_and_counted(write, caplog, problems):
+    empty = {"page_content": " \n", "metadata": {"title": "Ice"}}
+    path = write(row(hard_neg_docs=[empty, DOC, empty]), row(), row(hard_neg_docs=[empty]))
+    first, second, third = load_examples(path)
+    assert (len(first.hard_negatives), second.hard_negatives, third.hard_negatives) == (1, (), ())
+    [record] = caplog.records
+    assert "hard_neg_docs" in record.getMessage()
+    assert f"2 rows, first {path}:1" in record.getMessage()
+    assert problems(write(row(gold_docs=[empty])))  # the evidence of an example is not left out

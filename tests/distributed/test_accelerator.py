@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 import torch
@@ -85,16 +86,56 @@ def test_processes_that_do_not_communicate_are_an_error_with_the_right_command(m
         make_accelerator(bf16=False)
 
 
-@pytest.mark.parametrize(("launcher", "threads"), [(True, "1"), (True, "2"), (False, "1")])
-def test_the_single_thread_of_a_launcher_is_replaced(monkeypatch, launcher, threads):
+@pytest.fixture
+def launcher():
+    """A function that starts a process, with changes of the environment, in the place of a launcher."""
+    started = []
+
+    def start(*words, **variables):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | variables
+        started.append(subprocess.Popen(["sh", "-c", "read line", *words], stdin=subprocess.PIPE, env=environment))
+        return started[-1].pid
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "threads", "is_replaced"),
+    [
+        ([], {}, "1", True),
+        ([], {}, "2", False),
+        ([], {"OMP_NUM_THREADS": "1"}, "1", False),
+        (["--num_cpu_threads_per_process", "1"], {}, "1", False),
+        (["--num-cpu-threads-per-process=1"], {}, "1", False),
+        (["--num_processes", "1"], {}, "1", True),
+        (None, {}, "1", False),  # plain Python
+    ],
+)
+def test_a_single_thread_is_replaced_if_it_is_not_a_setting_of_the_user(
+    monkeypatch, launcher, words, variables, threads, is_replaced
+):
+    """`accelerate launch` sets one thread by default."""
     monkeypatch.setattr("rqa.distributed.accelerator.os.sched_getaffinity", lambda process: set(range(6)))
     set_to = []
     monkeypatch.setattr("rqa.distributed.accelerator.torch.set_num_threads", set_to.append)
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    if launcher:
+    if words is not None:
+        parent = launcher(*words, **variables)
+        monkeypatch.setattr("rqa.distributed.accelerator.os.getppid", lambda: parent)
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     make_accelerator(bf16=False)
-    assert set_to == ([6] if launcher and threads == "1" else [])
+    assert set_to == ([6] if is_replaced else [])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_emulated_bfloat16_is_a_warning_with_the_factor(monkeypatch, caplog, fast, bf16):
+    monkeypatch.setattr("rqa.distributed.accelerator.bf16_is_fast", lambda device: fast)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    make_accelerator(bf16=bf16)
+    assert ("about 9 times" in caplog.text and "--bf16 false" in caplog.text) == (bf16 and not fast)
 
 
 # The DeepSpeed configuration; tests/recipes/test_deepspeed.py runs it

@@ -4,32 +4,33 @@ from dataclasses import replace
 
 import pytest
 import tiny_tokenizers
+import torch
 from lamps import doc, lamp, row
 from tiny_seq2seq import closing_tokenizer
 from world import write_jsonl
 
+from rqa.cli.training_args import OptimizationArgs
 from rqa.data.corpus import open_passages
-from rqa.data.jsonl import DataError
+from rqa.data.file_report import DataError
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn, load_examples, load_splits
 from rqa.doctor.checks import (
+    control_token_finding,
     corpus_findings,
     leak_findings,
     length_findings,
     record_findings,
     source_of,
+    sources_of,
     split_findings,
-    support,
     truncation_finding,
-    unsupported_numbers,
-    words,
+    update_finding,
 )
-from rqa.evaluation.metrics import answer_length, answer_scores
+from rqa.evaluation.metrics import answer_scores
 from rqa.prompts.collators import ConcatenatedCollator, ParallelCollator
-from rqa.prompts.decoder_prompt import PromptBuilder
+from rqa.prompts.decoder_prompt import ChatFormat, PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
-
-TEXTS = ["Two cats, a dog.", "Кошка и собака", "猫と犬。", "แมว ok 12", "x-ray 3.5", "  ", "naïve l'été", "ミルク2本"]
+from rqa.training.schedule import MIN_WEIGHT_CHANGE
 
 
 def lines_of(findings):
@@ -49,45 +50,6 @@ def splits_of(folder, train, evals=(), tests=()):
     ]
     loaded = load_splits(*paths, *[""] * (3 - len(paths)))
     return dict(zip(("train", "eval", "test"), loaded, strict=True))
-
-
-# Texts
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_words_are_those_of_the_metrics(text):
-    assert len(words(text)) == answer_length(text)
-
-
-@pytest.mark.parametrize(
-    ("answer", "share"),
-    [
-        ("The harbour LAMP.", 1),
-        ("The harbour lamps.", 1 / 2),  # lamps, harbour; the is too short
-        ("18079, by the harbour or elsewhere", 1 / 2),  # numbers have a check of their own
-        ("Yes, so it is.", 1),
-        ("1. harbour\n2. lamp", 1),  # the numbers of a list
-        ("灯塔", 1 / 2),
-    ],
-)
-def test_support_is_the_share_of_the_longer_words(answer, share):
-    assert support(answer, ["A harbour's lamp", "of 1807. 灯"]) == pytest.approx(share)
-
-
-@pytest.mark.parametrize(
-    ("answer", "numbers"),
-    [
-        ("In 1807 and 1808.", ["1808"]),
-        ("1,200 or 1200 or 12", ["12"]),
-        ("1. Take 3\n2. Return to step 2.\n3) 4 more", ["4"]),
-        ("EC2 and v9", []),  # part of a name
-        ("versions 3,1807", []),
-        ("0.75 %", ["0.75"]),
-        ("1.25", []),
-    ],
-)
-def test_unsupported_numbers_are_in_no_text(answer, numbers):
-    assert unsupported_numbers(answer, ["1,200 since 1807 (v3)", "1.25"]) == numbers
 
 
 @pytest.mark.parametrize("answer", ["The.", "a", "…", "An", "the the", "Theme", "0", "7 a", "水", "A b"])
@@ -123,6 +85,12 @@ PLANTED = [
         gold_answer="In 1920.",
         chat_history=[{"speaker": "user", "message": "1920?"}],
     ),
+    row(
+        18,
+        gold_docs=[doc("The lamp of Ostrava was lit in 1818.")],
+        gold_answer="Ostrava got a beacon, whose flame shone from 1818 onward.",
+    ),  # 18: reworded_answer
+    {"question": "And who?", "answers": [], "gold_docs": [lamp(19)]},  # 19: no_answer
 ]
 EXPECTED = {
     "duplicate_gold": [2],
@@ -133,6 +101,8 @@ EXPECTED = {
     "empty_answer": [7],
     "unfinished_answer": [8, 14],
     "unsupported_answer": [9, 16],
+    "reworded_answer": [18],
+    "no_answer": [19],
     "no_gold": [10],
     "unanswerable": [11],
 }
@@ -144,6 +114,17 @@ def test_planted_problems_of_records_are_reported_at_their_lines(tmp_path):
     assert lines_of(findings) == {(name, "train"): lines for name, lines in EXPECTED.items()}
     assert {finding.total for finding in findings} == {len(PLANTED)}
     assert {finding.name for finding in findings} == EXPECTED.keys()  # every check is tested
+
+
+def test_an_example_without_an_answer_is_a_problem_in_training_alone(tmp_path):
+    examples = load_examples(write_jsonl(tmp_path / "x.jsonl", PLANTED))
+    severities = [
+        finding.severity
+        for split in ("train", "eval", "test")
+        for finding in split_findings(split, examples)
+        if finding.name == "no_answer"
+    ]
+    assert severities == ["problem", "note", "note"]
 
 
 def test_one_supported_reference_is_enough(tmp_path):
@@ -273,6 +254,51 @@ def test_short_passages_are_reported(tmp_path):
     assert lines_of(findings) == {("short_passages", "corpus"): [repr(f"T\n{texts[i]}") for i in (0, 1, 4)]}
 
 
+# Control tokens
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "unknown"),
+    [
+        (tiny_tokenizers.starling, []),
+        (tiny_tokenizers.mistral, ['"<|end_of_turn|>"']),
+        (tiny_tokenizers.chatml, ['"<|end_of_turn|>"', '"</s>"']),
+    ],
+)
+def test_control_tokens_of_another_tokenizer_are_a_warning(tokenizer, unknown):
+    chat = ChatFormat("User", "Assistant", "<|end_of_turn|>", "</s>")
+    finding = control_token_finding(PromptBuilder(tokenizer(), chat))
+    assert (finding.severity, [*finding.places]) == ("warning", unknown)
+
+
+# Steps
+
+
+@pytest.mark.parametrize(
+    ("rate", "num_steps", "schedule", "is_small"),
+    [
+        (5e-6, 10, "cosine", True),
+        (5e-6, 10, "constant", True),
+        (5e-6, 144, "cosine", False),  # the documented SwR on 575 examples
+        (1e-5, 504, "cosine", False),  # the documented FiD
+        (1e-3, 10, "linear", False),
+        (0.0, 10_000, "constant", True),
+    ],
+)
+def test_steps_that_hardly_change_a_weight_are_a_warning(rate, num_steps, schedule, is_small):
+    options = OptimizationArgs(learning_rate=rate, lr_scheduler_type=schedule).loop_options(num_steps)
+    finding = update_finding(num_steps, options["learning_rate"])
+    assert (finding.name, finding.severity, finding.total) == ("small_updates", "warning", num_steps)
+    assert (finding.count, len(finding.places)) == ((num_steps, 1) if is_small else (0, 0))
+
+
+def test_steps_below_the_distance_of_weights_in_bfloat16_change_no_weight_of_a_usual_size():
+    """Half the distance is rounded away: a run without a warning can move a weight of 0.02 by one number."""
+    weight = torch.tensor(0.02, dtype=torch.bfloat16)
+    distance = torch.nextafter(weight, torch.tensor(1.0, dtype=torch.bfloat16)) - weight
+    assert 0.5 * distance < MIN_WEIGHT_CHANGE < 2 * distance
+
+
 # Sources of passages
 
 BARE, GOLD, CTXS = (
@@ -299,6 +325,14 @@ CORPUS = [Passage("A")]
 def test_the_source_of_passages_is_that_of_the_recipe(method, evals, corpus, sources):
     splits = {"train": [CTXS], "eval": evals, "test": []}
     assert [source_of(method, split, splits, corpus) for split in ("train", "eval")] == sources
+
+
+def test_ctxs_are_read_in_place_of_a_corpus_only_without_an_encoder():
+    splits = {"train": [GOLD], "eval": [CTXS], "test": []}
+    for has_encoder, expected in ((False, "ctxs"), (True, CORPUS)):
+        sources = sources_of("swr", splits, CORPUS, has_encoder=has_encoder)
+        assert [*sources.values()] == [expected] * 3
+    assert [*sources_of("swr", {**splits, "eval": []}, CORPUS, has_encoder=False).values()] == [CORPUS] * 3
 
 
 @pytest.mark.parametrize(("source", "bare"), [("gold", ["x:1"]), ("ctxs", ["x:1", "x:2"]), (CORPUS, [])])

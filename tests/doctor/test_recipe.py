@@ -13,7 +13,7 @@ from world import ROOT, files, write_jsonl
 
 from rqa.cli import parser
 from rqa.data.records import load_examples
-from rqa.doctor.checks import KINDS
+from rqa.doctor.findings import KINDS
 from rqa.errors import InputError
 from rqa.prompts.decoder_prompt import PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
@@ -46,7 +46,12 @@ def doctor(here, monkeypatch, capsys):
     return run
 
 
-DATA = {"train_file": "train.jsonl", "test_file": "test.jsonl", "full_dataset_file_path": "corpus.jsonl"}
+DATA = {
+    "train_file": "train.jsonl",
+    "test_file": "test.jsonl",
+    "full_dataset_file_path": "corpus.jsonl",
+    "learning_rate": "1e-3",
+}
 LEAK = DATA | {"test_file": "leak.jsonl"}
 
 
@@ -84,9 +89,56 @@ def test_the_status_depends_on_fail_on_and_accept(doctor, flags, status):
     assert doctor(**LEAK | flags)[0] == status
 
 
+def test_it_reads_past_bad_rows_and_lists_them_with_the_other_findings(doctor):
+    rows = [row(1), row(2, question=""), row(1), row(3, chat_histroy=[1], id="\x1b[2Jq"), row(4, id="\x1b[2Jq")]
+    write_jsonl(Path("bad.jsonl"), rows)
+    flags = DATA | {"train_file": "bad.jsonl", "model_name_or_path": "model"}
+    status, printed = doctor(**flags, output="findings.json")
+    written = json.loads(Path("findings.json").read_text())
+    found = {finding["name"]: finding for finding in written["findings"] if finding["count"]}
+    assert status == 1
+    assert [place.split(": ")[0] for place in found["bad_row"]["places"]] == ["bad.jsonl:2", "bad.jsonl:5"]
+    assert found["duplicate_question"]["places"] == ["bad.jsonl:3 (as bad.jsonl:1)"]
+    assert "chat_histroy" in found["misnamed_field"]["places"][0]
+    assert written["tokens"]["train"]["rows"] == 3
+    assert "\x1b" not in printed.out
+    status, _ = doctor(**flags, max_bad_rows=2)
+    assert status == 0
+    status, _ = doctor(**flags, max_bad_rows=2, fail_on="warning")
+    assert status == 1
+    accepted = "bad_row duplicate_question misnamed_field"
+    assert doctor(**flags, max_bad_rows=2, fail_on="warning", accept=accepted)[0] == 0
+
+
+def test_examples_without_an_answer_or_gold_do_not_stop_it(doctor):
+    write_jsonl(
+        Path("odd.jsonl"), [row(1), {"question": "Who?", "answers": []}, {"question": "Why?", "answers": "So."}]
+    )
+    flags = {"train_file": "odd.jsonl", "test_file": "odd.jsonl", "model_name_or_path": "model", "output": "f.json"}
+    status, _ = doctor(**DATA | flags)
+    written = json.loads(Path("f.json").read_text())
+    found = {(f["name"], f["split"]): (f["severity"], f["count"]) for f in written["findings"] if f["count"]}
+    assert status == 1
+    assert found["no_answer", "train"] == ("problem", 1)
+    assert found["no_answer", "test"] == ("note", 1)
+    assert not any(name == "bad_row" for name, _ in found)  # the corpus stands for a retriever
+    assert [written["tokens"][split]["rows"] for split in ("train", "test")] == [2, 3]
+    _, _ = doctor(**DATA | flags, method="sft")
+    written = json.loads(Path("f.json").read_text())
+    bad = {f["split"]: f["count"] for f in written["findings"] if f["name"] == "bad_row" and f["count"]}
+    assert bad == {"train": 2}  # SFT trains on gold
+
+
+def test_few_steps_at_a_small_rate_are_a_warning(doctor):
+    for rate, warns in (("5e-6", True), ("1e-3", False)):
+        _, printed = doctor(**DATA | {"learning_rate": rate})
+        assert ("warning  small_updates" in printed.out) == warns
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ({"max_bad_rows": "-1"}, ["--max_bad_rows", "-1"]),
         ({"accept": "nothing_such"}, ["--accept", "nothing_such"]),
         ({"train_file": "none.jsonl"}, ["none.jsonl"]),
         ({"method": "sft", "gold_dropout": "0.1"}, ["--method sft", "--gold_dropout"]),

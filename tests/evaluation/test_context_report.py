@@ -151,17 +151,28 @@ def test_complete_retrieval_is_not_changed_by_inserting_gold():
 
 
 def test_left_out_questions_are_counted():
-    assert CONTEXTS.left_out == {"no gold passage": 1, "fewer than 2 distractors": 1}
+    assert CONTEXTS.left_out == {"no gold passage": 1, "fewer than 2 distractors": 1, "no reference": 0}
     assert build_contexts(EXAMPLES, hits(RETRIEVED), k=1).left_out == {
         "no gold passage": 1,
         "fewer than 1 distractors": 0,
+        "no reference": 0,
     }
     assert build_contexts(EXAMPLES, hits(RETRIEVED), k=4).left_out == {
         "no gold passage": 1,
         "fewer than 3 distractors": 1,
+        "no reference": 0,
     }
     gold_alone = [RETRIEVED[0], [G[1]]]
     assert build_contexts(EXAMPLES[:2], hits(gold_alone), k=1).left_out["fewer than 1 distractors"] == 1
+
+
+def test_questions_without_references_are_left_out_and_not_to_refuse():
+    hidden = [replace(EXAMPLES[0], id="hidden", answers=()), *EXAMPLES]
+    contexts = build_contexts(hidden, hits([RETRIEVED[0], *RETRIEVED]), k=K)
+    assert contexts.left_out == CONTEXTS.left_out | {"no reference": 1}
+    assert (contexts.inputs, contexts.unanswerable) == (CONTEXTS.inputs, CONTEXTS.unanswerable)
+    with pytest.raises(InputError, match=r"got none among 1: no reference: 1$"):
+        build_contexts(hidden[:1], hits(RETRIEVED[:1]), k=K)
 
 
 def test_all_gold_passages_are_in_the_input_if_they_are_more_than_k():
@@ -437,5 +448,8 @@ def test_table_shows_the_report():
         ["refusal precision", "100.00", "(9 correct of 9)"],
         ["refusal recall", "90.00", "(9 correct of 10)"],
     ]
+    one = context_table(compare_contexts(build_contexts(EXAMPLES, hits(RETRIEVED), k=1), Scripted(reads_any)))
+    assert "spread of positions" not in one
+    assert one.splitlines()[-3:-1] == ["", "refusal precision              -  (0 correct of 0)"]
     answered = compare_contexts(CONTEXTS, Scripted(lambda item: True))
     assert "refusal precision              -  (0 correct of 0)" in context_table(answered)

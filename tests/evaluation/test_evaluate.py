@@ -58,7 +58,8 @@ def test_scores_equal_those_of_the_metrics(clock):
     bleu = metrics.corpus_bleu(TEXTS, list(map(references, EXAMPLES)))
     words = sum(map(metrics.answer_length, TEXTS)) / 5
     means = metrics.mean_scores(ranked) | metrics.mean_scores(answered)
-    assert scores.metrics == means | {"bleu": bleu.score, "answer_words": words, "loss": 25 / 15}
+    others = {"bleu": bleu.score, "answer_words": words, "cut_answers": 20.0, "loss": 25 / 15}
+    assert scores.metrics == means | others
     assert len({value for value in scores.metrics.values() if 0 < value < 100}) > 10
     assert scores.score.signatures == {"bleu": bleu.signature, "rouge": metrics.ROUGE_SIGNATURE}
     assert [row.answer_scores for row in scores.predictions] == answered
@@ -114,12 +115,79 @@ def test_times_and_counts_are_recorded(clock):
         "seconds_per_answer": 1.0,  # not the 1,000 of the warm-up
         "prompt_tokens": 100 + 101 + 102 + 103 + 104,
         "truncated_passage_tokens": 0,
+        "truncated_prompts": 0,
         "answer_tokens": sum(map(len, TEXTS)),
+        "answers_with_reasoning": 0,
         "unfinished": 1,
     }
     assert (score.examples, score.examples_without_gold) == (5, 1)
     assert score.passages_read == "the first 2 retrieved"
     assert score.versions.keys() == {"rqa", "torch", "transformers", "sacrebleu", "rouge-score"}
+
+
+def test_examples_without_references_are_answered_counted_and_left_out_of_the_scores(clock, tmp_path):
+    hidden = [replace(example, answers=()) if example.id in "ce" else example for example in EXAMPLES]
+    options = {"generate": clock.generate, "loss": losses_of, "k": 2}
+    scores = score_examples(hidden, retrieval=retrieval(), **options)
+    kept = [i for i, example in enumerate(hidden) if example.id not in "ce"]
+    alone = score_examples([EXAMPLES[i] for i in kept], retrieval=retrieval([FOUND[i] for i in kept]), **options)
+    of_all = {name for name in scores.metrics if "@" in name} | {"answer_words", "cut_answers"}
+    assert {name: value for name, value in scores.metrics.items() if name not in of_all} == {
+        name: value for name, value in alone.metrics.items() if name not in of_all
+    }
+    assert scores.score.examples_without_references == 2
+    assert [row.answer for row in scores.predictions] == TEXTS
+    for i, row in enumerate(scores.predictions):
+        assert (bool(row.references), bool(row.answer_scores), row.reference_nll is not None) == (i in kept,) * 3
+    assert scores.score.intervals.keys() == scores.metrics.keys()
+    scores.write(tmp_path)
+    assert [*read_evaluation(tmp_path).predictions.values()] == scores.predictions
+    assert "2 examples without references" in scores.summary
+    assert "2 examples without references" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("hits", [None, retrieval()])
+def test_evaluation_without_any_reference_has_predictions_and_times(clock, tmp_path, hits):
+    hidden = [replace(example, answers=(), unanswerable=False) for example in EXAMPLES]
+    loss = lambda inputs: pytest.fail("there is no reference")  # noqa: E731
+    leave_one_out = {"leave_one_out": lambda inputs: [[1.0] * len(item.passages) for item in inputs]}
+    scores = score_examples(hidden, hits, clock.generate, loss, leave_one_out, k=2)
+    assert {name for name in scores.metrics if "@" not in name} == {
+        "answer_words", "cut_answers", "leave_one_out_on_gold"
+    }  # fmt: skip
+    assert scores.score.signatures is None
+    scores.write(tmp_path)
+    assert [row.answer for row in read_evaluation(tmp_path).predictions.values()] == TEXTS
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "5 examples without references" in page
+
+
+def test_cut_answers_are_counted_and_many_are_a_warning(clock, caplog, tmp_path):
+    def generate(inputs):
+        return [replace(answer, truncated=3 * (i < 3)) for i, answer in enumerate(clock.generate(inputs))]
+
+    scores = score_examples(EXAMPLES, generate=generate, k=2)
+    assert [row.finished for row in scores.predictions] == [True, False, True, True, True]
+    assert (scores.metrics["cut_answers"], scores.score.intervals["cut_answers"]) == (20.0, interval([0, 100, 0, 0, 0]))
+    notes = "  (1 answers cut by --max_new_tokens; 3 prompts with truncated passages)"
+    assert scores.summary == metrics.format_scores(scores.metrics) + notes
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert re.search(r"--max_new_tokens 1: .* 1 of 5 .* Raise it", warning)
+    caplog.clear()
+    scores = score_examples([EXAMPLES[0]] * 9 + [EXAMPLES[1]], generate=clock.generate, k=2)
+    assert (scores.metrics["cut_answers"], caplog.records) == (10.0, [])
+
+
+def test_reasoning_is_kept_and_counted_and_has_no_effect_on_the_scores(clock, tmp_path):
+    def generate(inputs):
+        return [replace(answer, reasoning="One." * (i % 2)) for i, answer in enumerate(clock.generate(inputs))]
+
+    scores = score_examples(EXAMPLES, generate=generate, k=2)
+    assert [row.reasoning for row in scores.predictions] == [None, "One.", None, "One.", None]
+    assert scores.score.generation["answers_with_reasoning"] == 2
+    assert scores.metrics == score_examples(EXAMPLES, generate=clock.generate, k=2).metrics
+    scores.write(tmp_path)
+    assert [*read_evaluation(tmp_path).predictions.values()] == scores.predictions
 
 
 def test_hits_beyond_the_cut_offs_have_no_effect(clock):

@@ -118,7 +118,7 @@ PASSAGE = {"id": "p", "title": "", "text": "", "sources": [], "score": None, "is
         ("id", "1", "\"id\": expected unique ids, got '1' twice"),
         ("question", 5, '"question": expected text, got number'),
         ("answer", ["a"], '"answer": expected text, got list'),
-        ("answer", "a", '"references": expected at least one beside an answer'),
+        ("answer_scores", {"f1": 1.0}, '"references": expected at least one beside "answer_scores"'),
         ("references", "a", '"references": expected list, got text'),
         ("references", ["a", None], '"references[1]": expected text, got null'),
         ("passages", [{"id": "p"}], '"passages[0].title": expected text, got nothing'),

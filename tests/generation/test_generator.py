@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import tiny_tokenizers
 import torch
 from accelerate import Accelerator
 from tiny_generation import ENDS, INPUTS, MAX_NEW_TOKENS, TEMPLATE, generator, language_model
@@ -52,6 +53,31 @@ def test_each_prompt_is_built_once_also_if_passages_are_truncated(monkeypatch):
     assert built == INPUTS
     assert {answer.truncated > 0 for answer in answers} == {True, False}
     assert any(answer.num_passages < len(item.passages) for answer, item in zip(answers, INPUTS, strict=True))
+
+
+def test_reasoning_is_no_part_of_an_answer_or_of_its_stream(monkeypatch):
+    """The model generates the same text for every question, and the prompt opens no block."""
+    builder = PromptBuilder(tiny_tokenizers.hybrid())
+    for text, answer, reasoning in [
+        ("<think>\nOne.\n</think>\n\nYes </think>.<|im_end|>", "Yes </think>.", "One."),
+        ("<think>One, tw", "", "One, tw"),
+        ("Yes.<|im_end|>", "Yes.", ""),
+    ]:
+        ids, pieces = torch.tensor([builder.tokenizer(text)["input_ids"]]), []
+
+        def generate(_model, input_ids, streamer=None, ids=ids, **_options):
+            if streamer is not None:
+                for value in (input_ids, *ids[0].split(1)):
+                    streamer.put(value)
+                streamer.end()
+            return ids.repeat(len(input_ids), 1)
+
+        monkeypatch.setattr(AnswerLM, "generate", generate)
+        made = generator(language_model(), 4, builder)
+        answers = made(INPUTS)
+        assert {(one.text, one.reasoning, one.num_tokens) for one in answers} == {(answer, reasoning, ids.shape[1])}
+        assert made.stream(made.collator.encode(INPUTS[:1])[0], pieces.append) == answers[0]
+        assert "".join(pieces) == answer
 
 
 def test_answers_are_in_the_order_of_the_inputs():

@@ -2,7 +2,8 @@
 
     python tests/helpers/crash.py FOLDER N RECIPE [FLAGS]
 
-At the end it prints how often the folder was touched. Of several processes, rank 0 counts and is killed.
+At the end it prints the names of the files, in the order of the touches. Of several processes, rank 0 counts and is
+killed.
 """
 
 import atexit
@@ -10,26 +11,25 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "shutil.copyfile"}
 
 folder, last = sys.argv[1], int(sys.argv[2])
-touched = 0
+touched: list[str] = []
 
 
 def count_touches(event: str, args: tuple[Any, ...]) -> None:
-    global touched
-    if event in EVENTS and any(
-        isinstance(arg, str | os.PathLike) and os.fspath(arg).startswith(folder) for arg in args
-    ):
-        touched += 1
-        if touched == last:
+    paths = [os.fspath(arg) for arg in args if isinstance(arg, str | os.PathLike)] if event in EVENTS else []
+    if inside := [path for path in paths if path.startswith(folder)]:
+        touched.append(Path(inside[-1]).name)
+        if len(touched) == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 if os.environ.get("RANK", "0") == "0":
     sys.addaudithook(count_touches)
-    atexit.register(lambda: print(f"touched {touched} times"))
+    atexit.register(lambda: print("touched:", *touched))
 sys.argv = sys.argv[3:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,6 +1,9 @@
 """An OpenAI-compatible judge on this machine with scripted faults: asyncio without a library, in a thread."""
 
 import asyncio
+import base64
+import gzip
+import html
 import json
 import re
 import socket
@@ -12,15 +15,16 @@ from email.utils import formatdate
 from time import monotonic, time
 from typing import Any, Self
 
+BOMB = gzip.compress(bytes(2 * 10**7))  # 20 KB
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: close() sends RST
 
 
-def completion(content: str, prompt: str = "", **choice: Any) -> bytes:
+def completion(content: str, prompt: str = "", usage: Any = None, **choice: Any) -> bytes:
     """Return a chat completion; a prompt of n characters counts n // 3 tokens, an answer 7."""
     message = {"role": "assistant", "content": content}
     body = {
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"} | choice],
-        "usage": {"prompt_tokens": len(prompt) // 3, "completion_tokens": 7},
+        "usage": usage or {"prompt_tokens": len(prompt) // 3, "completion_tokens": 7},
     }
     return json.dumps(body).encode()
 
@@ -36,6 +40,26 @@ def verdict(prompt: str) -> bytes:
     return completion(json.dumps({"explanation": f"On {case['question']}.", "correct": correct}), prompt)
 
 
+def escaped(key: str) -> dict[str, str]:
+    """Return forms of a key that a reader, or a program, can turn back into it."""
+    json_escapes = "".join(f"\\u{ord(character):04x}" for character in key)
+    return {
+        "JSON": json_escapes,
+        "JSON in JSON": json.dumps(json_escapes),
+        "JSON, one character": key.replace("-", "\\u002d"),
+        "HTML": "".join(f"&#{ord(character)};" for character in key),
+        "HTML, hexadecimal": "".join(f"&#x{ord(character):X};" for character in key),
+        "HTML in HTML": html.escape("".join(f"&#{ord(character)};" for character in key)),
+        "URL": "".join(f"%{ord(character):02X}" for character in key),
+        "Python": "".join(f"\\x{ord(character):02x}" for character in key),
+        "base64": base64.b64encode(f"Bearer {key}".encode()).decode(),
+        "base64, another offset": base64.urlsafe_b64encode(f"user:{key}:".encode()).decode(),
+        "zero-width characters": "\u200b".join(key),
+        "colours": "\x1b[31m".join(key),
+        "beginning": f"{key[:-6]}…",
+    }
+
+
 class JudgeServer:
     """A server at `url`, running inside a `with` block.
 
@@ -49,6 +73,7 @@ class JudgeServer:
         self.headers: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.max_concurrency = self._running = 0
+        self.sent = 0  # bytes of endless replies
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -110,6 +135,7 @@ class JudgeServer:
         dated = {"Date": formatdate(time() - 3600, usegmt=True)}  # of a clock that is one hour slow
         until = {"Retry-After": formatdate(time() - 3600 + float(value or 0), usegmt=True)} if name == "date" else {}
         key = re.search(r"(?i)authorization: (.*)\r", head)
+        secret = key[1].removeprefix("Bearer ") if key else ""
         replies: dict[str, tuple[int, bytes, dict[str, str]]] = {
             "": (200, verdict(prompt), {}),
             "429": (429, error("slow down", code="rate_limit_exceeded"), {"Retry-After": value} if value else {}),
@@ -132,6 +158,16 @@ class JudgeServer:
             "cut": (200, completion('{"explanation": "x", "correct": true}', prompt, finish_reason="length"), {}),
             "prose": (200, completion("It is correct.", prompt), {}),
             "echo": (500, head.encode(), {}),
+            "escaped": (500, json.dumps(escaped(secret)).encode(), {}),
+            "escaped text": (500, "\n".join(escaped(secret).values()).encode(), {}),
+            "escaped verdict": (200, completion(json.dumps(escaped(secret) | {"correct": True})), {}),
+            "negative": (
+                200,
+                completion('{"correct": true}', usage={"prompt_tokens": -(10**6), "completion_tokens": 7}),
+                {},
+            ),
+            "bomb": (200, BOMB, {"Content-Encoding": "gzip"}),
+            "terminal": (400, b"\x1b[2J\x9b31m\x07 too long", {}),
         }
         if name == "reset":
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -140,6 +176,12 @@ class JudgeServer:
         if name == "noise":
             writer.write(f"{key and key[1]}\r\n\r\n".encode())  # no valid status line; the client's error repeats it
             raise ConnectionError
+        if name in ("endless body", "endless headers"):
+            writer.write(b"HTTP/1.1 200 OK\r\n" + b"\r\n" * (name == "endless body"))
+            while True:
+                writer.write(line := b"X: y" + b" " * 65530 + b"\r\n")
+                self.sent += len(line)
+                await writer.drain()
         if name == "slow":
             await asyncio.sleep(60)
         status, content, headers = replies[name if name in replies else ""]

@@ -35,6 +35,34 @@ LINES = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+HYBRID = (  # it reasons unless it is told not to; a conversation ends with a closed block
+    "{% if tools %}<tool_call>{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+CHANNELS = (  # only the last message of a conversation ends with <|return|>
+    "<|start|>system<|message|>Today: {{ strftime_now('%Y-%m-%d') }}<|end|>"
+    "{% for message in messages %}<|start|>{{ message.role }}"
+    "{{ '<|channel|>final' if message.role == 'assistant' }}<|message|>{{ message.content }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+HEADED = (  # a block is closed before every answer, and no token ends one
+    "[gMASK]<sop>{% for message in messages %}<|{{ message.role }}|>\n"
+    "{{ '<think></think>\n' if message.role == 'assistant' }}{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TURNS = (  # BOS opens each question, and a space precedes eos
+    "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token + '[INST] ' + message.content }} [/INST]"
+    "{% else %}{{ ' ' + message.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+TEXTUAL = (  # no token but eos, and no BOS
+    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content + eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;?!'\"[]()<>/|_-"
 WORDS = [  # merged from their left; {s} is a space
     *"{s}the {s}and {s}us ing {s}[ {s}{s} </ _of_ {s}Answer Answer {s}question {s}only {s}passages {s}below".split(),
@@ -144,6 +172,36 @@ def spaced() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def hybrid(template: str = HYBRID) -> PreTrainedTokenizerFast:
+    """Return a tokenizer like Qwen 3's: some of its control tokens are not special."""
+    tokenizer = chatml()
+    tokenizer.add_tokens(["<think>", "</think>", "<tool_call>", "\n\n\n"])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def channels() -> PreTrainedTokenizerFast:
+    """Return a tokenizer like that of gpt-oss: an answer is in the last of several channels."""
+    control = ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level(control),
+        eos_token="<|return|>",
+        additional_special_tokens=control,
+        chat_template=CHANNELS,
+    )
+
+
+def headed() -> PreTrainedTokenizerFast:
+    """Return a tokenizer like GLM's: text after the generation prompt, and the next turn ends an answer."""
+    control = ["<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level(control),
+        eos_token="<|endoftext|>",
+        additional_special_tokens=control,
+        chat_template=HEADED,
+    )
+
+
 STARLING = ChatFormat("GPT4 Correct User", "GPT4 Correct Assistant", "<|end_of_turn|>", "<|end_of_turn|>")
 MISTRAL = ChatFormat("<s>[INST]", "[/INST]", " ", "</s>")
 TEMPLATES = {  # by the tokenizer's chat template
@@ -157,6 +215,15 @@ TEMPLATES = {  # by the tokenizer's chat template
     "phi": phi,
     "phi, newer": partial(phi, "first"),
     "spaced": spaced,
+    "hybrid": hybrid,
+    "channels": channels,
+    "headed": headed,
+    "turns": partial(mistral, template=TURNS),
+    "turns, older": partial(mistral, template=TURNS, spaces="normalizer"),
+    "turns, newer": partial(mistral, template=TURNS, spaces="first"),
+    "textual": partial(mistral, template=TEXTUAL),
+    "textual, older": partial(mistral, template=TEXTUAL, spaces="normalizer"),
+    "textual, newer": partial(mistral, template=TEXTUAL, spaces="first"),
 }
 FORMATS = {  # and by flags
     **{f"{name}'s template": (make, None) for name, make in TEMPLATES.items()},

@@ -1,5 +1,7 @@
 """Tests of the judge with a faulty server: both sides count the calls, and no response is paid for twice."""
 
+import base64
+import html
 import itertools
 import json
 import logging
@@ -8,10 +10,12 @@ import os
 import random
 import re
 import signal
+import string
 import subprocess
 import sys
 import time
 import traceback
+import urllib.parse
 from collections import Counter
 from dataclasses import replace
 from email.utils import formatdate
@@ -21,18 +25,33 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_server import JudgeServer, completion
+from judge_server import JudgeServer, completion, escaped
 from sklearn.metrics import cohen_kappa_score
 
 from rqa.data.records import Turn
 from rqa.errors import InputError
-from rqa.judge.client import Judge, _retry_after
+from rqa.judge.client import Judge, _CallError, _retry_after, _Run
 from rqa.judge.prompt import JudgeRequest
+from rqa.judge.redaction import without_key
 from rqa.judge.response_cache import open_response_cache, read_responses
 from rqa.judge.verdicts import Agreement, Verdict, cohens_kappa, read_verdict, summarize
 
 KEY = "sk-sentinel-9f8e7d6c5b4a"
-TRANSIENT = ["429", "429:0", "date:0", "500", "503:0", "reset", "truncated", "html", "empty", "midway", "echo", "noise"]
+TRANSIENT = [
+    "429",
+    "429:0",
+    "date:0",
+    "500",
+    "503:0",
+    "reset",
+    "truncated",
+    "html",
+    "empty",
+    "midway",
+    "echo",
+    "noise",
+    "endless headers",
+]
 PERMANENT = {
     "401": "JUDGE_KEY",
     "403": "JUDGE_KEY",
@@ -177,6 +196,52 @@ def test_response_without_a_verdict_is_cached(make, fault, status, excerpt):
     assert again == [replace(first[0], calls=0)]
     assert excerpt in first[0].explanation
     assert len(server.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("endless body", "at most 1,048,576 bytes"), ("bomb", "without compression")]
+)
+def test_body_without_end_is_read_to_a_limit_and_not_paid_again(make, fault, reason):
+    with JudgeServer({requests(2)[0].question: [fault] * 9}) as server:
+        judge = make(server.url)
+        verdicts = judge(requests(2))
+        assert ends(verdicts) == [("failed", 1), ("judged", 1)]
+        assert verdicts[0].explanation.startswith("HTTP 200: expected a response ")
+        assert reason in verdicts[0].explanation
+        assert server.sent < 16 * 2**20  # the buffers of two sockets beside 1 MiB
+        paid = verdicts[1].prompt_tokens + verdicts[1].completion_tokens
+        assert judge.tokens > paid + len(judge.request_body(requests(2)[0])) // 4
+
+
+def test_negative_token_count_does_not_raise_the_budget(make):
+    with JudgeServer({"*": ["negative"]}) as server:
+        judge = make(server.url, max_tokens=1500, concurrency=1)
+        verdicts = judge(requests(9))
+    used = [math.ceil(len(judge.request_body(request)) / 4) + 7 for request in requests(9)]
+    allowed = next(n for n, total in enumerate(itertools.accumulate(used), 1) if total >= 1500)
+    assert ends(verdicts) == [("judged", 1)] * allowed + [("failed", 0)] * (9 - allowed)
+    assert judge.tokens == sum(used[:allowed])
+
+
+def test_retries_are_counted_and_logged_once_for_each_kind(make, caplog, monkeypatch):
+    monkeypatch.setattr("rqa.terminal.LOG_INTERVAL", 0.01)
+    caplog.set_level("INFO", "rqa")
+    faults = {request.question: ["429", "429", "500"] for request in requests(6)}
+    with JudgeServer(faults, seconds=0.02) as server:
+        make(server.url, retries=3)(requests(6))
+    lines = [record.getMessage() for record in caplog.records if record.name == "rqa.judge.client"]
+    assert [line.partition(": ")[2][:9] for line in lines] == ["HTTP 429:", "HTTP 500:", "failed ca"]
+    assert lines[2] == "judge: failed calls: HTTP 429 (12), HTTP 500 (6)"
+    assert re.search(r"judging \([\d,]+ tokens, 1\d failed calls\): ", caplog.text)
+
+
+def test_control_characters_of_the_server_reach_no_message(make, caplog):
+    caplog.set_level("INFO", "rqa")
+    with JudgeServer({"*": ["terminal"]}) as server:
+        [verdict] = make(server.url)(requests(1))
+    assert "too long" in verdict.explanation
+    for text in (verdict.explanation, caplog.text.replace("\n", "")):
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f]", text)
 
 
 def test_request_error_is_not_retried(make):
@@ -412,7 +477,8 @@ def test_key_is_in_no_file_log_or_error(make, tmp_path, caplog, capfd):
     for name in ("", "httpx", "httpcore"):  # an earlier recipe may have set higher levels
         caplog.set_level(logging.DEBUG, logger=name)
     texts = []
-    for fault in [*TRANSIENT, *PERMANENT, "slow", "too long", "filter", "refusal", "prose", ""]:
+    others = ["slow", "too long", "filter", "refusal", "prose", "", "escaped", "escaped text", "escaped verdict"]
+    for fault in [*TRANSIENT, *PERMANENT, *others]:
         if fault == "noise":
             continue  # httpcore's own DEBUG record shows a status line as it came
         with JudgeServer({"*": [fault]}) as server:
@@ -428,7 +494,55 @@ def test_key_is_in_no_file_log_or_error(make, tmp_path, caplog, capfd):
     texts += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert "[key]" in " ".join(texts)  # the server repeated it
     assert {"httpx", "httpcore.http11", "rqa.judge.client"} <= {record.name for record in caplog.records}
-    assert [text for text in texts if KEY in text] == []
+    forms = [KEY, json.dumps(KEY)[1:-1], *escaped(KEY).values()]
+    forms += [json.dumps(form)[1:-1] for form in forms]  # in the file of responses
+    assert [text for text in texts if any(form in text for form in forms)] == []
+
+
+KEYS = st.text(string.ascii_letters + string.digits + "-_.~+/=:@$", min_size=12, max_size=99)
+ESCAPES = {  # (escape, its inverse)
+    "JSON": (lambda text: json.dumps(text)[1:-1], lambda text: json.loads(f'"{text}"')),
+    "JSON, all": (lambda text: "".join(f"\\u{ord(c):04x}" for c in text), lambda text: json.loads(f'"{text}"')),
+    "HTML": (html.escape, html.unescape),
+    "HTML, all": (lambda text: "".join(f"&#{ord(c)};" for c in text), html.unescape),
+    "URL": (lambda text: urllib.parse.quote(text, safe=""), urllib.parse.unquote),
+}
+
+
+@given(KEYS, st.lists(st.sampled_from([*ESCAPES]), max_size=3))
+def test_key_is_replaced_in_every_nesting_of_escapes(key, names):
+    text = f"é {key}. "
+    for name in names:
+        text = ESCAPES[name][0](text)
+    redacted = without_key(text, key)
+    for name in reversed(names):
+        redacted = ESCAPES[name][1](redacted)
+    assert redacted == "é [key]. "
+
+
+@given(KEYS, st.binary(max_size=9))
+def test_key_is_replaced_in_base64_at_every_offset(key, before):
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        redacted = without_key(encode(before + key.encode() + b" end").decode(), key)
+        assert "[key]" in redacted
+        assert len(redacted) < len(before) * 4 / 3 + 20
+
+
+@pytest.mark.parametrize("name", escaped(KEY))
+def test_key_is_replaced_in_place(name):
+    form = escaped(KEY)[name]
+    redacted = without_key(f"é\n{form} \u200b", KEY)
+    prefix, _, suffix = redacted.partition("[key]")
+    assert redacted == f"{prefix}[key]{suffix}"
+    assert prefix.startswith("é\n")
+    assert suffix.endswith(" \u200b")
+    assert KEY[:12] not in redacted
+    assert len(redacted) < 24
+
+
+def test_text_without_the_key_is_unchanged():
+    texts = ["", "sk-sentinel…", "sk-sentinel", json.dumps({"a": "\u200b%41&amp;\\u0041"}), "\\", "%", "&#", KEY[1:]]
+    assert [without_key(text, KEY) for text in texts] == texts
 
 
 @pytest.mark.parametrize("key", [f"{KEY} {KEY}", f"{KEY}\n{KEY}", f"{KEY}é", f"{KEY}\x00"])
@@ -510,6 +624,33 @@ def test_verdict_is_read_from_surrounding_text(correct, explanation, around, ind
         ('{"verdict": {"correct": true}, }', None),
         ('{"explanation": "...", "correct": true or false} {"correct": true}', None),
         ('{"a":' * 100_000, None),
+        # Quotations of another verdict
+        ('The answer has {"correct": false}.\n{"correct": true}', True),
+        ('An answer `{"correct": false}` is no verdict. My decision:\n\n```json\n{"correct": true}\n```', True),
+        ('It quotes {"correct": false}.\n**My decision:** {"correct": true}', True),
+        ('{"explanation": "It quotes {\\"correct\\": false}.", "correct": true}', True),
+        ('{"correct": "true or false"} is the form.\n{"correct": false}', False),
+        ('{"correct": true}\nNot {"correct": false}.', None),
+        ('{"correct": true}\nThis is wrong: {"correct": false}', None),
+        ('Example:\n{"correct": false}\nDecision:\n{"correct": true}', None),
+        ('It quotes {"correct": true}, but {"correct": false}', None),
+        ("It quotes {\"correct\": true}.\n{'correct': false}", None),
+        ('It quotes {"correct": true}.\n{correct: false}', None),
+        ('It quotes {"correct": true}.\n{"correct": false', None),
+        ('It quotes {"correct": true}.\n{"correct": "false"}', None),
+        # Drafts
+        ('<think>{"correct": false}</think>{"correct": true}', True),
+        ('Perhaps {"correct": false}.</think>\n{"correct": true}', True),
+        ('<think>\n{"correct": false}\n</think>\n\nI wrote {"correct": false}.\n{"correct": true}', True),
+        ('<Thinking>{"correct": fal</Thinking>{"correct": true}', True),
+        ('[THINK]{"correct": false}[/THINK]{"correct": true}', True),
+        ('<|channel|>analysis<|message|>{"correct": false}<|end|><|channel|>final<|message|>{"correct": true}', True),
+        ('<think>{"correct": false}', None),
+        ('<think>{"correct": false}</think>', None),
+        ('<think>{"correct": false}</think>I cannot decide.', None),
+        ('<|channel|>analysis<|message|>{"correct": false}', None),
+        ('{"explanation": "It begins with <think> and has </think> {x}.", "correct": true}', True),
+        ('<think>Or.</think>{"explanation": "It has </think>.", "correct": true}', True),
     ],
 )
 def test_ambiguous_content_has_no_verdict(content, correct):
@@ -521,11 +662,71 @@ def test_lone_surrogate_in_explanation_is_replaced():
     assert read('{"explanation": "\\ud800", "correct": true}').explanation == "?"
 
 
+def test_reasoning_of_the_server_is_not_read():
+    for message in (
+        {"reasoning_content": '{"correct": false}', "content": '{"correct": true}'},
+        {"content": [{"type": "thinking", "text": "No."}, {"type": "text", "text": '{"correct": true}'}]},
+    ):
+        assert read_verdict(completion("", message=message).decode(), "").correct is True
+    only_draft = {"reasoning_content": '{"correct": false}', "content": None}
+    verdict = read_verdict(completion("", message=only_draft, usage={"x": 1}).decode(), "")
+    assert (verdict.status, verdict.completion_tokens) == ("malformed", 5)
+
+
+@pytest.mark.parametrize("count", [-1, -(10**6), 10**9, 10**400, 12.0, True, "12", None, [12]])
+def test_impossible_token_counts_are_estimated(count):
+    usage = {"prompt_tokens": count, "completion_tokens": count}
+    verdict = read_verdict(completion('{"correct": true}', usage=usage).decode(), "x" * 41)
+    assert (verdict.prompt_tokens, verdict.completion_tokens) == (11, 5)
+
+
 def test_missing_token_counts_are_estimated():
     body = json.loads(completion('{"correct": true}'))
-    for usage in ({}, {"usage": None}, {"usage": {"prompt_tokens": None}}):
+    for usage in ({}, {"usage": None}, {"usage": []}, {"usage": {"prompt_tokens": None}}):
         verdict = read_verdict(json.dumps({"choices": body["choices"]} | usage), "x" * 41)
         assert (verdict.prompt_tokens, verdict.completion_tokens) == (11, 5)
+
+
+# Parts of responses that mutations insert
+PARTS = [*map(bytes, zip(b'{}[]"\\,:-\x00\xff\n')), b"null", b"true", b"1e999", b"9" * 5000, b"[" * 600, b"\\ud800"]
+PARTS += [b"<think>", b"</think>", b'{"correct": false}', b'"error": {"code": {}},', b'"content": [1],']
+
+
+def mutated(body, numbers):
+    """Return a body with some parts deleted, repeated or inserted."""
+    for _ in range(numbers.randint(1, 4)):
+        start, end = sorted(numbers.choices(range(len(body) + 1), k=2))
+        middle = numbers.choice([b"", body[start:end] * 2, numbers.choice(PARTS), bytes([numbers.randrange(256)])])
+        body = body[:start] + middle + body[end if numbers.random() < 0.3 else start :]
+    return body
+
+
+@pytest.mark.parametrize("count", [2000, pytest.param(50_000, marks=pytest.mark.slow)])
+def test_mutated_responses_end_in_a_verdict_or_an_input_error(make, count):
+    numbers, outcomes = random.Random(0), Counter()
+    run = _Run.__new__(_Run)  # without a loop
+    run.judge = make("http://127.0.0.1:1")
+    bodies = [completion(json.dumps({"explanation": "So.", "correct": True}), "x" * 99)]
+    bodies += [
+        completion('Not {"correct": false}.\n{"correct": true}', "x"),
+        completion("", message={"refusal": "No."}),
+    ]
+    bodies += [json.dumps({"error": {"message": "no", "code": code}}).encode() for code in ("content_filter", "x")]
+    for _ in range(count):
+        status = numbers.choice([200, 200, 200, 400, 429, 500])
+        response = httpx.Response(status, headers={"Retry-After": mutated(b"120", numbers).hex()})
+        text = run.without_key(mutated(numbers.choice(bodies), numbers).decode(errors="replace"))
+        try:
+            verdict = read_verdict(run.checked(response, text), "x")
+            outcomes[verdict.status] += 1
+            assert (verdict.status == "judged") == (type(verdict.correct) is bool)
+            assert verdict.prompt_tokens >= 0
+            assert verdict.completion_tokens >= 0
+            verdict.explanation.encode()
+        except (_CallError, InputError) as error:
+            outcomes[type(error).__name__] += 1
+            str(error).encode()
+    assert {"judged", "malformed", "refused", "_CallError"} <= {*outcomes}
 
 
 # Scores

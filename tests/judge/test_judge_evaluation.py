@@ -206,6 +206,32 @@ def test_predictions_without_the_number_of_passages_are_refused(folder):
         build_requests([replace(row, num_passages_read=None) for row in predictions(folder)])
 
 
+def test_answers_without_references_are_not_judged(clock, tmp_path, caplog):
+    caplog.set_level("INFO", "rqa")
+    hidden = [replace(example, answers=()) if example.id in "be" else example for example in EXAMPLES]
+    score_examples(hidden, retrieval=retrieval(), generate=clock.generate, loss=losses_of, k=2).write(tmp_path)
+    before = rows(tmp_path)
+    with JudgeServer() as server:
+        judge_answers(tmp_path, judge(server, tmp_path))
+        assert sorted(server.calls) == sorted(example.question for example in EXAMPLES if example.id not in "be")
+    assert [row.get("verdict", {}).get("correct") for row in rows(tmp_path)] == [False, None, False, True, None]
+    assert [rows(tmp_path)[i] for i in (1, 4)] == [before[i] for i in (1, 4)]
+    new = score(tmp_path)
+    assert (new["judge"]["judged"], new["examples_without_references"]) == (3, 2)
+    bounds = [new["metrics"][f"judge_accuracy{end}"] for end in ("", "_low", "_high")]
+    assert bounds == pytest.approx([100 / 3] * 3)
+    assert "2 answers without references are not judged" in caplog.text
+
+
+def test_evaluation_without_references_is_refused(clock, tmp_path):
+    hidden = [replace(example, answers=(), unanswerable=False) for example in EXAMPLES]
+    score_examples(hidden, retrieval=retrieval(), generate=clock.generate, k=2).write(tmp_path)
+    before = content(tmp_path)
+    with pytest.raises(InputError, match=r'expected "references".* got none'), JudgeServer() as server:
+        judge_answers(tmp_path, judge(server, tmp_path))
+    assert content(tmp_path) == before
+
+
 def test_evaluation_without_answers_is_refused(tmp_path):
     score_examples(EXAMPLES, retrieval=retrieval(), k=2).write(tmp_path)
     with pytest.raises(InputError, match="retriever alone"), JudgeServer() as server:

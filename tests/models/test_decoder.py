@@ -18,6 +18,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import rqa.models.decoder
 from rqa.errors import InputError
 from rqa.models.decoder import AnswerLM, check_context_length, context_length, max_positions
 
@@ -183,16 +184,16 @@ def test_tied_weights_are_not_missing(tmp_path, make):
 
 
 def test_other_checkpoints_are_an_error(tmp_path):
-    with pytest.raises(InputError, match="no-such-folder: no decoder"):
+    with pytest.raises(InputError, match="no-such-folder: expected a checkpoint folder or a hub name"):
         AnswerLM.from_pretrained(str(tmp_path / "no-such-folder"))
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
     T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
-    with pytest.raises(InputError, match="t5: no decoder"):
+    with pytest.raises(InputError, match=r"t5: expected a decoder, got an encoder-decoder \(t5\)"):
         AnswerLM.from_pretrained(str(tmp_path / "t5"))
     save_decoder(tmp_path / "pickled")
     torch.save(load_file(tmp_path / "pickled/model.safetensors"), tmp_path / "pickled/pytorch_model.bin")
     (tmp_path / "pickled/model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"pickled: no decoder .*safetensors"):
+    with pytest.raises(InputError, match=r"pickled: expected weights in safetensors files, got pytorch_model\.bin"):
         AnswerLM.from_pretrained(str(tmp_path / "pickled"))
 
 
@@ -272,6 +273,27 @@ def test_generation_equals_that_of_the_plain_model_row_by_row(family):
     for row, expected, prompt in zip(generated.tolist(), alone, prompts, strict=True):
         expected = expected[0].tolist()[len(prompt) :]
         assert row == expected + [PAD] * (len(row) - len(expected))
+
+
+@pytest.mark.parametrize("calls_of_other_ranks", [0, 2, 5])
+def test_a_family_whose_answers_change_with_padding_generates_by_length(monkeypatch, calls_of_other_ranks):
+    """Every rank makes equally many calls: one with fewer lengths repeats the last one."""
+    lm, prompts = decoder("llama").eval(), [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14, 15], [16]]
+    options = {"max_new_tokens": 6, "eos_token_id": EOS, "pad_token_id": PAD, "num_beams": 2, "num_return_sequences": 2}
+    expected = AnswerLM(lm).generate(**left_padded(prompts), **options)
+    shapes, plain = [], rqa.models.decoder.generate_ids
+
+    def generate_ids(model, input_ids, attention_mask, synced_gpus=False, **others):
+        assert attention_mask.all()
+        shapes.append(tuple(input_ids.shape))
+        return plain(model, input_ids=input_ids, attention_mask=attention_mask, **others)
+
+    monkeypatch.setattr(rqa.models.decoder, "generate_ids", generate_ids)
+    monkeypatch.setattr(rqa.models.decoder, "UNPADDED_MODELS", {"llama"})
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda calls, op: calls.clamp_(min=calls_of_other_ranks))
+    found = AnswerLM(lm).generate(**left_padded(prompts), **options, synced_gpus=True)
+    assert found.tolist() == expected.tolist()
+    assert shapes == [(1, 1), (2, 3), (1, 5), (1, 5), (1, 5)][: max(3, calls_of_other_ranks)]
 
 
 def test_the_checkpoint_keeps_its_generation_config(tmp_path):

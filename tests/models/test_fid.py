@@ -329,11 +329,11 @@ def test_an_unsupported_option_is_an_error(name):
 
 def test_other_checkpoints_are_an_error(tmp_path):
     path = save_decoder(tmp_path / "llama")
-    with pytest.raises(InputError, match=r"expected an encoder-decoder .* got llama"):
+    with pytest.raises(InputError, match=r"expected an encoder-decoder .* got a decoder \(llama\)"):
         check_encoder_decoder(path, 100, 100)
-    with pytest.raises(InputError, match="no-such-folder: no encoder-decoder"):
+    with pytest.raises(InputError, match="no-such-folder: expected a checkpoint folder or a hub name"):
         check_encoder_decoder(str(tmp_path / "no-such-folder"), 100, 100)
-    with pytest.raises(InputError, match="llama: no encoder-decoder"):
+    with pytest.raises(InputError, match="llama: expected an encoder-decoder"):
         FusionInDecoder.from_pretrained(path)
 
 
@@ -407,6 +407,17 @@ def test_the_start_token_of_the_files_is_that_of_the_model(tmp_path, source, is_
     else:
         check_encoder_decoder(path, 100, 100)
         assert FusionInDecoder.from_pretrained(path).start_id == 7
+
+
+@pytest.mark.parametrize("value", [-1, 10**6, "x", {"a": 1}, float("nan"), True])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_a_start_token_that_is_no_token_is_an_error(tmp_path, name, value):
+    path = save_seq2seq(tmp_path)
+    for file in ("generation_config.json", "config.json"):
+        values = json.loads((tmp_path / file).read_text())
+        (tmp_path / file).write_text(json.dumps(values | {"decoder_start_token_id": value if file == name else None}))
+    with pytest.raises(InputError, match=r"decoder_start_token_id"):
+        check_encoder_decoder(path, 100, 100)
 
 
 def test_t5_in_float16_or_with_flash_attention_is_an_error(family):

@@ -7,13 +7,13 @@ from itertools import permutations
 import pytest
 import torch
 from seq2seq_tokenizers import TOKENIZERS
-from tiny_tokenizers import FORMATS, TEMPLATES, builder
+from tiny_tokenizers import FORMATS, TEMPLATES, builder, chatml
 
-from rqa.data.jsonl import DataError
+from rqa.data.file_report import DataError
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn
 from rqa.prompts.collators import IGNORE_INDEX, ConcatenatedCollator, ParallelCollator
-from rqa.prompts.decoder_prompt import PromptBuilder
+from rqa.prompts.decoder_prompt import ChatFormat, PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
 
 HISTORY = (Turn("user", "Cats?"), Turn("assistant", "Yes."))
@@ -43,13 +43,16 @@ def truncating(collator, budget):
 
 def test_targets_are_the_answer_the_end_of_the_turn_and_one_eos(collator):
     tokenizer, batch = collator.builder.tokenizer, collator(INPUTS)
-    ends = {"", "<|end_of_turn|>", "<|end|>", "#\n"}  # ends of a turn before eos
+    ends = {"", " ", "<|end_of_turn|>", "<|end|>", "#\n"}  # ends of a turn before eos
+    headers = ("<|channel|>final<|message|>", "\n<think></think>\n", " ")  # of the template, between prompt and answer
     for labels, ids, answer in zip(batch["labels"], batch["input_ids"], ANSWERS, strict=True):
         targets = labels[labels != IGNORE_INDEX]
         assert targets.equal(ids[labels != IGNORE_INDEX])
         assert targets.tolist().count(tokenizer.eos_token_id) == 1
         text = tokenizer.decode(targets).removesuffix(tokenizer.eos_token)
-        assert text.removeprefix(" ").removeprefix(answer) in ends
+        for header in headers:
+            text = text.removeprefix(header)
+        assert text.removeprefix(answer) in ends
 
 
 def test_rows_are_prompt_then_answer_then_padding(collator):
@@ -333,3 +336,12 @@ def test_too_long_questions_and_answers_of_fusion_in_decoder_are_errors_with_lin
     assert [line.split(": ")[0] for line in lines] == ["train.jsonl:2", "train.jsonl:3"]
     assert "history and question take" in lines[0]
     assert "the answer takes 14 tokens, --max_answer_length is 12" in lines[1]
+
+
+def test_strings_that_look_like_control_tokens_are_one_warning_in_training(caplog):
+    chat = ChatFormat("<|user|>", "[INST]", "\n", "<|im_end|>")
+    examples = [Example(str(i), "Who?", ("Yes.",)) for i in range(3)]
+    for answers, expected in ((True, 1), (False, 0)):
+        caplog.clear()
+        ConcatenatedCollator(PromptBuilder(chatml(), chat)).check(examples, answers=answers)
+        assert ["<|user|>, [INST] look like" in record.getMessage() for record in caplog.records] == [True] * expected

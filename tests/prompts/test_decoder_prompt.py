@@ -1,17 +1,21 @@
 """decoder_prompt: golden prompts; ids of the chat template; control tokens in data are text; truncation."""
 
+import json
+from datetime import datetime
 from string import ascii_lowercase
 
 import pytest
 import tiny_models
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import CHATML, FORMATS, STARLING, TEMPLATES, builder, chatml, headers, mistral
+from tiny_tokenizers import CHATML, FORMATS, STARLING, TEMPLATES, builder, chatml, headers, hybrid, mistral
+from transformers.utils import chat_template_utils
 
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn
 from rqa.errors import InputError
-from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat, PromptBuilder, load_tokenizer
+from rqa.prompts.chat_template import TEMPLATE_DATE
+from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat, PromptBuilder, load_stop_ids, load_tokenizer
 
 HISTORY = (Turn("user", "Cats and dogs?"), Turn("assistant", "Yes."))
 PASSAGES = (Passage("Boil the water.", "Water"), Passage("Cats and dogs."))
@@ -62,9 +66,28 @@ ANSWERS = {  # of "The cat.": " {answer}{sep_sys}" with the flags, and eos unles
     "starling's template": "▁ T h e ▁cat . <|end_of_turn|> </s>",
     "phi's template": "▁ T h e ▁cat . <|end|> </s>",
     "phi, newer's template": "T h e ▁cat . <|end|> </s>",
+    "hybrid's template": "T h e Ġcat . <|im_end|>",
+    "channels's template": "<|channel|> f in a l <|message|> T h e Ġcat . <|return|>",
+    "headed's template": "Ċ <think> </think> Ċ T h e Ġcat . <|endoftext|>",
+    "turns's template": "▁ T h e ▁cat . ▁ </s>",
+    "turns, older's template": "▁ T h e ▁cat . ▁ </s>",
+    "turns, newer's template": "▁ T h e ▁cat . ▁ </s>",
+    "textual's template": "T h e ▁cat . </s>",
+    "textual, older's template": "T h e ▁cat . </s>",
+    "textual, newer's template": "T h e ▁cat . </s>",
 }
-CONTROL = sorted({token for make in TEMPLATES.values() for token in make().all_special_tokens})
+CONTROL = sorted({token for make in TEMPLATES.values() for token in make().get_added_vocab() if not token.isspace()})
 TEXTS = st.lists(st.sampled_from([*CONTROL, "the ", "Cats", "水é", ".", " ", "\n\n", "[2] "])).map("".join)
+
+
+class TemplateDay(datetime):
+    """The clock of transformers on the default day of chat templates."""
+
+    @classmethod
+    def now(cls, _zone=None):
+        return cls.fromisoformat(TEMPLATE_DATE)
+
+
 BYTES = tiny_models.tokenizer()
 FEW_EXAMPLES = settings(max_examples=15, deadline=None)
 
@@ -97,25 +120,118 @@ def test_an_answer_ends_with_the_separator_of_its_turn_and_one_eos(name):
 
 @pytest.mark.parametrize("history", [(), HISTORY, HISTORY * 2], ids=len)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_prompt_and_answer_equal_the_rendered_chat_template(name, history):
+def test_prompt_and_answer_equal_the_rendered_chat_template(monkeypatch, name, history):
     built, tokenizer = builder(f"{name}'s template"), builder(f"{name}'s template").tokenizer
+    thinking = {"enable_thinking": False} if "enable_thinking" in tokenizer.chat_template else {}
     context = f"{INSTRUCTION}\n\n[1] Water\nBoil the water.\n\n[2] Cats and dogs.\n\nWho?"
     messages = [*({"role": t.role, "content": t.text} for t in history), {"role": "user", "content": context}]
+    monkeypatch.setattr(chat_template_utils, "datetime", TemplateDay)
     prompt = built.prompt(item(history=history)).ids
-    assert prompt == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "Yes."}], return_dict=False)
+    assert prompt == tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **thinking)
+    messages.append({"role": "assistant", "content": "Yes."})
+    whole = tokenizer.apply_chat_template(messages, return_dict=False, **thinking)
     row = prompt + built.answer("Yes.")
     if tokenizer.eos_token_id not in whole[len(prompt) :]:
         assert row.pop() == tokenizer.eos_token_id  # the template ends a turn with another token
     assert row == whole[: len(row)]
 
 
-def test_text_of_the_template_before_an_answer_is_not_part_of_it():
+# The text between a prompt and its answer
+
+OPENS = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")  # as the distills of DeepSeek R1
+WRITES = OPENS.replace("{{ message.content", "{{ '<think></think>' * (message.role != 'user') + message.content")
+QUIRKY = OPENS.replace("{{ message.content", "{{ '<think>' * (message.role != 'user') + message.content")
+
+
+@pytest.mark.parametrize(
+    ("template", "header"), [(OPENS, "\n</think>\n\n"), (WRITES, "</think>"), (QUIRKY, "\n</think>\n\n")]
+)
+@pytest.mark.parametrize("make", [hybrid, chatml])
+def test_an_answer_closes_the_reasoning_that_its_prompt_opens(caplog, make, template, header):
+    tokenizer = make()
+    tokenizer.chat_template = template
+    built = PromptBuilder(tokenizer)
+    assert tokenizer.decode(built.prompt(item()).ids).endswith("assistant\n<think>")
+    assert tokenizer.decode(built.answer("Yes.")) == f"{header}Yes.<|im_end|>"
+    assert built.read(built.answer("Yes </think>.")) == ("Yes </think>.", "")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("opening", "differs"), [("bot\n", True), ("assistant\n", False), ("assistant\n\nSo: ", False), ("assis", False)]
+)
+def test_a_prompt_that_the_whole_conversation_does_not_continue_is_one_warning(caplog, opening, differs):
+    tokenizer = chatml()
+    tokenizer.chat_template = CHATML.replace("<|im_start|>assistant\n{% endif", f"<|im_start|>{opening}{{% endif")
+    built = PromptBuilder(tokenizer)
+    for history in ((), HISTORY):
+        built.prompt(item(history=history))
+    assert [opening.strip() in record.getMessage() for record in caplog.records] == [True] * differs
+
+
+def test_text_of_the_template_before_an_answer_is_read_as_no_part_of_it():
     tokenizer = chatml()
     tokenizer.chat_template = CHATML.replace(
-        "{{ message.content", "{{ '<think>' * (message.role != 'user') + message.content"
+        "{{ message.content", "{{ 'Answer: ' * (message.role != 'user') + message.content"
     )
-    assert PromptBuilder(tokenizer).answer("Yes.") == builder("chatml's template").answer("Yes.")
+    built = PromptBuilder(tokenizer)
+    assert tokenizer.decode(built.answer("Yes.")) == "Answer: Yes.<|im_end|>"
+    assert [built.answer_text(tokenizer(text)["input_ids"]) for text in ("Answer: Yes.", "Yes.")] == ["Yes."] * 2
+
+
+def test_a_prompt_that_ends_inside_a_token_is_continued_by_the_rest_of_the_text():
+    """The template writes "Bot: Yes.", and the prompt ends with the space: "▁" alone, not the "▁Y" of the whole."""
+    for make in (mistral, chatml):
+        tokenizer = make()
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ {'user': 'User: ', 'assistant': 'Bot: '}[m.role] + m.content + eos_token }}"
+            "{% endfor %}"
+            "{% if add_generation_prompt %}Bot: {% endif %}"
+        )
+        built = PromptBuilder(tokenizer)
+        row = built.prompt(item()).ids + built.answer("the cat")
+        assert tokenizer.decode(row).endswith(f"Bot: the cat{tokenizer.eos_token}")
+
+
+# The end of an answer
+
+
+def test_control_tokens_of_the_checkpoint_end_answers():
+    tokenizer = builder("headed's template").tokenizer
+    user, text = tokenizer.convert_tokens_to_ids(["<|user|>", "T"])
+    built = PromptBuilder(tokenizer, stop_ids=[user, text])
+    assert built.stop_ids == sorted([tokenizer.eos_token_id, user])
+    assert built.answer_text([*built.answer("Yes.")[:-1], user, text]) == "Yes."
+
+
+def test_the_end_of_a_channel_does_not_end_an_answer():
+    tokenizer = builder("channels's template").tokenizer
+    end, start = tokenizer.convert_tokens_to_ids(["<|end|>", "<|start|>"])
+    assert PromptBuilder(tokenizer, stop_ids=[end, start]).stop_ids == sorted([tokenizer.eos_token_id, start])
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|return|>", "<|end|>")
+    assert PromptBuilder(tokenizer, stop_ids=[end]).stop_ids == [tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"generation_config": [7, 8], "config": 9}, [7, 8, 9]),
+        ({"config": 9}, [9]),
+        ({"generation_config": None}, []),
+        ({}, []),
+    ],
+)
+def test_stop_ids_are_those_of_both_files(tmp_path, files, expected):
+    for name, value in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"eos_token_id": value}))
+    assert load_stop_ids(str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("text", ["{", *(f'{{"eos_token_id": {value}}}' for value in ('"</s>"', "[1, null]", "true"))])
+def test_a_file_with_stop_ids_that_are_none_is_an_error(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(InputError, match=r"generation_config\.json.*expected"):
+        load_stop_ids(str(tmp_path))
 
 
 def test_the_longer_of_two_control_tokens_matches():
@@ -126,12 +242,18 @@ def test_the_longer_of_two_control_tokens_matches():
     assert PromptBuilder(tokenizer).prompt(item(())).ids == expected
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith(("turns", "textual"))])
 def test_bos_occurs_once_if_the_tokenizer_adds_one(name):
     for history in ((), HISTORY):
         ids = builder(name).prompt(item(history=history)).ids
         bos = builder(name).tokenizer.bos_token_id
         assert [i for i, id in enumerate(ids) if id == bos] == ([] if bos is None else [0])
+
+
+@pytest.mark.parametrize(("name", "per_question"), [("turns's template", 1), ("textual's template", 0)])
+def test_every_bos_of_a_chat_template_is_kept_and_none_is_added(name, per_question):
+    ids = builder(name).prompt(item(history=HISTORY * 2)).ids
+    assert ids.count(builder(name).tokenizer.bos_token_id) == 3 * per_question
 
 
 def test_bos_of_the_template_is_kept_if_the_tokenizer_adds_none():
@@ -166,6 +288,8 @@ def test_a_separator_of_ordinary_text_does_not_stop_generation(separator):
 @given(text=TEXTS)
 def test_the_text_of_an_answers_ids_is_the_answer(name, text):
     built = builder(name)
+    # The mark of reasoning is ordinary text if it is no token: such an answer cannot be told from reasoning.
+    assume("<think>" in built.text_tokenizer.control or not text.strip().startswith("<think>"))
     ids = built.answer(text)
     assert {built.answer_text(each) for each in (ids, [*ids, *ids], ids[:-1])} == {text.strip()}
 
@@ -178,7 +302,7 @@ def test_the_text_of_an_answers_ids_is_the_answer(name, text):
 @given(texts=st.tuples(*[TEXTS] * 6))
 def test_control_tokens_in_data_are_text(name, texts):
     built, tokenizer = builder(name), builder(name).tokenizer
-    control = set(tokenizer.get_added_vocab().values())
+    control = {id for token, id in tokenizer.get_added_vocab().items() if not token.isspace()}
 
     def row(title, text, question, user, assistant, answer):
         history = (Turn("user", user), Turn("assistant", assistant))
@@ -311,6 +435,8 @@ def test_a_saved_tokenizer_is_loaded_and_another_path_is_an_error(tmp_path):
     chatml().save_pretrained(tmp_path / "tokenizer")
     loaded = PromptBuilder(load_tokenizer(str(tmp_path / "tokenizer"))).prompt(item())
     assert loaded == builder("chatml's template").prompt(item())
-    for path in (str(tmp_path / "nowhere"), "no such/path/at all", str(tmp_path)):
+    for path in (str(tmp_path / "nowhere"), "no such/path/at all"):
         with pytest.raises(InputError, match="expected a checkpoint folder or a hub name"):
             load_tokenizer(path)
+    with pytest.raises(InputError, match=f"{tmp_path}: no tokenizer can be loaded: "):
+        load_tokenizer(str(tmp_path))

@@ -326,7 +326,7 @@ def test_an_unknown_command_is_not_a_question_but_a_path_is(scripted, caplog):
         ({"--question": " \n"}, "--question: expected text, got none"),
         ({"--question": "why " * 3000}, "error: --question: instruction, history and question take"),
         ({"--evaluation": "no/such"}, "--evaluation no/such: .* score.json"),
-        ({"--per_device_eval_batch_size": "3"}, "unrecognized arguments: --per_device_eval_batch_size 3"),
+        ({"--per_device_eval_batch_size": "3"}, "unknown flag --per_device_eval_batch_size"),
     ],
 )
 def test_errors_are_printed_before_anything_is_loaded(run, flags, changes, message):

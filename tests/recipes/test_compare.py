@@ -23,6 +23,7 @@ TITLES = {
     "em": "EM, %",
     "f1": "F1, %",
     "answer_words": "words in an answer",
+    "cut_answers": "answers cut short, %",
     "loss": "loss, nats per token",
     "seconds": "seconds per answer",
 }
@@ -134,6 +135,13 @@ def test_columns_are_aligned(written, printed, monkeypatch):
         assert len(points) == 1
 
 
+def test_counts_without_which_scores_are_misread_stand_below_the_table(here, printed):
+    change_score(here / "after", generation={"seconds_per_answer": 1.0, "unfinished": 7}, examples_without_references=2)
+    below = printed("before", "after").split("\n\n")[0].splitlines()[-2:]
+    assert below[0].startswith("seconds per answer")
+    assert below[1].startswith("after: 7 answers cut by --max_new_tokens; 2 examples without references")
+
+
 def test_the_readme_s_table_can_be_printed(written, printed, monkeypatch):
     monkeypatch.chdir(written[0])
     [table] = re.findall(r"^```\n(.*runs/quickstart/before(?s:.*?))(?:\n\n|^```$)", README, flags=re.MULTILINE)
@@ -197,6 +205,14 @@ def test_a_long_text_is_truncated_to_one_line(here, printed):
     assert f"    after: {'x' * 300} ...\n" in out
     answers = [row["answers"] for row in json.loads((here / "c.json").read_text())["differing_most"]]
     assert ["one\n two", "x" * 1000] in answers
+
+
+def test_ids_and_answers_have_no_control_characters(here, printed):
+    for name, answer in [("before", "\x9b31m one"), ("after", "\x9b31m one two")]:
+        change(here / name, lambda i, row, answer=answer: row | {"id": f"\x1b[2J{i}", "answer": answer})
+    out = printed("before", "after", "--metric", "answer_words", "--show", "12")
+    assert "␛[2J" in out
+    assert not set(out) & {"\x1b", "\x9b"}
 
 
 def test_a_question_with_one_score_only_is_not_compared(here, printed):

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny_models
 from world import (
@@ -71,14 +72,14 @@ def crashing(processes, out, at):
 
 @pytest.fixture(scope="module")
 def unbroken(world):
-    """A function from the number of processes to the folder of an uninterrupted run, and its number of touches."""
+    """A function from the number of processes to the folder of an uninterrupted run, and the names of its touches."""
     runs = {}
 
     def run_of(processes):
         if processes not in runs:
             out = world.folder / f"unbroken-{processes}"
             printed = launch("swr_starling.py", flags_of(world, out), by=crashing(processes, out, 0))
-            runs[processes] = out, int(re.search(r"touched (\d+) times", printed)[1])
+            runs[processes] = out, re.search(r"touched: (.*)", printed)[1].split()
         return runs[processes]
 
     return run_of
@@ -104,11 +105,30 @@ def assert_resume_is_byte_identical(world, unbroken, processes, out, moments):
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.55, 0.75, 0.97])
 def test_resume_is_byte_identical_after_a_kill(world, unbroken, tmp_path, share):
     """Killed before the first checkpoint, within a save, and after the last step."""
-    assert_resume_is_byte_identical(world, unbroken, 1, tmp_path / "run", [1 + int(share * unbroken(1)[1])])
+    assert_resume_is_byte_identical(world, unbroken, 1, tmp_path / "run", [1 + int(share * len(unbroken(1)[1]))])
 
 
 def test_resume_of_two_processes_is_byte_identical_after_a_kill(world, unbroken, tmp_path):
-    assert_resume_is_byte_identical(world, unbroken, 2, tmp_path / "run", [int(0.6 * unbroken(2)[1])])
+    assert_resume_is_byte_identical(world, unbroken, 2, tmp_path / "run", [int(0.6 * len(unbroken(2)[1]))])
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("processes", "name"),
+    [
+        (1, "metrics.jsonl"),  # the evaluation is not recorded yet
+        pytest.param(1, "predictions.jsonl", marks=SLOW),  # it is in the log
+        pytest.param(1, ".manifest.json.partial", marks=SLOW),  # it is being added to the checkpoint
+        pytest.param(2, "metrics.jsonl", marks=SLOW),
+    ],
+)
+def test_resume_is_byte_identical_after_a_kill_in_an_evaluation(world, unbroken, tmp_path, processes, name):
+    """A step with a checkpoint and an evaluation: the checkpoint comes first, and nothing is written between them."""
+    touched = unbroken(processes)[1]
+    moment = 1 + touched.index(name, touched.index("step-00000006"))
+    assert_resume_is_byte_identical(world, unbroken, processes, tmp_path / "run", [moment])
 
 
 @pytest.mark.slow
@@ -118,18 +138,28 @@ def test_resume_is_byte_identical_after_fifty_random_kills(world, unbroken, tmp_
     """Resumed runs are killed as well, up to four times in a row."""
     rng, kills = random.Random(processes), 0
     while kills < 50 // processes:
-        moments = [rng.randint(1, unbroken(processes)[1]) for _ in range(rng.randint(1, 4))]
+        moments = [rng.randint(1, len(unbroken(processes)[1])) for _ in range(rng.randint(1, 4))]
         assert_resume_is_byte_identical(world, unbroken, processes, tmp_path / f"{kills}", moments)
         kills += len(moments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_compiled_run_is_that_without_a_compiler(world, unbroken, tmp_path, monkeypatch, processes):
+    """The backend "eager" of torch.compile changes no number."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    launch("swr_starling.py", flags_of(world, tmp_path / "run"), by=LAUNCHERS[processes])
+    assert outcome(tmp_path / "run") == outcome(unbroken(processes)[0])
 
 
 # Signals
 
 
 def reset_signals():
-    """Undo the ignoring of signals that a shell's background job inherits."""
+    """Undo the ignoring of signals that a shell's background job inherits; ignore SIGUSR1, as launchers should."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def start(world, out, by, **more):
@@ -155,14 +185,22 @@ def read_until(process, text):
 MANY = {"num_train_epochs": "40", "eval_steps": "1000", "save_steps": "1000"}
 
 
+def workers(launcher):
+    """Return the process ids of the ranks."""
+    return [child.pid for child in psutil.Process(launcher.pid).children()]
+
+
 def itself(launcher):
-    return launcher.pid
+    return [launcher.pid]
 
 
 def one_worker(launcher):
-    """Return the process id of one rank."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    return max(map(int, children))
+    return workers(launcher)[-1:]
+
+
+def all_processes(launcher):
+    """Return the process ids of a step of a batch system."""
+    return [*itself(launcher), *workers(launcher)]
 
 
 @pytest.mark.parametrize(
@@ -174,19 +212,60 @@ def one_worker(launcher):
         (LAUNCHERS[2], signal.SIGTERM, one_worker, 0),  # the other rank stops too
         (LAUNCHERS[2], signal.SIGTERM, itself, 1),  # torchrun's own status
         (ACCELERATE_LAUNCH, signal.SIGTERM, itself, -signal.SIGTERM),  # passes no signal on: its end is the request
+        (LAUNCHERS[1], signal.SIGXCPU, itself, 0),
+        (ACCELERATE_LAUNCH, signal.SIGUSR1, all_processes, 0),
     ],
-    ids=["SIGTERM", "SIGINT", "SIGHUP", "SIGTERM to one of two", "SIGTERM to torchrun", "SIGTERM to accelerate launch"],
+    ids=[
+        *(
+            "SIGTERM",
+            "SIGINT",
+            "SIGHUP",
+            "SIGTERM to one of two",
+            "SIGTERM to torchrun",
+            "SIGTERM to accelerate launch",
+        ),
+        *("SIGXCPU", "SIGUSR1 to all"),
+    ],
 )
 def test_a_signal_stops_all_ranks_after_the_same_step(world, tmp_path, by, number, to, status):
-    process = start(world, tmp_path / "run", by, **MANY)
+    process = start(world, tmp_path / "run", by, **MANY, stop_signals="SIGUSR1")
     read_until(process, "step 5/")
-    os.kill(to(process), number)
+    for pid in to(process):
+        os.kill(pid, number)
     printed = read_until(process, "stopped after ") + process.stdout.read()
     assert process.wait(timeout=60) == status
     stopped = int(re.search(r"stopped after \w+ (\d+)", printed)[1])
     [checkpoint] = (tmp_path / "run/checkpoints").iterdir()
     assert checkpoint.name == f"step-{stopped:08d}"
     assert stopped < 100
+
+
+def has_ended(pid):
+    """Return True if a process has ended, also if no parent waits for it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_run_is_resumed_only_after_the_last_process_of_a_killed_launcher(world, unbroken, tmp_path):
+    """One of its two ranks hangs, and the other waits for it."""
+    flags = flags_of(world, tmp_path / "run")
+    process = start(world, tmp_path / "run", LAUNCHERS[2])
+    read_until(process, "step 2/")
+    ranks = workers(process)
+    os.kill(ranks[0], signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    refused = launch("swr_starling.py", flags | RESUME, expect=2)
+    [pid] = re.findall(rf"--output_dir {tmp_path}/run: .* process (\d+) on {os.uname().nodename}, started 20", refused)
+    assert int(pid) in ranks
+    os.kill(ranks[0], signal.SIGCONT)  # the end of the launcher has requested a stop
+    while not all(map(has_ended, ranks)):
+        time.sleep(0.1)
+    process.stdout.close()
+    launch("swr_starling.py", flags | RESUME, by=LAUNCHERS[2])
+    assert outcome(tmp_path / "run") == outcome(unbroken(2)[0])
 
 
 def test_the_printed_command_resumes_the_run(world, unbroken, tmp_path):

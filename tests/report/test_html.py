@@ -59,7 +59,8 @@ def hostile(seed=0):
         ks=(1, 3),
     )
     verdict = VerdictRecord(status="judged", correct=False, explanation=HOSTILE)
-    return replace(scores, predictions=[replace(row, verdict=verdict) for row in scores.predictions])
+    rows = [replace(row, reasoning=HOSTILE, verdict=verdict) for row in scores.predictions]
+    return replace(scores, predictions=rows)
 
 
 class Page(HTMLParser):
@@ -408,10 +409,61 @@ def test_evaluation_of_a_retriever_or_a_generator_alone_has_a_page(pair):
     data = page_of(pair[0]).data
     assert "answer" not in data["questions"][0]["sides"][0]
     assert "F1" not in data["metrics"]
+    both = page_of(*pair).data["questions"]
+    assert [question["references"] for question in both] == [
+        [*row.references] for row in read_results(pair[1]).evaluation.predictions.values()
+    ]
     change(pair[1], lambda i, row: {name: row[name] for name in row if name != "retrieval_scores"} | {"passages": []})
     data = page_of(pair[1]).data
     assert data["questions"][0]["sides"][0]["passages"] == []
     assert "F1" in data["metrics"]
+
+
+def test_counts_without_which_scores_are_misread_stand_below_them(pair):
+    generation = {"seconds_per_answer": 1.0, "unfinished": 1200, "truncated_prompts": 2, "answers_with_reasoning": 3}
+    change_score(pair[0], generation=generation, examples_without_references=4)
+    [note] = [text for text in page_of(pair[0]).all("p") if "max_new_tokens" in text]
+    counts = re.findall(r"(?:^|; )([\d,]+) (answers cut|prompts|answers with reasoning|examples)", note)
+    assert [number for number, _ in counts] == ["1,200", "2", "3", "4"]
+    change_score(pair[0], generation={"seconds_per_answer": 1.0, "unfinished": 0}, examples_without_references=0)
+    assert not any("max_new_tokens" in text for text in page_of(pair[0]).all("p"))
+    change_score(pair[1], generation=generation)
+    [note] = [text for text in page_of(*pair).all("p") if "max_new_tokens" in text]
+    assert note.startswith("B 1,200 answers cut")
+
+
+# Few or odd values: fields of all predictions, and fields of score.json beside empty metrics
+NO_TIME = {"seconds_per_question": 0, "p50": 0, "p95": 0}
+ODD = {
+    "no passages": ({"passages": [], "retrieval_scores": None}, {}),
+    "no scores": ({"answer_scores": None, "retrieval_scores": None, "references": []}, {}),
+    "no answers": ({"answer": None, "answer_scores": None, "finished": None, "num_passages_read": None}, {}),
+    "null metrics": ({}, {"metrics": {"f1": None, "loss": None}, "intervals": {}}),
+    "equal scores": ({"answer_scores": {"f1": 50.0, "em": 0.0}}, {"intervals": {"f1": [50.0, 50.0]}}),
+    "no answer is finished": ({"answer": "", "finished": False}, {"metrics": {"cut_answers": 100.0}}),
+    "no time": ({}, {"generation": None, "runtime": {"stages": {}}}),
+    "a time of 0": ({}, {"runtime": {"stages": {"embed": NO_TIME}}, "generation": {"seconds_per_answer": 0}}),
+    "extreme values": (
+        {},
+        {"metrics": {"zero": -0.0, "huge": 1e300, "tiny": 5e-324, "recall@9": -1.0, "recall@": 1.0}},
+    ),
+    "a loss that is not finite": ({"reference_nll": None}, {}),
+}
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_evaluations_have_a_page(pair, name, kept):
+    fields, values = ODD[name]
+    for folder in pair:
+        rows = [json.loads(line) | fields for line in (folder / "predictions.jsonl").open(encoding="utf-8")]
+        rows = [{k: v for k, v in row.items() if v is not None or k == "reference_nll"} for row in rows[:kept]]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        change_score(folder, **{"metrics": {}, "intervals": {}} | values)
+    for folders in (pair[:1], pair):
+        html = write_report(*folders).read_text(encoding="utf-8")
+        assert len(Page(html).data["questions"]) == kept
+        assert not re.search(r"\b(?:nan|NaN|inf|None)\b", re.sub("(?s)<script.*?</script>", "", html))
 
 
 def test_missing_intervals_are_left_out(pair):
@@ -459,7 +511,8 @@ def test_texts_are_escaped(tmp_path):
     question = page.data["questions"][1]
     assert question["question"] == f"{HOSTILE} question 1"
     assert question["chat_history"] == [{"role": role, "text": HOSTILE} for role in ("user", "assistant")]
-    assert question["sides"][0]["answer"] == question["sides"][0]["verdict"]["explanation"] == HOSTILE
+    side = question["sides"][0]
+    assert side["answer"] == side["reasoning"] == side["verdict"]["explanation"] == HOSTILE
 
 
 def test_folder_name_that_is_not_unicode_is_escaped(tmp_path, scores):
@@ -671,6 +724,13 @@ def test_hostile_text_stays_text_in_a_browser(opened):
     assert body.locator(".title").first.text_content() == f"{HOSTILE} title 0"
     assert body.locator(".passages .text").first.text_content() == f"{HOSTILE} text 0"
     assert body.locator(".text:has(.label)").first.text_content() == f"user{HOSTILE}"
+    reasoning = body.locator("details:has(> summary:text('Reasoning')) > .text").first
+    assert (reasoning.text_content(), reasoning.is_visible()) == (HOSTILE, False)
+    body.locator("summary:text('Reasoning')").first.click()
+    assert reasoning.is_visible()
+    assert body.locator("text=Cut short by --max_new_tokens.").count() == 2
+    page.check("text=cut short (3)")
+    assert len(shown(page)) == 3
     assert page.locator("h1").text_content().endswith("other")
     assert page.evaluate("[typeof hacked, document.scripts.length, document.images.length]") == ["undefined", 2, 0]
 

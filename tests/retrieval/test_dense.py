@@ -1,5 +1,6 @@
 """dense: retrieval equals brute force over the embeddings, and an index of other inputs is refused."""
 
+import errno
 import fcntl
 import json
 import os
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Pooling, Router, Transformer
 from tiny_models import save_encoder
 from world import PLACES, passage, write_jsonl
 
 from rqa.data.corpus import open_passages
+from rqa.errors import InputError
 from rqa.retrieval.dense import open_retriever
 from rqa.retrieval.encoder import Encoder
 from rqa.retrieval.index import FaissIndex, StaleIndexError
@@ -118,6 +121,23 @@ def other_length(folder, path, corpus):
     return corpus, str(folder / "length"), {}
 
 
+def other_settings(folder, path, corpus, **values):
+    copy = Path(shutil.copytree(path, folder / "settings"))
+    file = copy / "config_sentence_transformers.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return corpus, str(copy), {}
+
+
+def other_queries(folder, path, corpus):
+    """Passages go through the same side of both encoders."""
+    sides = [Path(each).with_name("plain") for each in (path, save_encoder(folder / "queries", seed=1))]
+    document = [Transformer(str(sides[0]), max_seq_length=128), Pooling(32)]
+    query = [Transformer(str(sides[1]), max_seq_length=128), Pooling(32)]
+    router = SentenceTransformer(modules=[Router.for_query_document(query, document)], device="cpu")
+    router.save(str(folder / "router"))
+    return corpus, str(folder / "router"), {}
+
+
 def other_flags(folder, path, corpus, **options):
     return corpus, path, options
 
@@ -130,6 +150,9 @@ def other_flags(folder, path, corpus, **options):
         ("encoder", other_weights),
         ("encoder", other_pooling),
         ("encoder", other_length),
+        ("encoder", other_queries),
+        ("truncate_dim", partial(other_settings, truncate_dim=16)),
+        ("similarity", partial(other_settings, similarity_fn_name="dot")),
         ("passage_prefix", partial(other_flags, passage_prefix="p: ")),
         ("factory", partial(other_flags, index_factory="SQ8")),
     ],
@@ -144,7 +167,78 @@ def test_an_index_of_other_inputs_is_refused(path, corpus, tmp_path, field, chan
     assert old != new
     assert other.fingerprint() != built.fingerprint()
     assert f"\n  {field}: expected {new}, got {old}\n" in str(refused.value)
+    assert f"{len(corpus)} vectors of dimension 32" in str(refused.value)
     assert len(FaissIndex.load(tmp_path / "index")) == len(corpus)  # unchanged
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_encoder_for_inner_products_is_ranked_by_them(path, corpus, tmp_path, normalized):
+    """The lengths of the vectors of a cosine encoder have no effect, those of a dot encoder do."""
+    _, dot, _ = other_settings(tmp_path, path, corpus, similarity_fn_name="cosine" if normalized else "dot")
+    retriever = open_on_cpu(corpus, dot, tmp_path / "index")
+    model = SentenceTransformer(path, device="cpu")
+    texts = [passage.content for passage in corpus]
+    queries, passages = (model.encode(each, normalize_embeddings=normalized) for each in (QUERIES, texts))
+    for hits, row in zip(retriever.retrieve(QUERIES, 5), queries @ passages.T, strict=True):
+        best = np.argsort(-row, kind="stable")[:5]
+        assert [hit.passage for hit in hits] == [corpus[i] for i in best]
+        np.testing.assert_allclose([hit.score for hit in hits], row[best], rtol=1e-5, atol=1e-6)
+
+
+def test_a_shorter_embedding_is_the_start_of_the_long_one(path, corpus, tmp_path):
+    _, short, _ = other_settings(tmp_path, path, corpus, truncate_dim=16)
+    for name in ("encode_queries", "encode_passages"):
+        texts = QUERIES if name == "encode_queries" else corpus
+        long, vectors = (getattr(Encoder(each, device=CPU), name)(texts)[:, :16] for each in (path, short))
+        assert vectors.shape == (len(texts), 16)
+        np.testing.assert_allclose(vectors, long / np.linalg.norm(long, axis=1, keepdims=True), rtol=1e-4, atol=1e-5)
+
+
+def forbidden(folder):
+    folder.mkdir()
+    folder.chmod(0o500)
+    return folder / "index"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda folder: folder.write_text("") or folder, "got a file"),
+        (lambda folder: folder.write_text("") or folder / "index", "Not a directory"),
+        (lambda folder: Path("/proc/no/index"), "No such file"),
+        pytest.param(forbidden, "Permission denied", marks=pytest.mark.skipif(os.geteuid() == 0, reason="as root")),
+    ],
+)
+def test_a_folder_that_cannot_hold_an_index_is_refused_before_anything_is_embedded(
+    path, corpus, tmp_path, encoded, make, reason
+):
+    index = make(tmp_path / "given")
+    with pytest.raises(InputError, match=f"^{index}: expected a folder for the index, .*{reason}.*index_path"):
+        open_on_cpu(corpus, path, index)
+    assert not encoded
+
+
+def test_a_file_in_place_of_the_index_is_refused_before_the_encoder_is_opened(corpus, tmp_path):
+    (tmp_path / "index").write_text("")
+    with pytest.raises(InputError, match="got a file"):
+        open_on_cpu(corpus, "no/such-encoder", tmp_path / "index")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_embedded(
+    path, corpus, tmp_path, encoded, monkeypatch
+):
+    """A read-only file system: the folder is there, and locks work."""
+
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+    (tmp_path / "empty").mkdir()
+    open_on_cpu(corpus, path, tmp_path / "index")
+    monkeypatch.setattr("rqa.retrieval.dense.tempfile.TemporaryFile", refuse)
+    assert open_on_cpu(corpus, path, tmp_path / "index").retrieve(QUERIES, 3)
+    with pytest.raises(InputError, match=r"empty: expected a folder .* got Read-only file system"):
+        open_on_cpu(corpus, path, tmp_path / "empty")
+    assert encoded == [len(corpus)]
 
 
 def test_two_processes_build_one_index(path, corpus, tmp_path, caplog):

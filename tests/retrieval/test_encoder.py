@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
@@ -96,7 +96,7 @@ def test_only_passages_are_embedded_in_bfloat16(path, monkeypatch):
     np.testing.assert_array_equal(encoder.encode_queries(content), exact[1])
 
 
-@pytest.mark.parametrize("name", ["document", "passage"])
+@pytest.mark.parametrize("name", ["document", "passage", "corpus"])
 @pytest.mark.parametrize(
     "flags",
     [{}, {"query_prefix": "ask "}, {"passage_prefix": "text "}, dict.fromkeys(("query_prefix", "passage_prefix"), "")],
@@ -117,6 +117,23 @@ def test_a_checkpoint_without_prompts_has_no_prefixes(path):
     assert (encoder.query_prefix, encoder.passage_prefix) == ("", "")
 
 
+def test_prompts_under_other_names_are_named_in_a_warning(path, with_config, tmp_path, caplog):
+    copy = with_config(path, tmp_path / "copy", prompts={"web_query": "Instruct: ", "query": "", "document": ""})
+    encoder_of(copy)
+    assert ["web_query" in message and "--query_prefix" in message for message in caplog.messages] == [True]
+    caplog.clear()
+    encoder_of(copy, query_prefix="Instruct: ")
+    encoder_of(path)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
+def test_another_similarity_is_a_warning(path, with_config, tmp_path, caplog, similarity):
+    copy = with_config(path, tmp_path / "copy", similarity_fn_name=similarity)
+    assert_close(encoder_of(copy).encode_queries(QUERIES), encoder_of(path).encode_queries(QUERIES))
+    assert [similarity in message and "cosine" in message for message in caplog.messages] == [True]
+
+
 def test_a_hub_name_is_loaded_from_the_cache(path, tmp_path, monkeypatch):
     """The cache holds files of another runtime too."""
     repository = tmp_path / "models--some--encoder"
@@ -125,10 +142,8 @@ def test_a_hub_name_is_loaded_from_the_cache(path, tmp_path, monkeypatch):
     (repository / "snapshots/0123/onnx/config.json").write_text("{}")
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("0123")
-    monkeypatch.setattr(
-        "rqa.retrieval.encoder.snapshot_download",
-        partial(snapshot_download, cache_dir=tmp_path, local_files_only=True),
-    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub, here = encoder_of("some/encoder"), encoder_of(path)
     assert hub.fingerprint() == here.fingerprint()
     np.testing.assert_array_equal(hub.encode_queries(QUERIES), here.encode_queries(QUERIES))

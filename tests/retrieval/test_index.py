@@ -2,10 +2,15 @@
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -15,6 +20,7 @@ from hypothesis import strategies as st
 
 from rqa.atomic_files import read_manifest, write_manifest
 from rqa.errors import InputError
+from rqa.retrieval import verification
 from rqa.retrieval.index import FORMAT, DamagedIndexError, FaissIndex, StaleIndexError
 
 PROVENANCE = {"corpus": "3f2a", "model": {"name": "e5", "prefixes": ["query: ", "passage: "]}, "rows": 200}
@@ -310,6 +316,20 @@ def test_a_full_disk_keeps_the_old_index(vectors, saved, monkeypatch):
     assert_exact(FaissIndex.load(saved, verify=True), vectors, vectors, 3)
 
 
+@pytest.fixture
+def gate(monkeypatch):
+    """An event that reading any block but the first waits for."""
+    gate, plain = threading.Event(), os.pread
+
+    def pread(descriptor, size, start):
+        assert start == 0 or gate.wait(10)
+        return plain(descriptor, size, start)
+
+    monkeypatch.setattr(verification, "os", SimpleNamespace(pread=pread))
+    yield gate
+    gate.set()
+
+
 # Refusals
 
 
@@ -384,13 +404,113 @@ def test_every_flipped_byte_is_detected(saved):
         (lambda data: data + b"\0", r"expected size 12\d\d\d, got 12\d\d\d"),
         (lambda data: data[:-1], "expected size"),
         (lambda data: data[:0], "got 0"),
-        (lambda data: b"?" * len(data), "expected a FAISS index"),
+        (lambda data: b"?" * len(data), r"got damage between the bytes 0 and 12,\d\d\d"),
     ],
 )
 def test_a_data_file_of_another_size_or_kind_is_refused_without_verify(saved, change, message):
     data_file(saved).write_bytes(change(data_file(saved).read_bytes()))
     with pytest.raises(DamagedIndexError, match=message):
         FaissIndex.load(saved)
+
+
+def test_a_file_that_faiss_does_not_read_is_refused(saved):
+    content = b"?" * len(data_file(saved).read_bytes())
+    data_file(saved).write_bytes(content)
+    rewrite(saved, checksums=[zlib.crc32(content)])
+    with pytest.raises(DamagedIndexError, match="expected a FAISS index"):
+        FaissIndex.load(saved)
+
+
+def test_checksums_do_not_depend_on_how_a_file_is_written(monkeypatch, rng):
+    monkeypatch.setattr(verification, "BLOCK_BYTES", 100)
+    content = rng.bytes(1234)
+    expected = [zlib.crc32(content[start : start + 100]) for start in range(0, len(content), 100)]
+    for size in (1, 99, 100, 101, 5000):
+        checksums = verification.Checksums()
+        for start in range(0, len(content), size):
+            checksums.update(content[start : start + size])
+        assert checksums.values == expected
+
+
+@pytest.fixture
+def in_blocks(vectors, tmp_path, monkeypatch):
+    """Save an index of blocks of 1,000 bytes."""
+    monkeypatch.setattr(verification, "BLOCK_BYTES", 1000)
+    FaissIndex.build(vectors).save(tmp_path / "index")
+    return tmp_path / "index"
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("position", [1000, 5555, -1])
+def test_damage_after_the_first_block_is_found_in_the_background(in_blocks, position):
+    flip(data_file(in_blocks), position)
+    message = (
+        r"index-\w+\.faiss: expected the saved bytes, got damage between the bytes \d+,000 and .*Delete the folder"
+    )
+    with pytest.raises(DamagedIndexError, match=message):
+        FaissIndex.load(in_blocks).verify()
+
+
+def test_a_search_fails_after_damage_was_found_and_not_before(in_blocks, vectors, gate):
+    flip(data_file(in_blocks), -1)
+    index = FaissIndex.load(in_blocks)
+    index.search(vectors[:1], 3)
+    gate.set()
+    index._verification.wait()
+    with pytest.raises(DamagedIndexError):
+        index.search(vectors[:1], 3)
+
+
+def test_verifying_waits_for_the_last_block_and_shows_progress(in_blocks, gate, progress):
+    index = FaissIndex.load(in_blocks)
+    with ThreadPoolExecutor() as pool:
+        verified = pool.submit(index.verify)
+        with pytest.raises(TimeoutError):
+            verified.result(0.3)
+        gate.set()
+        verified.result(10)
+    num_blocks = math.ceil(data_file(in_blocks).stat().st_size / 1000)
+    assert ("verifying the index", num_blocks, num_blocks) in progress
+
+
+@pytest.mark.parametrize("factory", ["IVF4,Flat", "HNSW8", "SQ8"])
+def test_lists_and_graphs_are_verified_before_faiss_reads_them(in_blocks, vectors, factory):
+    """A damaged graph can crash the process."""
+    FaissIndex.build(vectors, factory).save(in_blocks)
+    flip(data_file(in_blocks), -1)
+    with pytest.raises(DamagedIndexError, match="expected the saved bytes"):
+        FaissIndex.load(in_blocks)
+
+
+def test_a_file_that_cannot_be_read_any_more_is_damaged(in_blocks, gate):
+    index = FaissIndex.load(in_blocks)
+    os.truncate(data_file(in_blocks), 2500)
+    gate.set()
+    with pytest.raises(DamagedIndexError, match="got damage between the bytes 2,000 and 2,500"):
+        index.verify()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(errno.EIO, "Input/output error"), "Input/output error"), (MemoryError(), "could not be verified")],
+)
+def test_an_index_that_cannot_be_verified_is_refused(in_blocks, monkeypatch, error, reason):
+    """The thread of the verification ends, and no block after the first was read."""
+
+    def pread(descriptor, size, start):
+        if start:
+            raise error
+        return os.pread(descriptor, size, start)
+
+    monkeypatch.setattr(verification, "os", SimpleNamespace(pread=pread))
+    with pytest.raises(DamagedIndexError, match=reason):
+        FaissIndex.load(in_blocks).verify()
 
 
 def test_a_manifest_without_its_data_file_is_refused(saved):
@@ -427,7 +547,8 @@ def rewrite(folder, *removed, **changes):
 @pytest.mark.parametrize(
     ("removed", "changes", "message"),
     [
-        ((), {"format": FORMAT + 1}, f"expected index format {FORMAT}, got {FORMAT + 1}"),
+        ((), {"format": FORMAT + 1}, rf"expected index format {FORMAT}, got {FORMAT + 1}\. Update rqa, or: Delete"),
+        ((), {"format": FORMAT - 1}, rf"expected index format {FORMAT}, got {FORMAT - 1}\. Delete"),
         (("format",), {"rqa_index": 1}, f"expected index format {FORMAT}, got 1"),
         (("format",), {}, f"expected index format {FORMAT}, got None"),
         ((), {"rows": 199}, r"expected rows and dimension \(199, 16\), got \(200, 16\)"),

@@ -2,23 +2,29 @@
 
 import logging
 import math
+import os
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
 from world import World, files, hand_over, results_of
 
 from rqa.data.corpus import open_passages
-from rqa.data.jsonl import DataError
+from rqa.data.file_report import DataError
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn, load_examples
 from rqa.errors import InputError
+from rqa.retrieval import verification
 from rqa.retrieval.dense import open_retriever
 from rqa.retrieval.encoder import Encoder
+from rqa.retrieval.index import DamagedIndexError
 from rqa.retrieval.retrieve import Retrieval, Retrieved, build_query, open_corpus, retrieve_splits, uses_only_gold
+from rqa.retrieval.verification import Verification
 
 K = 4
 ALL_CALLS = [1, 13, 1, 7]  # each split after its warm-up; the empty split has no query
@@ -86,7 +92,7 @@ def test_each_split_gets_its_own_passages(world, log, tmp_path, progress):
     assert lists(retrievals) == expected
     assert {each.fingerprint for each in retrievals} == {retriever.fingerprint()}
     assert [len(each.retrieved) for each in retrievals] == [13, 0, 7]
-    assert f"2 examples have gold passages that the corpus lacks, first {world.test}:2" in log.messages
+    assert f"the corpus lacks gold passages of 2 examples, first {world.test}:2" in log.messages
     for name, count in (("searching the index", 13), ("retrieving passages", 20)):
         assert (name, count, count) in progress
 
@@ -153,6 +159,33 @@ def test_an_unwritable_cache_is_a_warning(world, tmp_path, log, embedded):
     assert lists(first) == lists(again)
     assert embedded == ALL_CALLS * 3
     assert any("are not cached" in message for message in log.messages)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_results_of_a_damaged_index_are_neither_cached_nor_returned(world, tmp_path, monkeypatch, cached):
+    """The damaged block is read after the last search."""
+    monkeypatch.setattr(verification, "BLOCK_BYTES", 1000)
+    retrieve(world, tmp_path / "index", cached=False)
+    [file] = (tmp_path / "index").glob("*.faiss")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    gate, wait = threading.Event(), Verification.wait
+    gated = SimpleNamespace(pread=lambda *args: (not args[2] or gate.wait(30)) and os.pread(*args))
+    monkeypatch.setattr(verification, "os", gated)
+    monkeypatch.setattr(Verification, "wait", lambda self: (gate.set(), wait(self)))
+    with pytest.raises(DamagedIndexError, match="got damage between the bytes"):
+        retrieve(world, tmp_path / "index", cached=cached)
+    assert not (tmp_path / "index/retrieved").exists()
+
+
+def test_processes_with_other_passages_are_refused(world, tmp_path, monkeypatch):
+    """The corpus was replaced after the first process had opened it."""
+    monkeypatch.setattr(
+        "rqa.retrieval.retrieve.broadcast_object_list", lambda results: [(*results[0][:2], "fingerprint of the first")]
+    )
+    with pytest.raises(InputError, match=r"full_dataset_file_path: .* fingerprint of"):
+        retrieve(world, tmp_path / "index")
 
 
 # Contexts of the examples

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,10 @@ from rqa.training.early_stopping import EarlyStopping
 MODELS = {family: lambda family=family: decoder(family) for family in DECODERS} | {"tied": lambda: llama(tied=True)}
 
 
-def exported(lm, path):
+def exported(lm, path, **options):
     accelerator = Accelerator(cpu=True)
-    export(accelerator, accelerator.prepare(AnswerLM(lm)), tokenizer(), path)
+    model = accelerator.prepare(AnswerLM(lm))
+    export(accelerator, model, tokenizer(), path, **options)
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -43,6 +45,58 @@ def test_the_plain_class_loads_the_exported_model(make, tmp_path):
         assert loaded.state_dict()[name].equal(tensor), name
     ids = random_batch([(9, 4)])["input_ids"]
     torch.testing.assert_close(loaded(ids).logits, lm.eval()(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_exported_weights_are_those_that_are_evaluated(tmp_path, dtype):
+    """`lm` stays in float32 for the evaluation, with rounded weights."""
+    lm = llama(tied=True)
+    before = lm.model.embed_tokens.weight.clone()
+    exported(lm, tmp_path / "model", dtype=dtype)
+    assert lm.dtype == torch.float32
+    assert not lm.model.embed_tokens.weight.equal(before)
+    loaded, evaluated = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=kind) for kind in ("auto", torch.float32)
+    )
+    assert loaded.dtype == dtype
+    for name, tensor in lm.state_dict().items():
+        assert evaluated.state_dict()[name].equal(tensor), name
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model/model.safetensors").values()} == {dtype}
+
+
+def test_weights_that_overflow_the_dtype_are_not_exported(tmp_path):
+    lm = llama()
+    lm.lm_head.weight.data[0, :2] = 1e6
+    with pytest.raises(InputError, match="--save_dtype float16: .*got 2 "):
+        exported(lm, tmp_path / "model", dtype=torch.float16)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("regional", ["false", "true"])
+@pytest.mark.parametrize("make", [llama, seq2seq], ids=["llama", "t5"])
+def test_a_compiled_model_is_exported_under_the_names_of_the_plain_model(make, tmp_path, monkeypatch, regional):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", regional)
+    model = make()
+    model.save_pretrained(tmp_path / "plain")
+    exported(model, tmp_path / "model")
+    written, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "plain"))
+    assert written.keys() == expected.keys()
+    assert all(written[name].equal(tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("wrong", ["lm_head.weight", "wrapper.model.lm_head.weight"])
+def test_names_that_the_plain_class_cannot_load_are_not_exported(tmp_path, monkeypatch, wrong):
+    lm = llama()
+    state = {f"model.{name}": tensor for name, tensor in lm.state_dict().items()}
+    if wrong in lm.state_dict():
+        del state[f"model.{wrong}"]
+    else:
+        state[wrong] = torch.zeros(1)
+    monkeypatch.setattr(Accelerator, "get_state_dict", lambda *args: state)
+    with pytest.raises(RuntimeError, match=f"LlamaForCausalLM: .*{re.escape(wrong)}"):
+        exported(lm, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("make", [lambda: llama(tied=True), seq2seq], ids=["llama", "t5"])
@@ -116,8 +170,11 @@ class Run:
     def step(self, number):
         with torch.no_grad():
             self.weight.fill_(number)
+        self.log(number)
+
+    def log(self, line):
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(f"{number}\n")
+            file.write(f"{line}\n")
 
     @property
     def weight(self):
@@ -150,6 +207,86 @@ def test_a_run_resumes_from_its_newest_checkpoint_with_its_logs(tmp_path, log):
     assert (tmp_path / "metrics.jsonl").read_text() == "5\n10\n"
     assert not (tmp_path / "timings.jsonl").exists()
     assert "step 10" in log.text
+
+
+@pytest.mark.parametrize("named", ["run", "run/checkpoints", "run/checkpoints/"])
+def test_the_folder_of_a_run_is_its_newest_whole_checkpoint(tmp_path, monkeypatch, named):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "other").mkdir()
+    Run(tmp_path / "run").save(5, 10, 15)
+    harm_one_byte(tmp_path / "run/checkpoints/step-00000015")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("other", "run"):
+        again = Run(Path(folder))
+        assert (again.checkpoints.resume(named), again.weight.item()) == (10, 10)
+        again.save(12)
+        assert saved_steps(tmp_path / folder)[-1] == 12
+
+
+@pytest.mark.parametrize("named", ["none", "folder"])
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path, named):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=f"{tmp_path / named}: .*latest") as refused:
+        Run(tmp_path).checkpoints.resume(str(tmp_path / named))
+    assert "Errno" not in str(refused.value)
+    assert "FileNotFoundError" not in str(refused.value)
+
+
+def test_an_evaluation_is_added_to_a_saved_step_and_changes_only_the_manifest(tmp_path):
+    run = Run(tmp_path, metric="f1")
+    run.save(5)
+    folder = tmp_path / "checkpoints/step-00000005"
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
+    for number in (1, 2):  # the second time nothing changes
+        if number == 1:
+            run.log("evaluation")
+            run.early_stopping.add(5, {"f1": 3.0})
+        assert run.checkpoints.save(5)
+        assert {name for name in files(folder) if before.get(name) != (folder / name).read_bytes()} == {"manifest.json"}
+    run.log("of step 6")
+    again = Run(tmp_path, metric="f1")
+    assert again.checkpoints.resume("latest") == 5
+    assert (tmp_path / "metrics.jsonl").read_text() == "5\nevaluation\n"
+    assert again.early_stopping.values == {5: 3.0}
+    again.log("another")
+    assert again.checkpoints.save(5)
+    Run(tmp_path, metric="f1").checkpoints.resume("latest")
+    assert (tmp_path / "metrics.jsonl").read_text() == "5\nevaluation\nanother\n"
+
+
+@pytest.mark.parametrize(("where", "name"), [(Path, "open"), (os, "fsync"), (Path, "replace")])
+def test_a_failure_while_an_evaluation_is_added_leaves_the_checkpoint_whole(tmp_path, monkeypatch, where, name):
+    run = Run(tmp_path, metric="f1")
+    run.save(5)
+    run.log("evaluation")
+    run.early_stopping.add(5, {"f1": 3.0})
+
+    def fail(*args, **options):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(where, name, fail)
+        assert not run.checkpoints.save(5)
+    assert run.early_stopping.best is None  # only a saved step can be the best
+    again = Run(tmp_path, metric="f1")
+    assert again.checkpoints.resume("latest") == 5
+    assert (again.early_stopping.values, (tmp_path / "metrics.jsonl").read_text()) == ({}, "5\n")
+
+
+def test_a_failed_save_is_not_repeated_for_the_same_step(tmp_path, monkeypatch):
+    run, calls = Run(tmp_path, metric="f1"), []
+
+    def fail(folder):
+        calls.append(folder)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(run.accelerator, "save_state", fail)
+    for step in (5, 10):
+        assert not run.checkpoints.save(step)
+        run.early_stopping.add(step, {"f1": 1.0})
+        assert not run.checkpoints.save(step)
+    assert len(calls) == 2
+    assert run.early_stopping.best is None
 
 
 def test_a_run_without_checkpoints_starts_anew(tmp_path, log):
@@ -192,7 +329,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
     again = Run(tmp_path, keep=1, metric="f1")
     assert again.checkpoints.resume("latest") == 20
     assert again.early_stopping.values == run.early_stopping.values
-    again.checkpoints.load(again.early_stopping.best)
+    again.checkpoints.load_best()
     assert again.weight.item() == 10
 
 
@@ -213,7 +350,7 @@ HARM = {
         lambda f: (f / "model.safetensors").unlink(),
         r"model\.safetensors: .*got no file",
     ),
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), "FileNotFoundError"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), r"a folder without manifest\.json"),
     "no JSON": (lambda f: (f / "manifest.json").write_text("{"), r"JSONDecodeError.*manifest\.json"),
     "another step": (
         lambda f: (f / "manifest.json").write_text(
@@ -221,7 +358,7 @@ HARM = {
         ),
         r"checksum.*manifest\.json",
     ),
-    "empty": (lambda f: [path.unlink() for path in f.iterdir()], "FileNotFoundError"),
+    "empty": (lambda f: [path.unlink() for path in f.iterdir()], r"a folder without manifest\.json"),
 }
 
 
@@ -259,6 +396,46 @@ def test_a_checkpoint_of_another_run_is_refused_naming_the_differences(tmp_path)
     assert values == {"--optim": ["'adamw'", "None"], "index": ["None", "'none'"], "processes": ["1", "2"]}
 
 
+EVALUATION = {"--per_device_eval_batch_size": 8, "--max_new_tokens": None, "--test_file": "a", "--eval_file": "b"}
+CHANGED = {"--per_device_eval_batch_size": 1, "--max_new_tokens": 9, "--test_file": "c", "--eval_file": "d"}
+
+
+def test_flags_of_evaluation_may_change_with_a_warning(tmp_path, log):
+    """After an evaluation that ran out of memory."""
+    Run(tmp_path, fingerprint={"--seed": 0} | EVALUATION).save(5)
+    changed = {
+        "--seed": 0,
+        "--per_device_eval_batch_size": 1,
+        "--max_new_tokens": 9,
+        "--test_file": "c",
+        "--eval_file": "d",
+    }
+    assert Run(tmp_path, fingerprint=changed).checkpoints.resume("latest") == 5
+    warnings = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
+    assert [re.findall(r"^--\w+|'\w'|\b\d\b|None", line) for line in warnings] == [
+        ["--eval_file", "'b'", "'d'"],
+        ["--max_new_tokens", "None", "9"],
+        ["--per_device_eval_batch_size", "8", "1"],
+        ["--test_file", "'a'", "'c'"],
+    ]
+    with pytest.raises(InputError, match=r"--seed: .*0.*1"):
+        Run(tmp_path, fingerprint=CHANGED | {"--seed": 1}).checkpoints.resume("latest")
+
+
+def test_the_validation_file_is_locked_if_it_selects_the_model(tmp_path):
+    Run(tmp_path, fingerprint=EVALUATION, metric="f1").save(5)
+    with pytest.raises(InputError, match=r"--eval_file: .*'b'.*'d'"):
+        Run(tmp_path, fingerprint=EVALUATION | {"--eval_file": "d"}, metric="f1").checkpoints.resume("latest")
+
+
+@pytest.mark.parametrize("flag", ["--num_train_epochs", "--max_steps"])
+def test_more_steps_on_resume_are_refused_with_the_way_to_train_further(tmp_path, flag):
+    Run(tmp_path, fingerprint={flag: 2}).save(5)
+    with pytest.raises(InputError, match=f"{flag}: .*2.*3") as refused:
+        Run(tmp_path, fingerprint={flag: 3}).checkpoints.resume("latest")
+    assert "--model_name_or_path OUTPUT_DIR/model" in str(refused.value)
+
+
 @pytest.mark.parametrize("checkpoint", ["latest", "checkpoints/step-00000005"])
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_checkpoint_of_another_format_is_refused_naming_both_formats(tmp_path, monkeypatch, checkpoint, number):
@@ -287,7 +464,8 @@ def test_a_checkpoint_of_other_versions_is_logged(tmp_path, log, monkeypatch):
     Run(tmp_path).save(5)
     monkeypatch.setattr("rqa.training.checkpoint.version", lambda name: "9.9")
     Run(tmp_path).checkpoints.resume("latest")
-    assert re.search(rf"torch {re.escape(torch.__version__)}.* 9\.9", log.text)
+    installed = version("torch")  # torch.__version__ also has the build, such as +cpu
+    assert re.search(rf"torch {re.escape(installed)}.* 9\.9", log.text)
 
 
 def test_a_manifest_names_every_file_of_the_checkpoint(tmp_path):

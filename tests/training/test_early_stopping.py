@@ -2,6 +2,7 @@
 
 import pytest
 
+from rqa.errors import InputError
 from rqa.evaluation.metrics import HIGHER_IS_BETTER, answer_scores
 from rqa.training.early_stopping import EarlyStopping
 
@@ -51,6 +52,11 @@ def test_the_best_is_the_first_of_equal_ones(values, of_loss, of_f1):
 )
 def test_patience_ends_after_evaluations_without_improvement(values, patience, should_stop):
     assert after("loss", values, patience).should_stop == should_stop
+
+
+def test_an_evaluation_without_the_metric_is_an_error():
+    with pytest.raises(InputError, match=r"--metric_for_best_model f1: .* got answer_words, other"):
+        EarlyStopping("f1").add(10, {"answer_words": 1.0, "other": 0.0})
 
 
 def test_without_a_metric_there_is_no_best():

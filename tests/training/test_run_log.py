@@ -21,6 +21,7 @@ from rqa.errors import InputError
 from rqa.evaluation.metrics import format_scores
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieval
+from rqa.training.folder_lock import OWN_NAME
 from rqa.training.loop import Step
 from rqa.training.run_log import RunLog, log_rows, new_folder, run_fingerprint, start_run
 
@@ -57,11 +58,11 @@ def args_of(folder):
 
 
 def test_a_run_writes_a_config_that_repeats_it_when_it_starts_to_train(tmp_path):
-    for _ in range(2):  # a failure before the training, for example in the encoder, leaves the folder empty
+    for _ in range(2):  # a failure before the training, for example in the encoder, leaves only the lock
         folder = new_folder(MAIN, str(tmp_path / "a/b"))
-        assert (folder, files(folder)) == (tmp_path / "a/b", set())
+        assert (folder, files(folder)) == (tmp_path / "a/b", {OWN_NAME})
     RunLog(MAIN, folder, **LOG)
-    assert files(folder) == {"config.json"}
+    assert files(folder) == {OWN_NAME, "config.json"}
     assert args_of(folder) == ARGS
 
 
@@ -120,9 +121,9 @@ def test_the_fingerprint_depends_on_content_not_on_file_names(world, tmp_path):
         assert {key for key in fingerprint if other_fingerprint[key] != fingerprint[key]} == {name}
 
 
-def test_other_ranks_create_no_folder_and_refuse_none(tmp_path):
+def test_other_ranks_write_only_their_lock_and_refuse_no_folder(tmp_path):
     assert new_folder(OTHER, str(tmp_path / "new")) == tmp_path / "new"
-    assert not (tmp_path / "new").exists()
+    assert files(tmp_path / "new") == {OWN_NAME}
     RunLog(MAIN, new_folder(MAIN, str(tmp_path / "new")), **LOG)
     new_folder(OTHER, str(tmp_path / "new"))
 
@@ -154,9 +155,37 @@ def test_a_started_run_resumes_with_its_evaluations_and_its_config_repeats_it(tm
     assert args_of(tmp_path) == ARGS
 
 
-def test_the_config_does_not_resume(tmp_path):
-    RunLog(MAIN, tmp_path, **LOG | {"config": LOG["config"] | {"resume_from_checkpoint": "latest"}})
+def test_the_config_neither_resumes_nor_breaks_a_lock(tmp_path):
+    config = LOG["config"] | {"resume_from_checkpoint": "latest", "break_lock": True}
+    RunLog(MAIN, tmp_path, **LOG | {"config": config})
     assert args_of(tmp_path) == ARGS
+
+
+def test_a_step_that_was_saved_before_its_evaluation_is_repeated_on_resume(tmp_path):
+    """The log has it already, and it is the first again; with an evaluation it is not."""
+    folder = new_folder(MAIN, str(tmp_path))
+    run = started(folder)
+    assert list(run.remaining(iter(STEPS))) == STEPS
+    for step in STEPS[:2]:
+        run.log.step(step)
+    run.checkpoints.save(2)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    again = started(folder, resume_from_checkpoint="latest", early_stopping_patience=1)
+    repeated, *others = again.remaining(iter(STEPS[2:]))
+    assert (repeated.number, repeated.loss, others) == (2, STEPS[1].loss, STEPS[2:])
+    again.log.step(repeated)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    again.log.evaluation("eval-000002", evaluation(0))
+    for number in (1, 2):
+        again.early_stopping.add(number, {"f1": -number})
+    again.checkpoints.save(2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    third = started(folder, resume_from_checkpoint="latest", early_stopping_patience=1)
+    assert third.unevaluated == ()
+    assert list(third.remaining(iter(STEPS[2:]))) == []  # it has stopped early
 
 
 # The log

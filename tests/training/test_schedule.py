@@ -4,9 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from transformers import get_scheduler
 
-from rqa.training.schedule import learning_rate_at
+from rqa.cli.training_args import OptimizationArgs
+from rqa.training.optim import make_optimizer
+from rqa.training.schedule import learning_rate_at, max_weight_change, warn_without_change
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -17,3 +20,35 @@ def test_learning_rates_are_those_of_transformers_except_that_warm_up_starts_abo
     ours = partial(learning_rate_at, peak=3e-4, num_steps=37, num_warmup_steps=warmup, schedule=schedule)
     for step in range(38):
         assert ours(step) == pytest.approx(3e-4 * theirs(step + (step < warmup)), rel=1e-9, abs=1e-12)
+
+
+def test_adamw_changes_no_weight_by_much_more_than_the_sum_of_the_learning_rates():
+    """Also with gradients of any size; more is possible for gradients that are zero in most steps."""
+    generator, weights = torch.Generator().manual_seed(0), nn.Linear(50, 50, bias=False)
+    before, optimizer = weights.weight.detach().clone(), make_optimizer(weights)
+    learning_rate = partial(learning_rate_at, peak=1e-3, num_steps=40, num_warmup_steps=4)
+    for step in range(40):
+        optimizer.param_groups[0]["lr"] = learning_rate(step)
+        weights.weight.grad = 10.0 ** (step % 7) * torch.randn(50, 50, generator=generator).sign()
+        weights.weight.grad[:, 0] = 1.0
+        optimizer.step()
+    bound = max_weight_change(learning_rate, 40)
+    change = (weights.weight - before).abs()
+    assert change.max() <= 1.3 * bound
+    assert change[:, 0].max() >= 0.95 * bound
+
+
+@pytest.mark.parametrize(
+    ("flags", "warns"),
+    [
+        ({"max_steps": 10, "learning_rate": 5e-6}, True),
+        ({"max_steps": 10, "learning_rate": 5e-6, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}, True),
+        ({"max_steps": 1000, "learning_rate": 0.0}, True),
+        ({"max_steps": 144, "learning_rate": 5e-6}, False),  # that of the documented command on 575 questions
+        ({"max_steps": 36, "learning_rate": 2e-4}, False),  # the quickstart's
+    ],
+)
+def test_a_run_that_hardly_changes_the_weights_is_a_warning(caplog, flags, warns):
+    args = OptimizationArgs(**flags)
+    warn_without_change(args.loop_options(args.max_steps)["learning_rate"], args.max_steps)
+    assert ("--learning_rate" in caplog.text and f"{args.max_steps} steps" in caplog.text) == warns

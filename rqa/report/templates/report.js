@@ -33,6 +33,9 @@ const measured = (name, value) => make("span", "value", make("span", "unseen", `
 const rank = (side) => side.passages.findIndex((passage) => passage[2]) + 1;
 const isMissed = (side) => !rank(side) && hits.some((i) => side.scores[i] !== null);
 const isWrong = (side) => exact >= 0 && side.scores[exact] !== null && side.scores[exact] < 100;
+const isAnswered = (question) => question.sides.some((side) => side.answer !== undefined);
+const isScored = (question) => question.references.length > 0 || !isAnswered(question);
+const isCut = (side) => side.finished === false;
 const isIncorrect = (side) => side.verdict !== undefined && side.verdict.correct === false;
 
 function score(question, side, metric) {
@@ -51,12 +54,14 @@ const FILTERS = {
   "not exact": (question) => question.sides.some(isWrong),
   "gold not retrieved": (question) => question.sides.some(isMissed),
   "judged incorrect": (question) => question.sides.some(isIncorrect),
+  "cut short": (question) => question.sides.some(isCut),
   "answers differ": (question) => isPair && question.sides[0].answer !== question.sides[1].answer,
 };
 const APPLIES = {
   "not exact": exact >= 0,
   "gold not retrieved": hits.length > 0,
   "judged incorrect": data.questions.some((question) => question.sides.some((side) => side.verdict)),
+  "cut short": data.questions.some((question) => question.sides.some(isCut)),
   "answers differ": isPair,
 };
 
@@ -75,6 +80,7 @@ function line(side, i, metric) {
       side.verdict ? verdict(side.verdict) : exactness(side),
       goldRank ? make("span", "", `gold at ${goldRank}`) : null,
       isMissed(side) ? make("span", "wrong", "✗ gold not retrieved") : null,
+      isCut(side) ? make("span", "wrong", "✗ cut short") : null,
     ),
     metric < 0 ? null : measured(data.metrics[metric], shown(side.scores[metric])),
   );
@@ -117,6 +123,7 @@ function body(question) {
     ...question.chat_history.map(turnLine),
     question.references.length ? make("h3", "", question.references.length > 1 ? "References" : "Reference") : null,
     ...question.references.map((reference) => text("p", "text", reference)),
+    isScored(question) ? null : make("p", "note", "No reference: the answer is not scored."),
     make("div", "sides", ...question.sides.map(sideDetails)),
   );
 }
@@ -131,7 +138,8 @@ function sideDetails(side, i) {
     "",
     side.answer === undefined ? null : make("h3", "", letter(i), " Answer"),
     side.answer === undefined ? null : text("p", "text", side.answer || "(empty)"),
-    side.finished === false ? make("p", "note", "Truncated at the token limit.") : null,
+    isCut(side) ? make("p", "note", "Cut short by --max_new_tokens.") : null,
+    side.reasoning ? make("details", "", make("summary", "", "Reasoning"), text("p", "text", side.reasoning)) : null,
     side.verdict ? make("p", "", verdict(side.verdict), " ", text("span", "note", side.verdict.explanation)) : null,
     scores(named.filter(([name]) => !name.includes("@"))),
     make("h3", "", side.answer === undefined ? letter(i) : null, " Passages"),

@@ -1,0 +1,54 @@
+"""Names of checkpoints: a folder, or a model in the hub or its cache; errors before a library waits for the network."""
+
+import logging
+from functools import cache
+from pathlib import Path
+
+import httpx
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from rqa.errors import InputError
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 5.0  # for a connection to the hub; one that works takes well under a second
+
+
+def check_checkpoint_name(name_or_path: str) -> None:
+    """Raise InputError unless there is a folder `name_or_path`, or it is a hub name that can be looked up.
+
+    If the hub cannot be reached, this process uses its cache alone from here on: huggingface_hub repeats each request
+    for 23 seconds, and logs each attempt.
+    """
+    if Path(name_or_path).is_dir():
+        return
+    expected = f"{name_or_path}: expected a checkpoint folder or a hub name"
+    try:
+        validate_repo_id(name_or_path)
+    except HFValidationError as error:
+        raise InputError(f"{expected}, got neither") from error
+    reason = "HF_HUB_OFFLINE is set"
+    if not is_offline_mode() and not _hub_is_reachable():
+        constants.HF_HUB_OFFLINE = True
+        reason = f"{constants.ENDPOINT} cannot be reached"
+        if _is_cached(name_or_path):
+            log.warning("%s: models are read from its cache alone", reason)
+    if is_offline_mode() and not _is_cached(name_or_path):
+        raise InputError(f"{expected}, got no such folder. The hub's cache lacks this model, and {reason}")
+
+
+@cache
+def _hub_is_reachable() -> bool:
+    try:
+        # No certificate is verified, because this request sends and reads nothing.
+        httpx.head(constants.ENDPOINT, timeout=PROBE_SECONDS, verify=False)
+    except httpx.TransportError:
+        return False
+    return True
+
+
+def _is_cached(name: str) -> bool:
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model")).is_dir()

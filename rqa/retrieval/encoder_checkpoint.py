@@ -1,0 +1,308 @@
+"""Sentence encoders on the disk: their files are checked, and every weight is loaded or there is an InputError."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import deepspeed
+from transformers.utils import logging
+
+from rqa.distributed.hub import check_checkpoint_name
+from rqa.distributed.untrusted import check_untrusted_folder, read_settings
+from rqa.errors import InputError
+from rqa.terminal import Progress
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+log = getLogger(__name__)
+
+QUERY_PROMPTS, PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")  # names, the first one that is set
+SETTINGS_FILE = "config_sentence_transformers.json"
+_CHECKPOINT_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_EXPORTS = ("onnx", "openvino")  # folders for other runtimes
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+# Options that a checkpoint's own files cannot replace: plain attention, plain experts, no code from the hub.
+_OWN_CHOICE = {"attn_implementation": None, "experts_implementation": None, "use_kernels": False}
+# Raised by transformers and sentence-transformers for files, or values in them, that they do not expect.
+_LOADING_ERRORS = (
+    *(OSError, ValueError, ImportError, SafetensorError, StrictDataclassError),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError),
+)
+_POOLER = re.compile(r"(^|\.)pooler\.")  # weights for the task of BERT's pretraining
+
+# Ends of the class names of models that are no encoders, and what they are. Their mean over tokens ranks badly.
+_OTHER_MODELS = {
+    "ForCausalLM": "a decoder",
+    "LMHeadModel": "a decoder",
+    "ForConditionalGeneration": "an encoder-decoder",
+    "ForSequenceClassification": "a classifier or cross-encoder, which reads query and passage together",
+    "ForTokenClassification": "a classifier of tokens",
+    "ForQuestionAnswering": "a reader",
+    "DPRReader": "a reader",
+    "DPRQuestionEncoder": "an encoder of questions alone",
+    "DPRContextEncoder": "an encoder of passages alone",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The prompts, the similarity and the number of dimensions (None: all) that a checkpoint was trained for."""
+
+    prompts: dict[str, str | None]
+    similarity: str
+    truncate_dim: int | None
+
+    def prompt(self, *names: str) -> str:
+        """Return the first prompt with one of these names, "" if there is none."""
+        return next(filter(None, map(self.prompts.get, names)), "")
+
+    @property
+    def unknown_prompts(self) -> list[str]:
+        """The names of all prompts, if none is for queries or passages."""
+        names = [name for name, text in self.prompts.items() if text]
+        return [] if {*QUERY_PROMPTS, *PASSAGE_PROMPTS} & {*names} else names
+
+
+def checkpoint_folder(name_or_path: str) -> Path:
+    """Return the folder of a checkpoint, after checking its files; a hub name is downloaded into the hub's cache.
+
+    Raises InputError if it is no sentence encoder, is damaged, or has settings that run code.
+    """
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        check_checkpoint_name(name_or_path)
+        exports = [f"{name}/*" for name in _EXPORTS]
+        try:
+            folder = Path(snapshot_download(name_or_path, allow_patterns=_CHECKPOINT_FILES, ignore_patterns=exports))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name_or_path}: expected a checkpoint folder or a hub name: {error}") from error
+    files = checkpoint_files(folder)
+    if not files:
+        raise InputError(f"{name_or_path}: expected a checkpoint, got a folder without config.json and weights.")
+    check_untrusted_folder(folder)
+    _check_weight_files(folder, files)
+    if not (folder / "modules.json").exists():
+        _check_architecture(name_or_path, folder / "config.json")
+    return folder
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the files that affect embeddings: weights, configurations, vocabularies."""
+    names = {path.relative_to(folder) for pattern in _CHECKPOINT_FILES for path in folder.rglob(pattern)}
+    return sorted(folder / name for name in names - {Path(SETTINGS_FILE)} if name.parts[0] not in _EXPORTS)
+
+
+def read_encoder_settings(folder: Path) -> Settings:
+    """Return the settings of sentence-transformers. Raises InputError if they are of another type of model."""
+    path = folder / SETTINGS_FILE
+    values = read_settings(path) if path.exists() else {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(values).__name__}. Copy the file again")
+    if (kind := values.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
+        raise InputError(f"{path}: expected a SentenceTransformer, got a {kind}. Choose a sentence encoder")
+    prompts, truncate_dim = values.get("prompts") or {}, values.get("truncate_dim")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise InputError(f'{path}: "prompts": expected texts by name, got {prompts}')
+    if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
+        raise InputError(f'{path}: "truncate_dim": expected a number of dimensions, got {truncate_dim}')
+    similarity = values.get("similarity_fn_name") or "cosine"
+    if similarity not in _SIMILARITIES:
+        raise InputError(f'{path}: "similarity_fn_name": expected one of {", ".join(_SIMILARITIES)}, got {similarity}')
+    return Settings(prompts, similarity, truncate_dim)
+
+
+def _check_weight_files(folder: Path, files: list[Path]) -> None:
+    """Raise InputError if a weights file is damaged, or if a folder has weights in the pickle format alone."""
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    for path in weights:
+        try:
+            with safe_open(path, "pt"):  # reads the header, and compares it with the size of the file
+                pass
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: expected a safetensors file, got {error}. Copy the file again") from error
+    for path in sorted(folder.rglob("pytorch_model*.bin")):
+        if path.relative_to(folder).parts[0] not in _EXPORTS and not any(
+            path.parent == each.parent for each in weights
+        ):
+            raise InputError(
+                f"{path}: expected a safetensors file beside it, got none. Convert the checkpoint: "
+                "sentence_transformers.SentenceTransformer(FOLDER).save_pretrained(NEW_FOLDER)"
+            )
+
+
+def _check_architecture(name: str, path: Path) -> None:
+    """Raise InputError if a checkpoint of transformers alone, which gets mean pooling, is no encoder."""
+    if not path.exists():
+        raise InputError(f"{name}: expected modules.json or config.json, got neither. Choose another folder")
+    config = read_settings(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(config).__name__}. Copy the file again")
+    names = config.get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else ""
+    kinds = [kind for ending, kind in _OTHER_MODELS.items() if architecture.endswith(ending)]
+    if not kinds and _is_decoder(config.get("model_type")):
+        kinds = ["a decoder"]
+    if kinds:
+        raise InputError(
+            f"{name}: expected a sentence encoder, got {architecture or config['model_type']}, {kinds[0]}. "
+            "Choose another checkpoint. One that was trained to embed has a modules.json, which sentence-transformers "
+            "writes with its pooling"
+        )
+    log.warning("%s has no modules.json: its vectors are means over its tokens", name)
+
+
+def _is_decoder(model_type: object) -> bool:
+    from transformers.models.auto import modeling_auto as auto
+
+    return model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
+
+
+def load_encoder(name: str, folder: Path, device: torch.device) -> "SentenceTransformer":
+    """Return the frozen model with float32 weights. Raises InputError if it cannot be loaded, or lacks weights."""
+    from sentence_transformers import SentenceTransformer  # takes two seconds; a cached retrieval needs none
+
+    weights = {"use_safetensors": True, "dtype": torch.float32, **_OWN_CHOICE}
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    with Progress(f"loading {name}"), _errors(name), _quiet(), _without_zero3_init(), _recorded_loading() as loaded:
+        model = SentenceTransformer(str(folder), device=str(device), model_kwargs=weights, **options)
+    for part, loading in loaded:
+        _check_loaded(name, part, loading, reads_pooler=_reads_pooler(model))
+    for module in model.modules():
+        _check_tokenizer(name, module)
+    _check_embeddings(name, model.eval())
+    return model
+
+
+@contextmanager
+def _errors(name: str) -> Iterator[None]:
+    """Raise the errors of libraries that read a checkpoint as InputError, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _LOADING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: expected a sentence encoder, got an error: {reason}") from error
+
+
+def _check_embeddings(name: str, model: "SentenceTransformer") -> None:
+    """Raise InputError unless a query and a passage get vectors of one dimension."""
+    with _errors(name):
+        dimensions = [len(encode(["a"], prompt="")[0]) for encode in (model.encode_query, model.encode_document)]
+    if len({*dimensions}) > 1:
+        raise InputError(
+            f"{name}: expected one dimension, got queries of dimension {dimensions[0]} and passages of {dimensions[1]}"
+        )
+
+
+@contextmanager
+def _recorded_loading() -> Iterator[list[tuple[PreTrainedModel, dict[str, Any]]]]:
+    """Yield a list of the models that transformers loads inside the block, with their missing weights.
+
+    sentence-transformers does not return them, and transformers fills them with random numbers.
+    """
+    plain, loaded = PreTrainedModel.__dict__["from_pretrained"], []
+
+    def from_pretrained(cls: type[PreTrainedModel], *args: Any, **options: Any) -> PreTrainedModel:
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, loading = plain.__func__(cls, *args, **options)
+        loaded.append((model, loading))
+        return model  # type: ignore[no-any-return]
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]
+    try:
+        yield loaded
+    finally:
+        PreTrainedModel.from_pretrained = plain  # type: ignore[method-assign]
+
+
+def _reads_pooler(model: "SentenceTransformer") -> bool:
+    """Return True if the embedding is the output of a pooler, not computed from the tokens."""
+    outputs = [
+        getattr(module, "module_output_name", "")
+        for module in model.modules()
+        if any(isinstance(part, PreTrainedModel) for part in module.children())
+    ]
+    return "sentence_embedding" in outputs
+
+
+def _check_loaded(name: str, model: PreTrainedModel, loading: dict[str, Any], *, reads_pooler: bool) -> None:
+    missing = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    if not reads_pooler:
+        missing = {key for key in missing if not _POOLER.search(key)}
+    if missing:
+        others = sorted(loading["unexpected_keys"])
+        raise InputError(
+            f"{name}: expected every weight of {type(model).__name__}, the checkpoint lacks {len(missing)} of "
+            f"{len(model.state_dict())}: {', '.join(sorted(missing)[:3])}"
+            + (f"; it has others, such as {others[0]}" if others else "")
+        )
+
+
+def _check_tokenizer(name: str, module: torch.nn.Module) -> None:
+    """Let a tokenizer without a padding token that has an embedding pad with another token: padding is masked.
+
+    Raises InputError if there is no vocabulary; texts with other tokens that have no embedding raise it when embedded.
+    """
+    tokenizer = getattr(module, "tokenizer", None)
+    model = next((part for part in module.children() if isinstance(part, PreTrainedModel)), None)
+    embeddings = model and model.get_input_embeddings()
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not isinstance(embeddings, torch.nn.Embedding):
+        return
+    size = embeddings.num_embeddings
+    if len(tokenizer) < size / 2:  # without its files transformers makes one of special tokens alone
+        expected = f"a tokenizer of about {size:,} tokens"
+        raise InputError(f"{name}: expected {expected}, got one of {len(tokenizer):,}. Add its files")
+    beyond = {token for token, i in tokenizer.get_vocab().items() if i >= size} if len(tokenizer) > size else set()
+    if tokenizer.pad_token is None or tokenizer.pad_token in beyond:
+        others = (tokenizer.eos_token, tokenizer.sep_token, tokenizer.unk_token)
+        if not (usable := [token for token in others if token and token not in beyond]):
+            raise InputError(f"{name}: expected a tokenizer with a padding token, got none. Set its pad_token")
+        tokenizer.pad_token = usable[0]
+    if beyond:
+        embeddings.register_forward_pre_hook(partial(_check_ids, name, sorted(beyond)))
+
+
+def _check_ids(name: str, tokens: list[str], embeddings: torch.nn.Embedding, inputs: tuple[Tensor, ...]) -> None:
+    if int(inputs[0].max()) >= embeddings.num_embeddings:
+        raise InputError(
+            f"{name}: expected an embedding of every token, got {embeddings.num_embeddings:,} embeddings, and a text "
+            f"with one of the tokens beyond them: {', '.join(map(repr, tokens[:3]))}. Resize the embeddings"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the bars and reports of transformers: missing weights are reported here."""
+    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bar:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_zero3_init() -> Iterator[None]:
+    """Hide the ZeRO-3 configuration from transformers: under it models load with empty weights."""
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config

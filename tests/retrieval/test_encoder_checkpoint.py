@@ -1,0 +1,325 @@
+"""encoder_checkpoint: every weight is loaded, or the checkpoint is refused before anything is embedded."""
+
+import json
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.models import Dense, Pooling, Router, StaticEmbedding, Transformer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DPRConfig,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from rqa.data.records import Passage
+from rqa.errors import InputError
+from rqa.retrieval.encoder import Encoder
+
+TEXTS = ["When was the lamp of Oslo lit?", "lima", "It shines over Paris. " * 3, "1907?"]
+CPU = torch.device("cpu")
+
+encoder_of = partial(Encoder, device=CPU)
+assert_close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(autouse=True)
+def _in_float32(monkeypatch):
+    monkeypatch.setattr("rqa.retrieval.encoder.bf16_is_fast", lambda device: False)
+
+
+@pytest.fixture(scope="module")
+def plain(path):
+    """A checkpoint of transformers alone."""
+    return Path(path).with_name("plain")
+
+
+@pytest.fixture
+def copy(path, tmp_path):
+    return Path(shutil.copytree(path, tmp_path / "copy"))
+
+
+def embed(path):
+    """Return the vectors of the texts as queries and as passages."""
+    encoder = encoder_of(str(path))
+    return encoder.encode_queries(TEXTS), encoder.encode_passages([Passage(text) for text in TEXTS])
+
+
+def refusal(path):
+    """Return the error of a checkpoint: one line that begins with its name."""
+    with pytest.raises(InputError) as refused:
+        embed(path)
+    message = str(refused.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message
+
+
+def edit(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def save(folder, *modules):
+    """Write a sentence-transformers checkpoint, and return its folder."""
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder))
+    return folder
+
+
+def transformer(folder, **options):
+    return Transformer(str(folder), max_seq_length=128, **options)
+
+
+# Weights
+
+
+def rewrite(file, change):
+    save_file(change(load_file(file)), file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda w: {f"_orig_mod.{key}": w[key] for key in w}, r"lacks 37 of 39: .* others, such as _orig_mod\.emb"),
+        (lambda w: {key: w[key] for key in w if "layer.1" not in key}, r"lacks 16 of 39: encoder\.layer\.1\.att"),
+        (lambda w: {}, r"lacks 37 of 39: embeddings"),
+        (lambda w: w | {"embeddings.word_embeddings.weight": torch.zeros(7, 32)}, r"lacks 1 of 39: embeddings\.word"),
+    ],
+)
+def test_a_checkpoint_that_lacks_weights_is_refused(copy, change, expected, capfd):
+    plain_loading = vars(PreTrainedModel)["from_pretrained"]
+    rewrite(copy / "model.safetensors", change)
+    assert re.search(expected, refusal(copy))
+    assert "LOAD REPORT" not in capfd.readouterr().err
+    assert vars(PreTrainedModel)["from_pretrained"] is plain_loading
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs", slice(None, 500), slice(None, -1)])
+def test_a_damaged_weights_file_is_refused_when_the_encoder_is_opened(copy, content):
+    file = copy / "model.safetensors"
+    file.write_bytes(content if isinstance(content, bytes) else file.read_bytes()[content])
+    with pytest.raises(InputError, match=r"copy/model\.safetensors: expected a safetensors file"):
+        encoder_of(str(copy))
+
+
+def test_unused_weights_may_be_missing(copy, path):
+    rewrite(copy / "model.safetensors", lambda w: {key: w[key] for key in w if "pooler" not in key})
+    for vectors, expected in zip(embed(copy), embed(path), strict=True):
+        assert_close(vectors, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda w: {f"_orig_mod.{key}": w[key] for key in w}, r'Dense: Missing key\(s\) .* "linear.weight"'),
+        (lambda w: {key: w[key][:8] for key in w}, "Dense: size mismatch for linear.weight"),
+    ],
+)
+def test_weights_of_every_module_are_required(plain, tmp_path, change, expected):
+    dense = save(tmp_path / "dense", transformer(plain), Pooling(32), Dense(32, 16))
+    assert embed(dense)[0].shape == (len(TEXTS), 16)
+    rewrite(dense / "2_Dense/model.safetensors", change)
+    assert re.search(expected, refusal(dense))
+
+
+@pytest.mark.parametrize("part", ["", "2_Dense"])
+def test_pickled_weights_alone_are_refused_with_the_conversion(plain, tmp_path, part):
+    dense = save(tmp_path / "dense", transformer(plain), Pooling(32), Dense(32, 16))
+    torch.save(load_file(dense / part / "model.safetensors"), dense / part / "pytorch_model.bin")
+    expected = embed(dense)[0]
+    (dense / part / "model.safetensors").unlink()
+    assert "Convert" in refusal(dense)
+    assert re.search(rf"{part}/pytorch_model\.bin: expected a safetensors file", refusal(dense))
+    assert len(expected) == len(TEXTS)
+
+
+# Settings and tokenizers
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"initializer_range": None}, "'initializer_range' expected float, got NoneType"),
+        ({"hidden_size": 32.0}, "'hidden_size' expected int, got float"),
+        ({"num_attention_heads": 5}, r"32.* not a multiple of the number of attention heads \(5\)"),
+        ({"model_type": "no-such-model"}, "no-such-model"),
+        ({"_attn_implementation": "kernels-community/flash-attn"}, "got _attn_implementation .* download"),
+        ({"use_kernels": True}, "got use_kernels true"),
+    ],
+)
+def test_a_config_that_cannot_be_loaded_or_runs_code_is_refused(copy, values, expected):
+    edit(copy / "config.json", **values)
+    assert re.search(expected, refusal(copy))
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "eager"])
+def test_the_attention_of_the_checkpoint_is_replaced(copy, path, attention):
+    """The package of flash attention is not there: with it the checkpoint could not be loaded."""
+    edit(copy / "config.json", _attn_implementation=attention)
+    edit(copy / "sentence_bert_config.json", model_args={"attn_implementation": attention})
+    encoder = encoder_of(str(copy))
+    assert encoder.model.transformers_model.config._attn_implementation == "sdpa"
+    assert_close(encoder.encode_queries(TEXTS), embed(path)[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("config.json", "{", "config.json: expected JSON"),
+        ("modules.json", "[]", "expected a sentence encoder"),
+        ("modules.json", '[{"type": "evil.Module", "path": "", "name": "0"}]', "evil.Module"),
+        ("config_sentence_transformers.json", "[]", "expected a JSON object, got list"),
+        ("config_sentence_transformers.json", '{"prompts": ["a"]}', '"prompts": expected texts by name'),
+        ("config_sentence_transformers.json", '{"prompts": {"query": 1}}', '"prompts": expected texts by name'),
+        ("config_sentence_transformers.json", '{"truncate_dim": 0}', '"truncate_dim": .* got 0'),
+        ("config_sentence_transformers.json", '{"truncate_dim": "8"}', '"truncate_dim": .* got 8'),
+        ("config_sentence_transformers.json", '{"similarity_fn_name": "maxsim"}', "cosine, dot, .* got maxsim"),
+        ("config_sentence_transformers.json", '{"model_type": "SparseEncoder"}', "got a SparseEncoder"),
+        ("adapter_config.json", "{}", "got an adapter"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(copy, file, content, expected):
+    (copy / file).write_text(content)
+    assert re.search(expected, refusal(copy))
+
+
+def test_a_checkpoint_without_its_tokenizer_is_refused(copy):
+    """transformers makes a tokenizer of special tokens alone: all texts of one length would get the same vector."""
+    for file in (*copy.glob("token*"), *copy.glob("vocab*")):
+        file.unlink()
+    assert "expected a tokenizer of about 89 tokens, got one of 5" in refusal(copy)
+
+
+def test_padding_without_a_padding_token_changes_nothing(tmp_path):
+    decoder, tokenizer = tiny_models.decoder(), tiny_models.tokenizer()
+    expected = []
+    for name, pad in {"with": "<pad>", "without": None, "beyond": "[PAD]"}.items():
+        tokenizer.pad_token = pad
+        decoder.model.config.pad_token_id = None
+        decoder.model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        checkpoint = save(
+            tmp_path / f"{name}-pooled", transformer(tmp_path / name), Pooling(32, pooling_mode="lasttoken")
+        )
+        encoder = encoder_of(str(checkpoint))
+        batched, alone = encoder.encode_queries(TEXTS), [encoder.encode_queries([text])[0] for text in TEXTS]
+        assert_close(batched, alone)
+        expected = expected or alone
+        assert_close(batched, expected)
+
+
+def test_a_token_without_an_embedding_is_refused_where_a_text_has_it(copy, path):
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens(["[[new]]"])
+    tokenizer.save_pretrained(copy)
+    encoder = encoder_of(str(copy))
+    assert_close(encoder.encode_queries(TEXTS), embed(path)[0])
+    with pytest.raises(InputError, match=r"expected an embedding of every token, got 89 .*'\[\[new\]\]'"):
+        encoder.encode_queries([*TEXTS, "[[new]]"])
+
+
+# Models of other kinds
+
+
+def no_encoder(folder, plain, kind):
+    """Write a checkpoint of another kind with its tokenizer."""
+    small = {key: json.loads((plain / "config.json").read_text())[key] for key in ("vocab_size", *SIZES)}
+    t5 = T5Config(vocab_size=small["vocab_size"], d_model=32, d_ff=48, num_layers=1, num_heads=2, d_kv=16)
+    model = {
+        "cross-encoder": lambda: BertForSequenceClassification(BertConfig.from_pretrained(plain)),
+        "encoder-decoder": lambda: T5ForConditionalGeneration(t5),
+        "decoder": tiny_models.decoder,
+        "decoder without its head": lambda: tiny_models.decoder().model,
+        "questions alone": lambda: DPRQuestionEncoder(DPRConfig(**small)),
+        "passages alone": lambda: DPRContextEncoder(DPRConfig(**small)),
+    }[kind]()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(folder)
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["cross-encoder", "encoder-decoder", "decoder", "decoder without its head", "questions alone", "passages alone"],
+)
+def test_a_model_of_another_kind_is_refused_when_the_encoder_is_opened(plain, tmp_path, kind):
+    no_encoder(tmp_path / "model", plain, kind)
+    with pytest.raises(InputError, match=f"expected a sentence encoder, got .* {kind.partition(' without')[0]}"):
+        encoder_of(str(tmp_path / "model"))
+
+
+def test_a_cross_encoder_of_sentence_transformers_is_refused(plain, tmp_path):
+    no_encoder(tmp_path / "model", plain, "cross-encoder")
+    CrossEncoder(str(tmp_path / "model"), device="cpu").save_pretrained(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match="expected a SentenceTransformer, got a CrossEncoder"):
+        encoder_of(str(tmp_path / "saved"))
+
+
+def test_a_plain_encoder_is_embedded_with_a_warning(plain, tmp_path, caplog):
+    with torch.random.fork_rng():
+        BertForMaskedLM(BertConfig.from_pretrained(plain)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(tmp_path)
+    queries, passages = embed(tmp_path)
+    assert_close(queries, passages)
+    assert [message for message in caplog.messages if "means over its tokens" in message]
+
+
+def test_an_encoder_whose_sides_have_other_dimensions_is_refused(plain, tmp_path):
+    sides = [[transformer(plain), Pooling(32), Dense(32, size)] for size in (16, 8)]
+    assert "queries of dimension 16 and passages of 8" in refusal(save(tmp_path, Router.for_query_document(*sides)))
+
+
+# Asymmetric encoders
+
+
+def test_queries_and_passages_go_through_their_own_side(plain, path, tmp_path):
+    other = tiny_models.save_encoder(tmp_path / "other", seed=1)
+    sides = [[transformer(folder), Pooling(32)] for folder in (plain, Path(other).with_name("plain"))]
+    queries, passages = embed(save(tmp_path / "router", Router.for_query_document(*sides)))
+    assert_close(queries, embed(path)[0])
+    assert_close(passages, embed(other)[1])
+    assert np.abs(queries - passages).max() > 0.1
+
+
+def test_a_side_that_lacks_weights_is_refused(plain, tmp_path):
+    sides = [[transformer(plain), Pooling(32)] for _ in range(2)]
+    router = save(tmp_path, Router.for_query_document(*sides))
+    rewrite(tmp_path / "query_0_Transformer/model.safetensors", lambda w: {key: w[key] for key in list(w)[1:]})
+    assert "lacks 1 of 39" in refusal(router)
+
+
+def test_static_embeddings_are_means_of_their_table(plain, tmp_path, caplog):
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    static = StaticEmbedding(tokenizer, embedding_dim=24)
+    table = static.embedding.weight.detach().double()
+    encoder = encoder_of(str(save(tmp_path, static)))
+    for text, vector in zip(TEXTS, encoder.encode_queries(TEXTS), strict=True):
+        mean = table[tokenizer(text, add_special_tokens=False)["input_ids"]].mean(0)
+        assert_close(vector, mean / mean.norm())
+    assert_close(encoder.encode_passages([Passage(text) for text in TEXTS]), encoder.encode_queries(TEXTS))
+    assert not [message for message in caplog.messages if "truncated" in message]
+
+
+def test_truncated_passages_are_counted_beside_static_embeddings_of_queries(plain, tmp_path, caplog):
+    static = StaticEmbedding(AutoTokenizer.from_pretrained(plain), embedding_dim=32)
+    router = save(tmp_path, Router.for_query_document([static], [transformer(plain), Pooling(32)]))
+    encoder, long = encoder_of(str(router)), "a " * 300
+    encoder.encode_queries([long])
+    assert not [message for message in caplog.messages if "truncated" in message]
+    encoder.encode_passages([Passage(long), Passage("b")])
+    assert ["1 of 2 texts" in message for message in caplog.messages if "truncated" in message] == [True]
