@@ -67,7 +67,7 @@ def test_the_exported_weights_are_those_that_are_evaluated(tmp_path, dtype):
 def test_weights_that_overflow_the_dtype_are_not_exported(tmp_path):
     lm = llama()
     lm.lm_head.weight.data[0, :2] = 1e6
-    with pytest.raises(InputError, match="--save_dtype float16: .*got 2 "):
+    with pytest.raises(InputError, match=r"--save_dtype float16: .*got 2 "):
         exported(lm, tmp_path / "model", dtype=torch.float16)
     assert not (tmp_path / "model").exists()
 
