@@ -557,7 +557,7 @@ PROMISES = (
         LOGS_BACK,
         Without(
             "a checkpoint is written beside its final name",
-            f"{CHECKPOINTS}.save",
+            f"{CHECKPOINTS}._write",
             "_folder(self.folder, step, '.partial')",
             "_folder(self.folder, step)",
         ),

@@ -55,8 +55,8 @@ PUBLIC_NAMES: dict[str, str] = {
     ),
     "training": (
         "BatchLayout Checkpoints DamagedCheckpointError EarlyStopping export learning_rate_at log_resume_command "
-        "log_rows make_optimizer max_weight_change new_folder OptimizerKind OPTIMIZERS Run run_fingerprint RunLog start_run "
-        "Step steps_per_epoch StopSignals Tracker train_steps training_batches"
+        "log_rows make_optimizer max_weight_change new_folder OptimizerKind OPTIMIZERS Run run_fingerprint RunLog "
+        "start_run Step steps_per_epoch StopSignals Tracker train_steps training_batches"
     ),
 }
 PACKAGES = sorted(path.parent.name for path in (ROOT / "rqa").glob("*/__init__.py"))

@@ -295,7 +295,7 @@ def test_a_question_too_long_for_the_prompt_is_an_error_before_training(world, t
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"--use_flash_attention": "true"}, ("flash-attn",)),
+        ({"--use_flash_attention": "true"}, ("--use_flash_attention", "CUDA")),
         ({"--train_file": "no/such.jsonl"}, ("no/such.jsonl",)),
         ({"--max_answer_length": "2"}, ("train.jsonl:1", "answer")),
         ({"--max_prompt_length": "20"}, ("--max_prompt_length", "20")),
