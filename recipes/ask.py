@@ -68,6 +68,7 @@ def open_chat(generator: cli.GeneratorArgs, search: cli.RetrievalArgs, question:
     k, history_turns = search.embedding_max_num_to_retrieve, search.query_history
     chat = generation.Chat(retriever, generate, k=k, history_turns=history_turns)
     chat.warm_up()
+    retriever.verify()
     return chat
 
 

@@ -24,7 +24,8 @@ def main() -> None:
     log.info("%s, %s merged", plural(len(passages), "passage"), plural(passages.duplicates, "duplicate row"))
     device = distributed.default_device()
     retriever = retrieval.open_retriever(passages, device=device, **args.retriever_options)
-    index = retrieval.FaissIndex.load(args.full_dataset_index_path, verify=True)
+    retriever.verify()
+    index = retriever.index
     log.info("%s: %s of %d dimensions", args.full_dataset_index_path, plural(len(index), "vector"), index.dimension)
     log.info("fingerprint: %s", retriever.fingerprint())
 

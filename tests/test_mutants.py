@@ -4,7 +4,9 @@ import ast
 import re
 
 import pytest
-from mutants import PROMISES, ROOT, TABLE, table
+from mutants import TABLE, table
+from mutation import ROOT
+from promises import PROMISES
 
 
 def named(tree, names):

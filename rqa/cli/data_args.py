@@ -202,7 +202,7 @@ class PromptArgs(_TextArgs):
         try:
             return parse_object(self.chat_template_kwargs.encode()) if self.chat_template_kwargs else {}
         except ValueError as problem:
-            raise InputError(f"--chat_template_kwargs: expected a JSON object, got {problem}") from problem
+            raise InputError(f"--chat_template_kwargs: expected a JSON object: {problem}") from problem
 
     @property
     def chat(self) -> ChatFormat | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,8 +22,8 @@ class PassageStore(Sequence[Passage]):
     """The distinct passages of a corpus, in the order of their first rows, read from disk on access.
 
     Rows with the same text (the same `Passage.id`) are one passage, with the title of the first row and the sources of
-    all. Rows with an empty text are left out. Memory holds the place and the id of each passage. An access raises
-    InputError if the file was changed in the meantime.
+    all. Rows with an empty text are left out. Memory holds the place, a checksum and the id of each passage. An access
+    raises InputError if the file was changed in the meantime.
 
     `duplicates` is the number of rows merged into an earlier one. `fingerprint` is the SHA-256, in hexadecimal, of the
     ids and titles in order: the same for the same passages in another format.
@@ -30,26 +31,26 @@ class PassageStore(Sequence[Passage]):
 
     def __init__(self, path: str | Path, data: Data, report: FileReport) -> None:
         self._path, self._data = path, data
-        self._starts, self._lengths = array("Q"), array("I")  # of the rows in the file
+        self._starts, self._lengths, self._checksums = array("Q"), array("I"), array("I")  # of the rows in the file
         self._rows: dict[bytes, int] = {}
         self._later_sources: dict[int, dict[str, None]] = {}  # of the duplicates of a row; a dict keeps order
         self.duplicates = 0
         digest = hashlib.sha256()
-        for _, place, fields in read_rows(path, data, report):
+        for _, start, line, fields in read_rows(path, data, report):
             passage = read_passage(fields)
-            if fields.is_blank("page_content") and len(fields.problems) == 1:
-                fields.problems.clear()
-                fields.note("passages without text are left out")
-                continue
             if fields.problems:
+                if fields.is_blank("page_content") and len(fields.problems) == 1:
+                    fields.problems.clear()
+                    fields.note("passages without text are left out")
                 continue
-            row = self._rows.setdefault(passage.id.encode(), len(self))
-            if row < len(self):
+            row = self._rows.setdefault(passage.id.encode(), new_row := len(self._starts))
+            if row < new_row:
                 self.duplicates += 1
                 self._later_sources.setdefault(row, {}).update(dict.fromkeys(passage.sources))
             else:
-                self._starts.append(place.start)
-                self._lengths.append(place.stop - place.start)
+                self._starts.append(start)
+                self._lengths.append(len(line))
+                self._checksums.append(zlib.crc32(line))
                 digest.update(passage.identity)
         self.fingerprint = digest.hexdigest()
 
@@ -76,13 +77,9 @@ class PassageStore(Sequence[Passage]):
     def _read(self, row: int) -> Passage:
         start = self._starts[row]
         line = self._data[start : start + self._lengths[row]]
-        try:
-            passage = read_passage(Fields(parse_object(line)))  # problems were reported at opening
-        except ValueError as error:
-            raise changed(self._path) from error
-        if self._rows.get(passage.id.encode()) != row:  # some network file systems report a change seconds later
+        if zlib.crc32(line) != self._checksums[row]:  # some network file systems report a change seconds later
             raise changed(self._path)
-        return passage
+        return read_passage(Fields(parse_object(line)))  # problems were reported at opening
 
 
 def open_passages(path: str | Path, report: FileReport | None = None) -> PassageStore:

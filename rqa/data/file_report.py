@@ -99,8 +99,8 @@ class FileReport:
             self.add_bad_row(where, *row.problems)
         else:
             self.num_rows += 1
-        if unread := {*row.unread()}:
-            self._add_unread(where, unread)
+        if unread := row.unread():
+            self._add_unread(where, {*unread})
         for note in row.notes:
             self._notes.setdefault(note, _Count(where)).rows += 1
 

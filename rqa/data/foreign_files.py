@@ -19,6 +19,8 @@ _FIRST_BYTES = {  # of a file: format and advice
     b"\xfd7zXZ": ("xz data", "Decompress it"),
     b"SQLite format 3": ("an SQLite database", "Export it as JSON Lines"),
     b"\x80": ("a pickle or other binary data", "A corpus of LocalRQA has a name in .pkl"),
+    b"\xff\xfe": ("UTF-16", "Save it as UTF-8"),
+    b"\xfe\xff": ("UTF-16", "Save it as UTF-8"),
     b"%PDF": ("a PDF file", "Extract its text"),
 }
 
@@ -39,7 +41,7 @@ def check_json_lines(path: str | Path, line: bytes, start: bytes) -> None:
     start = start.removeprefix(b"\xef\xbb\xbf")
     first = line.lstrip()[:1]
     if first == b"[" and (not _is_json(line) or not start[len(line) :].strip()):
-        raise InputError(f"{path}: {_OBJECT_LINES}, got an array. Name the file .json.")
+        raise InputError(f"{path}: {_OBJECT_LINES}, got an array. Write each item in one line (jq -c '.[]' FILE).")
     if first == b"{" and (last_line := _last_line_of_value(start)) > 1:
         raise InputError(
             f"{path}: {_OBJECT_LINES}, got one over {last_line} lines. Write each in one line (jq -c . FILE)."

@@ -22,14 +22,14 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 def read_rows(
     path: str | Path, data: Data, report: FileReport | None = None, *, is_own: bool = False
-) -> Iterator[tuple[int, slice, Fields]]:
-    """Yield (line from 1, its place in `data`, fields) for each row of `data` that is a JSON object.
+) -> Iterator[tuple[int, int, bytes, Fields]]:
+    """Yield (number of the line from 1, its start in `data`, the line, fields) for each row that is a JSON object.
 
     After the last row raises DataError with all problems, in the order of the file, or adds them to `report`. Raises
     InputError if there is no row, or if the file has another format; a file that rqa wrote (`is_own`) has none.
     """
     own, last_number = report or FileReport(path), 0
-    for number, place, line in _lines(path, data):
+    for number, start, line in _lines(path, data):
         if not line.strip():
             continue
         for blank in range(last_number + 1, number):  # blank lines at the end of the file are allowed
@@ -39,10 +39,10 @@ def read_rows(
             row = Fields(parse_object(line))
         except ValueError as problem:
             if is_first and not is_own:
-                check_json_lines(path, line, data[place.start : place.start + SNIFFED_BYTES])
+                check_json_lines(path, line, data[start : start + SNIFFED_BYTES])
             own.add_bad_row(f"{path}:{number}", str(problem))
         else:
-            yield number, place, row
+            yield number, start, line, row
             own.add_row(f"{path}:{number}", row)
     if not last_number:
         raise InputError(_EMPTY.format(path))
@@ -50,15 +50,15 @@ def read_rows(
         raise own.error
 
 
-def _lines(path: str | Path, data: Data) -> Iterator[tuple[int, slice, bytes]]:
-    r"""Yield (line from 1, its place in `data`, its bytes without \n or a BOM), and show the progress."""
-    number = 0
+def _lines(path: str | Path, data: Data) -> Iterator[tuple[int, int, bytes]]:
+    r"""Yield (number from 1, start in `data`, bytes without \n or a BOM) of each line, and show the progress."""
+    start = 0
     with Progress(f"reading {path}", len(data), unit="bytes") as progress:
-        for line in _split(path, data):
-            end = progress.done + len(line)
-            content = line if number else line.removeprefix(_BOM)
-            yield (number := number + 1), slice(end - len(content), end), content
-            progress.advance(min(end + 1, len(data)) - progress.done)
+        for number, line in enumerate(_split(path, data), 1):
+            content = line if start else line.removeprefix(_BOM)
+            yield number, start + len(line) - len(content), content
+            start = min(start + len(line) + 1, len(data))  # the last line may have no end
+            progress.advance(start - progress.done)
 
 
 def _split(path: str | Path, data: Data) -> Iterator[bytes]:
@@ -167,7 +167,7 @@ def _parse(text: str, start: int, lone_surrogates: bool = False) -> tuple[dict[s
 
 
 def _after_space(text: str, start: int) -> int:
-    return next(_SPACE.finditer(text, start)).end()
+    return _SPACE.match(text, start).end()  # type: ignore[union-attr]  # it matches "" too
 
 
 def _broken(text: str, position: int, reason: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rqa.data.data_file import open_data, read_all
-from rqa.data.fields import quoted
+from rqa.data.fields import listed, quoted
 from rqa.errors import InputError
 from rqa.terminal import Progress
 
@@ -52,7 +52,7 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
             if type(documents) is not list:
                 raise TypeError(f"expected a list, got {type(documents).__name__}")
             return [_fields(each, unpickler.document, f"document {i}") for i, each in enumerate(documents, 1)]
-    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError) as error:
+    except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError) as error:
         expected = "the list of documents that LocalRQA pickles (protocol 2 to 5)"
         advice = "Objects of other classes, also in metadata, are not read: write the documents as .jsonl"
         raise UnsafePickleError(f"{path}: expected {expected}: {error}. {advice}") from error
@@ -84,7 +84,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) != ("local_rqa.schema.document", "Document"):
-            raise pickle.UnpicklingError(f"a reference to {module}.{name} is not allowed")
+            raise pickle.UnpicklingError(f"a reference to {quoted(f'{module}.{name}')} is not allowed")
         return self.document
 
 
@@ -93,7 +93,7 @@ def _fields(document: object, kind: type, place: str) -> dict[str, Any]:
         raise TypeError(f"{place}: expected Document, got {type(document).__name__}")
     fields: dict[str, Any] = {"fmt_content": "", "metadata": {}, **vars(document)}
     if fields.keys() != _FIELDS.keys():
-        raise TypeError(f"{place}: expected fields {', '.join(_FIELDS)}, got {', '.join(sorted(fields))}")
+        raise TypeError(f"{place}: expected fields {', '.join(_FIELDS)}, got {listed(sorted(fields))}")
     for name, expected in _FIELDS.items():
         if type(fields[name]) is not expected:
             raise TypeError(f"{place}: {name}: expected {expected.__name__}, got {type(fields[name]).__name__}")

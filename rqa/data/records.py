@@ -158,7 +158,7 @@ def _rows(path: str | Path, report: FileReport) -> Iterator[tuple[str, str, Fiel
     stem = Path(path).name.removesuffix(ending)
     if ending == ".json":
         return ((f"{stem}:{index}", f"{path}[{index}]", row) for index, row in read_array(path, data, report))
-    return ((f"{stem}:{line}", f"{path}:{line}", row) for line, _, row in read_rows(path, data, report))
+    return ((f"{stem}:{line}", f"{path}:{line}", row) for line, *_, row in read_rows(path, data, report))
 
 
 def _example(row: Fields, default_id: str, where: str, turns: tuple[Turn, ...], gold_required: bool) -> Example:

@@ -107,7 +107,7 @@ def read_labels(path: str | Path, ids: Collection[str]) -> dict[str, bool]:
     """Return people's verdicts by id, from rows of {"id": one of `ids`, "correct": true or false}. Raises DataError."""
     check_file(path, (".jsonl", ".jsonl.gz"))
     expected, labels = set(ids), dict[str, bool]()
-    for _, _, row in read_rows(path, open_data(path)):
+    for *_, row in read_rows(path, open_data(path)):
         id = row.identifier("id")
         if id not in expected or id in labels:
             row.problem("id", f'expected the id of a question of the evaluation, once, got "{id}"')

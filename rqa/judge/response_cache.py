@@ -65,7 +65,7 @@ def read_responses(path: str | Path) -> tuple[dict[str, str], int]:
     data = Path(path).read_bytes()
     size = data.rfind(b"\n") + 1
     responses = {}
-    for _, _, row in read_rows(path, data[:size], is_own=True) if size else ():
+    for *_, row in read_rows(path, data[:size], is_own=True) if size else ():
         key, response, checksum = row.text("key"), row.text("response"), row.text("checksum")
         if checksum and checksum != _checksum(key, response):
             row.problem("checksum", "the line was changed. Delete it: the answer is judged again.")

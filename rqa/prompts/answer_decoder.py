@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rqa.errors import InputError
-from rqa.prompts.text_tokenizer import TextTokenizer
+from rqa.prompts.text_tokenizer import CONTROL_FORM, TextTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ REASONING = {  # the text that opens reasoning, and the text that closes it
 }
 MARKS = {*REASONING, *REASONING.values()}
 CHANNEL_HEADERS = re.compile(r"(<\|end\|>|<\|start\|>assistant|<\|channel\|>[^<]*(<\|message\|>)?)+")
-LOOKS_LIKE_CONTROL = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>|</?[A-Za-z_][\w:.-]*>|\[/?[A-Z][A-Z_]+\]|<</?[A-Z]+>>")
+LOOKS_LIKE_CONTROL = re.compile(CONTROL_FORM + r"|</?[A-Za-z_][\w:.-]*>|\[/?[A-Z][A-Z_]+\]|<</?[A-Z]+>>")
 
 
 class AnswerDecoder:
@@ -69,7 +69,9 @@ class AnswerDecoder:
         """Return the answer in generated ids, up to its end, and the reasoning before it.
 
         Ids are reasoning if the prompt or their beginning opens it. An answer that is cut in its reasoning is empty.
+        A mark of ordinary text must be closed, unless the answer is cut: an answer may be "<think>".
         """
+        is_cut = not any(id in self.stop_ids for id in ids)
         ids = self._without_end(ids)
         if self._header and ids[: len(self._header)] == self._header:
             return self._decode(ids[len(self._header) :]), ""
@@ -80,10 +82,12 @@ class AnswerDecoder:
                 reasoning, _, answer = symbols.partition(closes)
                 return self._decode([*map(ord, answer)]), self._reasoning_text([*map(ord, reasoning)])
         text = self._decode(ids)
-        if THINK not in self._marks and (self._open_reasoning == THINK or text.startswith(THINK)):
-            reasoning, _, answer = text.partition(REASONING[THINK])
-            return answer.strip(), reasoning.removeprefix(THINK).strip()
-        return text, ""
+        if THINK in self._marks or not (self._open_reasoning == THINK or text.startswith(THINK)):
+            return text, ""
+        reasoning, close, answer = text.partition(REASONING[THINK])
+        if not (self._open_reasoning or close or is_cut):
+            return text, ""
+        return answer.strip(), reasoning.removeprefix(THINK).strip()
 
     def settled_text(self, ids: list[int]) -> str:
         """Return the text of an answer that more ids can only extend."""

@@ -1,11 +1,15 @@
 """A tokenizer's chat template: the text around the messages of a conversation, the same on every day."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from datetime import datetime
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError, meta, nodes
+from jinja2.sandbox import SandboxedEnvironment
 
 from rqa.data.records import Role
 from rqa.errors import InputError
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 TEMPLATE_DATE = "2024-07-26"  # the date that Llama 3.2's own template falls back to
 THINKING_SWITCHES = ("enable_thinking", "thinking")
 MAX_CHARACTERS = 1_000_000  # of a rendered template: tokenizers take 100 bytes of memory for each
+MAX_LINES = 3_000_000  # of Python, to render a template once: 2 seconds; public templates take up to 3,000 a message
 DATE_VARIABLES = {"strftime_now", "date_string"}
 OWN_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt", "strftime_now"}
 # A template is a program of its author: these are the exceptions that it can raise.
@@ -40,8 +45,6 @@ class ChatTemplate:
         kwargs: Mapping[str, Any] | None = None,
         date: str = TEMPLATE_DATE,
     ) -> None:
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
         self._name = tokenizer.name_or_path
         if not tokenizer.chat_template:
             raise InputError(
@@ -49,10 +52,10 @@ class ChatTemplate:
                 "Set --user_prefix and --assistant_prefix (and --sep_user, --sep_sys)"
             )
         try:
-            source = tokenizer.get_chat_template()
-            self._template = _compile_jinja_template(source)  # in the environment of apply_chat_template
-            parsed = self._template.environment.parse(source)
-            names = meta.find_undeclared_variables(parsed)
+            source, environment = tokenizer.get_chat_template(), _environment()
+            self._template = environment.from_string(source)
+            parsed = environment.parse(source)
+            names = _inputs(parsed)
             functions = {node.name for node in parsed.find_all(nodes.Name)}.intersection(self._template.globals)
         except TEMPLATE_ERRORS as error:
             raise self._error(f"cannot be parsed: {error}") from error
@@ -83,7 +86,7 @@ class ChatTemplate:
             text = self._render(messages, add_generation_prompt=add_generation_prompt)
         except TEMPLATE_ERRORS as error:
             need = self._need(messages, pattern)
-            problem = f"rejects messages of {', '.join(roles)}: {error or type(error).__name__}"
+            problem = f"rejects messages of {', '.join(roles)}: {str(error) or type(error).__name__}"
             raise self._error(f"{problem}. It requires {need}" if need else problem) from error
         if re.findall(pattern, text) == marks:
             return re.split(pattern, text)
@@ -96,7 +99,8 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **inputs: Any) -> str:
         inputs = {"tools": None, "documents": None, **self._variables, **inputs}
-        text = str(self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **inputs))
+        with _limited_lines():
+            text = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **inputs)
         text.encode()  # raises UnicodeEncodeError, a ValueError, for half of a surrogate pair
         if len(text) > MAX_CHARACTERS:
             raise ValueError(f"it writes {len(text):,} characters, expected at most {MAX_CHARACTERS:,}")
@@ -119,6 +123,60 @@ class ChatTemplate:
         )
 
 
+def _environment() -> SandboxedEnvironment:
+    """Return the environment of `apply_chat_template`, in which a product is limited and a power is an error."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment: SandboxedEnvironment = _compile_jinja_template("").environment.overlay()
+    environment.intercepted_binops = frozenset({"*", "**"})
+    environment.binop_table = {**environment.binop_table, "*": _product, "**": _power}
+    return environment
+
+
+def _product(left: Any, right: Any) -> Any:
+    """Return left * right. Raises ValueError if it is large: it would be computed in one step, without an end."""
+    sizes = [len(value) if isinstance(value, Sized) else abs(value) for value in (left, right)]
+    if sizes[0] * sizes[1] > MAX_CHARACTERS:
+        raise ValueError(f"it contains a product above {MAX_CHARACTERS:,}")
+    return left * right
+
+
+def _power(_left: Any, _right: Any) -> Any:
+    raise ValueError("it contains a power")
+
+
+@contextmanager
+def _limited_lines() -> Iterator[None]:
+    """Raise RuntimeError in the block after MAX_LINES lines of Python: nested loops may have no end."""
+    lines = count()
+    outer = sys.gettrace()
+
+    def trace(*_event: Any) -> Any:
+        if next(lines) > MAX_LINES:
+            raise RuntimeError(f"it takes more than {MAX_LINES:,} steps")
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(outer)
+
+
+def _inputs(parsed: nodes.Template) -> set[str]:
+    """Return the variables that a template reads, without those that it always assigns itself."""
+    assigned = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "store"}
+    nodes_of_names = (each.node for each in parsed.find_all((nodes.Test, nodes.Filter)))
+    tested = {node.name for node in nodes_of_names if isinstance(node, nodes.Name)}
+    updated = {
+        name.name
+        for assign in parsed.find_all(nodes.Assign)
+        for name in assign.find_all(nodes.Name)
+        if name.ctx == "load" and name.name == getattr(assign.target, "name", "")
+    }
+    return meta.find_undeclared_variables(parsed) - (assigned - tested - updated)
+
+
 def _checked_kwargs(kwargs: Mapping[str, Any], names: set[str], tokenizer_name: str) -> Mapping[str, Any]:
     """Return `kwargs`. Raises InputError for one that is not among the `names` of the template."""
     if unknown := sorted(kwargs.keys() - names):
@@ -132,7 +190,8 @@ def _checked_kwargs(kwargs: Mapping[str, Any], names: set[str], tokenizer_name: 
 
 def _other_inputs(messages: Sequence[Message]) -> Iterator[tuple[str, list[Message], dict[str, Any]]]:
     """Yield inputs that some templates require: a description, the messages, and the arguments of the template."""
-    function = {"name": "t", "description": "t", "parameters": {"type": "object", "properties": {}}}
+    parameters = {"parameters": {"type": "object", "properties": {}}, "parameter_definitions": {}}
+    function = {"name": "t", "description": "t", **parameters}
     tools = {"tools": [{"type": "function", "function": function, **function}]}
     documents = {"documents": [{"title": "d", "text": "d"}]}
     parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]

@@ -9,6 +9,7 @@ writes between the two, such as a channel or a closed block of reasoning, is par
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 INSTRUCTION = "Answer the question using only the passages below."
 
 CHANNEL, CHANNEL_END = "<|channel|>", "<|end|>"  # of gpt-oss, which reasons in a channel before that of the answer
+_MAX_LABEL_TOKENS = 16  # of a passage's number and blank line, as many as with a token for each byte
 _NO_RANK = -1  # the rank of a token that is never truncated
 
 
@@ -163,14 +165,19 @@ class PromptBuilder(AnswerDecoder):
                     f"instruction, history and question take {len(ids)} tokens, "
                     f"--max_prompt_length is {self.max_prompt_length}"
                 )
-            last = max(rank for _, rank in kept)
-            body = [position for position, rank in enumerate(ranks) if rank == last]
-            truncated += min(excess, len(body))
-            if len(body) > excess:
-                dropped = set(body[-excess:])
-                ids = [id for position, id in enumerate(ids) if position not in dropped]
-                return Prompt(ids, truncated, len(kept))
-            kept = [(passage, rank) for passage, rank in kept if rank != last]  # number and blank line go too
+            sizes = Counter(ranks)
+            dropped, rest = set(), excess
+            for rank in sorted((rank for _, rank in kept), reverse=True):
+                if sizes[rank] > rest:
+                    break
+                dropped.add(rank)
+                rest -= sizes[rank] + _MAX_LABEL_TOKENS  # the next passage is dropped at once only if it is certain
+            if not dropped:
+                body = [position for position, each in enumerate(ranks) if each == rank]
+                cut = set(body[-excess:])
+                return Prompt([id for i, id in enumerate(ids) if i not in cut], truncated + excess, len(kept))
+            truncated += sum(sizes[rank] for rank in dropped)
+            kept = [(passage, rank) for passage, rank in kept if rank not in dropped]
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer, the separator after an assistant's turn, and one eos."""

@@ -1,7 +1,7 @@
 """Text to token ids without control tokens: "<|im_end|>" in a passage is encoded as text.
 
-Control tokens are the special tokens of a tokenizer, and all added tokens that stand in the text of a template. Other
-added tokens, such as Gemma's runs of line feeds, are normal vocabulary.
+Control tokens are the special tokens of a tokenizer, and added tokens that stand in the text of a template or have the
+form of one: "<|fim_prefix|>". Other added tokens, such as Gemma's runs of line feeds, are normal vocabulary.
 """
 
 import json
@@ -17,6 +17,7 @@ from tokenizers.models import Unigram
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CONTROL_FORM = r"<[|｜][^<>|｜\s]+[|｜]>"
 Part = str | int  # a part of a template's text: ordinary text, or the id of a control token
 
 
@@ -29,7 +30,10 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str = "", names: Collection[str] = ()) -> None:
         added = {token.content: (id, token) for id, token in tokenizer.added_tokens_decoder.items()}
-        contents = {text for text, (_, token) in added.items() if token.special or text in names}
+        form = re.compile(CONTROL_FORM)
+        contents = {
+            text for text, (_, token) in added.items() if token.special or text in names or form.fullmatch(text)
+        }
         # Single characters, such as the braces that users add to T5's vocabulary, stand in every template.
         contents |= {text for text in added if len(text) > 1 and text in template and not text.isspace()}
         self._tokens = {text: added[text] for text in contents}

@@ -66,7 +66,7 @@ class Encoder:
     @cached_property
     def model(self) -> "SentenceTransformer":
         """The frozen model."""
-        return load_encoder(self.name_or_path, self.folder, self.device)
+        return load_encoder(self.name_or_path, self.folder, self.device, self.truncate_dim)
 
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
         """Return (n, D) float32. Queries are few and decide the ranking: always computed in float32, and timed."""
@@ -121,11 +121,11 @@ class Encoder:
         return digest.hexdigest()
 
 
-def _max_length(model: "SentenceTransformer", task: str) -> float:
+def _max_length(model: "SentenceTransformer", task: str) -> int:
     """Return the largest number of tokens of a text. A model may have one for queries and another for documents."""
     routes = getattr(model[0], "sub_modules", {})
     first = routes[task][0] if task in routes else model[0]
-    return getattr(first, "max_seq_length", None) or sys.maxsize
+    return min(getattr(first, "max_seq_length", None) or sys.maxsize, sys.maxsize)  # without a limit None or 10**30
 
 
 def _lengths(features: Mapping[str, Any]) -> Tensor:

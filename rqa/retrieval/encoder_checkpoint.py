@@ -46,7 +46,7 @@ _POOLER = re.compile(r"(^|\.)pooler\.")  # weights for the task of BERT's pretra
 _OTHER_MODELS = {
     "ForCausalLM": "a decoder",
     "LMHeadModel": "a decoder",
-    "ForConditionalGeneration": "an encoder-decoder",
+    "ForConditionalGeneration": "a generator",
     "ForSequenceClassification": "a classifier or cross-encoder, which reads query and passage together",
     "ForTokenClassification": "a classifier of tokens",
     "ForQuestionAnswering": "a reader",
@@ -93,8 +93,10 @@ def checkpoint_folder(name_or_path: str) -> Path:
         raise InputError(f"{name_or_path}: expected a checkpoint, got a folder without config.json and weights.")
     check_untrusted_folder(folder)
     _check_weight_files(folder, files)
-    if not (folder / "modules.json").exists():
+    if not (modules := folder / "modules.json").exists():
         _check_architecture(name_or_path, folder / "config.json")
+    elif not read_settings(modules):
+        raise InputError(f"{modules}: expected a list of modules, got none. Copy the file again")
     return folder
 
 
@@ -151,12 +153,14 @@ def _check_architecture(name: str, path: Path) -> None:
         raise InputError(f"{path}: expected a JSON object, got {type(config).__name__}. Copy the file again")
     names = config.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else ""
-    kinds = [kind for ending, kind in _OTHER_MODELS.items() if architecture.endswith(ending)]
-    if not kinds and _is_decoder(config.get("model_type")):
-        kinds = ["a decoder"]
-    if kinds:
+    kind = next((kind for ending, kind in _OTHER_MODELS.items() if architecture.endswith(ending)), "")
+    if config.get("is_encoder_decoder") and not architecture.endswith(("Encoder", "EncoderModel")):
+        kind = "an encoder-decoder"
+    elif not kind and _is_decoder(config.get("model_type")):
+        kind = "a decoder"
+    if kind:
         raise InputError(
-            f"{name}: expected a sentence encoder, got {architecture or config['model_type']}, {kinds[0]}. "
+            f"{name}: expected a sentence encoder, got {architecture or config['model_type']}, {kind}. "
             "Choose another checkpoint. One that was trained to embed has a modules.json, which sentence-transformers "
             "writes with its pooling"
         )
@@ -169,12 +173,13 @@ def _is_decoder(model_type: object) -> bool:
     return model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
 
 
-def load_encoder(name: str, folder: Path, device: torch.device) -> "SentenceTransformer":
+def load_encoder(name: str, folder: Path, device: torch.device, truncate_dim: int | None) -> "SentenceTransformer":
     """Return the frozen model with float32 weights. Raises InputError if it cannot be loaded, or lacks weights."""
     from sentence_transformers import SentenceTransformer  # takes two seconds; a cached retrieval needs none
 
     weights = {"use_safetensors": True, "dtype": torch.float32, **_OWN_CHOICE}
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    # Old versions of sentence-transformers do not read truncate_dim from the checkpoint.
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "truncate_dim": truncate_dim}
     with Progress(f"loading {name}"), _errors(name), _quiet(), _without_zero3_init(), _recorded_loading() as loaded:
         model = SentenceTransformer(str(folder), device=str(device), model_kwargs=weights, **options)
     for part, loading in loaded:

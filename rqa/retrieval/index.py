@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import math
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -227,6 +228,7 @@ class FaissIndex:
         loaded = cls(index, manifest["factory"], manifest["max_norm"])
         loaded.provenance, loaded.fingerprint = manifest["provenance"], manifest["sha256"]
         loaded._verification = verification
+        weakref.finalize(loaded, verification.stop)
         return loaded
 
 

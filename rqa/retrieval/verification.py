@@ -39,7 +39,7 @@ class Verification:
 
     def __init__(self, path: Path, checksums: Sequence[int]) -> None:
         self.path, self.problem, self.num_verified = path, "", 0
-        self._checksums = checksums
+        self._checksums, self._is_stopped = checksums, False
         self._thread = threading.Thread(target=self._verify, args=(len(checksums),), daemon=True)
         self._verify(1)
         self._thread.start()
@@ -56,11 +56,15 @@ class Verification:
         if self.num_verified < len(self._checksums) and not self.problem:
             self.problem = "bytes that could not be verified"  # the thread failed
 
+    def stop(self) -> None:
+        """End the thread after the block that it reads."""
+        self._is_stopped = True
+
     def _verify(self, end: int) -> None:
         """Verify the blocks before block `end`."""
         try:
             with self.path.open("rb", buffering=0) as file:
-                while self.num_verified < end and not self.problem:
+                while self.num_verified < end and not (self.problem or self._is_stopped):
                     start = self.num_verified * BLOCK_BYTES
                     block = os.pread(file.fileno(), BLOCK_BYTES, start)
                     if zlib.crc32(block) == self._checksums[self.num_verified]:

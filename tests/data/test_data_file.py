@@ -128,9 +128,10 @@ def test_lines_do_not_depend_on_the_blocks(tmp_path, monkeypatch, size):
         monkeypatch.setattr("rqa.data.jsonl.BLOCK_BYTES", size)
         data, content = open_data(path), path.read_bytes()
         found = list(read_rows(path, data))
-        assert [(number, row.number("n")) for number, _, row in found] == [(i + 1, i) for i in range(100)]
-        for _, place, row in found:
-            assert json.loads(data[place]) == json.loads(content[place]) == row._values
+        assert [(number, row.number("n")) for number, *_, row in found] == [(i + 1, i) for i in range(100)]
+        for _, start, line, row in found:
+            assert data[start : start + len(line)] == content[start : start + len(line)] == line
+            assert json.loads(line) == row._values
 
 
 # Bounds

@@ -27,10 +27,10 @@ def message(tmp_path, name, content, read=load_examples):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (PRETTY, ["array", ".json"]),
-        (b"\xef\xbb\xbf" + PRETTY, ["array", ".json"]),
-        (b"\n" + PRETTY, ["array", ".json"]),
-        (json.dumps([ROW] * 2).encode(), ["array", ".json"]),
+        (PRETTY, ["array", "jq -c '.[]'"]),
+        (b"\xef\xbb\xbf" + PRETTY, ["array", "jq -c '.[]'"]),
+        (b"\n" + PRETTY, ["array", "jq -c '.[]'"]),
+        (json.dumps([ROW] * 2).encode(), ["array", "jq -c '.[]'"]),
         (json.dumps(ROW, indent=2).encode(), ["over 6 lines", "jq -c"]),
         (b"\xef\xbb\xbf" + json.dumps(ROW, indent=2).encode() * 3, ["over 6 lines"]),
         (b"question,gold_answer\nWho?,I.\n", ['"question,gold_answer"', "CSV"]),
@@ -41,6 +41,7 @@ def message(tmp_path, name, content, read=load_examples):
         (b"\x1f\x8b\x08\n", ["gzip", ".jsonl.gz"]),
         (b"\x80\x04]\x8c\n", ["pickle", ".pkl"]),
         (b"SQLite format 3\x00\n", ["SQLite"]),
+        (json.dumps(ROW).encode("utf-16"), ["UTF-16", "UTF-8"]),
     ],
 )
 def test_another_format_in_a_file_of_lines(tmp_path, read, content, words):

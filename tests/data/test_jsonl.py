@@ -28,9 +28,7 @@ def problems(*lines):
 
 def read(data):
     """Return the texts of the rows of `data`, and read their metadata."""
-    return [
-        row.text("page_content") for _, _, row in read_rows("f.jsonl", data) if row.object("metadata", optional=True)
-    ]
+    return [row.text("page_content") for *_, row in read_rows("f.jsonl", data) if row.object("metadata", optional=True)]
 
 
 def test_collects_all_problems_of_all_rows():
@@ -190,7 +188,7 @@ def test_broken_syntax_has_a_place_and_ends_an_array(data, problem):
         (b" [\n] ", "expected at least one row"),
         (ROW + b"\n" + ROW, 'expected "[" and objects, got "{". Name a file of lines .jsonl'),
         (b'[{"a": "\xed\xa0\x80"}]', "not UTF-8 at byte 9 of the file"),
-        (json.dumps([{}]).encode("utf-16"), "not UTF-8 at byte 1 of the file"),
+        (json.dumps([{}]).encode("utf-16"), "expected JSON, got UTF-16"),
     ],
 )
 def test_refuses_a_file_that_is_not_an_array(data, reason):

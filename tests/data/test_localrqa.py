@@ -117,6 +117,7 @@ MISUSED = {
     "a class that is text": b"\x80\x04]\x8c\x01a)\x81a.",
     "attribute that is no text": b"\x80\x04]" + ALLOWED + b")\x81}(" + PAGE + b"K\x01K\x02uba.",
     "contains itself": b"\x80\x04]\x94h\x00a.",
+    "item of an empty list": b"\x80\x04]]K\x05K\x01sa.",
 }
 NESTED = {
     "lists": b"\x80\x04" + b"]" * 200_000 + b"a" * 199_999 + b".",
@@ -143,6 +144,7 @@ NOT_A_PICKLE = {
     "gzip": b"\x1f\x8b\x08\x00abc",
     "no such protocol": b"\x80\x09].",
     "huge number as text": b"(I" + b"9" * 5_000 + b"\nl.",
+    "frame beyond the end": b"\x80\x04\x95" + struct.pack("<Q", 13) + b"].",
     "no such memo": b"\x80\x04]h\x05a.",
     "nothing on the stack": b"\x80\x04a.",
 }

@@ -103,6 +103,17 @@ def test_a_character_is_shown_after_its_last_byte():
     assert shown(collator, collator.builder.answer("  日本 é茶😀 !\n\n")) == ["日", "本", " é", "茶", "😀", " !"]
 
 
+def test_text_of_the_template_before_an_answer_is_not_shown():
+    tokenizer = tiny_tokenizers.chatml()
+    tokenizer.chat_template = tiny_tokenizers.CHATML.replace(
+        "{{ message.content", "{{ 'Answer: ' * (message.role != 'user') + message.content"
+    )
+    collator = ConcatenatedCollator(PromptBuilder(tokenizer))
+    ids = collator.builder.answer("Yes.")
+    assert "".join(shown(collator, ids)) == "Yes."
+    assert shown(collator, ids[:1]) == [tokenizer.decode(ids[:1])]  # cut before the answer
+
+
 def test_a_control_token_does_not_end_a_run_of_bytes():
     """One byte is missing for a character: then the whole run is invalid."""
     collator = COLLATORS["mistral's template"]

@@ -37,6 +37,7 @@ REASONED = {
     "text": (TEXT, "<think>\nOne\n</think>\nYes.<|im_end|>", "Yes.", "One"),
     "text, cut": (TEXT, " <think>One", "", "One"),
     "text, with flags": (FLAGS, "<think>One</think>Yes.</s>", "Yes.", "One"),
+    "text, ended in its reasoning": (with_template(OPENS), "One<|im_end|>", "", "One"),
     "opened by the prompt": (OPEN_TOKENS, "One</think>\n\nYes.", "Yes.", "One"),
     "opened by the prompt, cut": (OPEN_TOKENS, "One, two", "", "One, two"),
     "opened by the prompt, text": (with_template(OPENS), "One</think>Yes.", "Yes.", "One"),
@@ -77,6 +78,14 @@ def test_an_answer_that_mentions_a_mark_of_reasoning_keeps_all_text(builder, tex
 )
 def test_a_mark_at_the_start_of_an_answer_is_text_if_the_mark_is_a_token(builder, text):
     assert builder.read(builder.answer(text)) == (text, "")
+
+
+@pytest.mark.parametrize("text", ["<think>", "<think> opens it."])
+def test_a_mark_of_ordinary_text_that_an_answer_does_not_close_is_text_if_the_answer_ended(text):
+    for builder in (TEXT, FLAGS):
+        ids = builder.answer(text)
+        assert builder.read(ids) == (text, "")
+        assert builder.read(builder._without_end(ids)) == ("", text.removeprefix("<think>").strip())
 
 
 def test_open_reasoning_is_the_last_that_is_not_closed():

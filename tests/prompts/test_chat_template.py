@@ -1,6 +1,7 @@
 """chat_template: variables, date, and templates that do not work: an InputError, never another exception."""
 
 import random
+import sys
 import time
 from datetime import datetime
 
@@ -10,6 +11,7 @@ from tiny_tokenizers import CHANNELS, CHATML, HEADED, HYBRID, INST, TEXTUAL, TUR
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn
 from rqa.errors import InputError
+from rqa.prompts import chat_template
 from rqa.prompts.chat_template import TEMPLATE_DATE, ChatTemplate
 from rqa.prompts.decoder_prompt import PromptBuilder
 
@@ -46,10 +48,21 @@ def test_a_variable_is_passed_to_the_template():
     assert opening(template, {"level": 3}).endswith("3")
 
 
-@pytest.mark.parametrize("name", ["level", "messages", "add_generation_prompt", "tools", "eos_token", "strftime_now"])
+@pytest.mark.parametrize("value", ["level or 1", "level if level else 1", "level | default(1)", "level"])
+def test_a_variable_that_the_template_assigns_only_as_a_default_is_passed(value):
+    template = with_template(f"{{% set level = {value} %}}" + CHATML + "{{ level }}")
+    assert opening(template, {"level": 3}).endswith("3")
+    guarded = with_template("{% if level is not defined %}{% set level = 1 %}{% endif %}" + CHATML + "{{ level }}")
+    assert [opening(guarded, kwargs)[-1] for kwargs in ({}, {"level": 3})] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    "name", ["mood", "level", "messages", "add_generation_prompt", "tools", "eos_token", "strftime_now"]
+)
 def test_a_variable_that_the_template_does_not_refer_to_is_an_error(name):
-    """Or one that the prompt itself sets."""
-    tokenizer = hybrid(HYBRID + "{{ eos_token }}{{ strftime_now('') }}{{ tone }}")
+    """Or one that the prompt or the template itself sets."""
+    local = "{% if tone %}{% set level = 1 %}{% endif %}{{ level }}"
+    tokenizer = hybrid(HYBRID + "{{ eos_token }}{{ strftime_now('') }}" + local)
     with pytest.raises(InputError, match=f"--chat_template_kwargs: .* got {name}. It refers to enable_thinking, tone$"):
         PromptBuilder(tokenizer, chat_template_kwargs={"tone": "low", name: 1})
 
@@ -128,7 +141,8 @@ FAULTS = [
     "{% set messages = 3 %}{{ messages.x.y }}",
     "\ud800",
     "{{ '\ud800' }}",
-    "{{ 'a' * 10 ** 7 }}",
+    "{{ 'a' * 10000000 }}",
+    "{{ 'a'.ljust(2000000) }}",
     "{{" + "(" * 300 + "1" + ")" * 300 + "}}",
 ]
 
@@ -139,6 +153,34 @@ def test_an_error_in_a_template_is_an_input_error(fault):
     for template in (fault + CHATML, CHATML + fault, inside):
         with pytest.raises(InputError, match="--user_prefix"):
             PromptBuilder(with_template(template)).prompt(INPUT)
+
+
+ENDLESS = {
+    "nested loops": (
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+        "more than 9,000 steps",
+    ),
+    "recursion": (
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+        "more than 9,000 steps",
+    ),
+    "filter": ("{{ lipsum(n=99999) }}", "more than 9,000 steps"),
+    "power": ("{% set x = 9 ** (9 ** 9) %}", "a power"),
+    "product": ("{% set x = 'x' * 9999999999 %}", "a product above 1,000,000"),
+}
+
+
+@pytest.mark.parametrize(("fault", "message"), ENDLESS.values(), ids=ENDLESS)
+def test_a_template_that_does_not_end_is_an_input_error(monkeypatch, fault, message):
+    monkeypatch.setattr(chat_template, "MAX_LINES", 9_000)
+    before = sys.gettrace()
+    with pytest.raises(InputError, match=message):
+        PromptBuilder(with_template(fault + CHATML))
+    assert sys.gettrace() is before
+
+
+def test_products_are_computed():
+    assert opening(with_template(CHATML + "{{ 2 * 3 }}{{ 'ab' * 2 }}{{ [1] * 2 }}")).endswith("6abab[1, 1]")
 
 
 def test_mutated_templates_are_used_or_an_input_error():

@@ -288,7 +288,7 @@ def test_a_separator_of_ordinary_text_does_not_stop_generation(separator):
 @given(text=TEXTS)
 def test_the_text_of_an_answers_ids_is_the_answer(name, text):
     built = builder(name)
-    # The mark of reasoning is ordinary text if it is no token: such an answer cannot be told from reasoning.
+    # If the mark of reasoning is no token, a cut answer or one that closes the mark cannot be told from reasoning.
     assume("<think>" in built.text_tokenizer.control or not text.strip().startswith("<think>"))
     ids = built.answer(text)
     assert {built.answer_text(each) for each in (ids, [*ids, *ids], ids[:-1])} == {text.strip()}

@@ -24,6 +24,13 @@ def test_an_added_token_of_the_template_is_text_although_it_is_not_special():
     assert tokenizer.decode(ids) == "a<think>b</think>"
 
 
+def test_an_added_token_of_the_form_of_a_control_token_is_text():
+    tokenizer = hybrid()
+    tokenizer.add_tokens(["<|fim|>", "<｜fim▁end｜>"])
+    ids, _ = ids_and_tokens(tokenizer, "a<|fim|>b<｜fim▁end｜>")
+    assert not {*ids} & {*tokenizer.get_added_vocab().values()}
+
+
 def test_other_added_tokens_are_vocabulary():
     _, tokens = ids_and_tokens(hybrid(), "a<tool_call>\n\n\nb")
     assert tokens == ["a", "<tool_call>", "\n\n\n", "b"]

@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 import termios
+import threading
 import time
 from types import SimpleNamespace
 
@@ -24,7 +25,9 @@ from rqa.generation.chat import Chat, ChatQuestion
 from rqa.generation.generator import Answer
 from rqa.models.decoder import AnswerLM
 from rqa.prompts.collators import EncodedExample
+from rqa.retrieval import verification
 from rqa.retrieval.retrieve import Retrieved
+from rqa.retrieval.verification import Verification
 from rqa.terminal import printable
 
 QUESTIONS = ["When was the lamp of Rome lit?", "And that of Oslo\x9b1m\x7f?"]
@@ -115,6 +118,24 @@ def test_the_test_of_a_training_run_has_the_flags_of_the_run_and_its_exported_mo
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_passage_length": 100}))  # of recipes/fid_flan_t5.py
     _, _, err = run({"--evaluation": str(tmp_path / "test"), "--question": QUESTIONS[0]})
     assert "expected an encoder-decoder" in err
+
+
+def test_no_question_is_answered_from_a_damaged_index(run, flags, tmp_path, monkeypatch):
+    """The damaged block is read after everything was loaded."""
+    monkeypatch.setattr(verification, "BLOCK_BYTES", 1000)
+    flags = {**flags, "--full_dataset_index_path": str(tmp_path / "index"), "--question": QUESTIONS[0]}
+    assert not run(flags)[0]
+    [file] = (tmp_path / "index").glob("*.faiss")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    gate, wait = threading.Event(), Verification.wait
+    gated = SimpleNamespace(pread=lambda *args: (not args[2] or gate.wait(30)) and os.pread(*args))
+    monkeypatch.setattr(verification, "os", gated)
+    monkeypatch.setattr(Verification, "wait", lambda self: (gate.set(), wait(self)))
+    status, out, err = run(flags)
+    assert (status, out) == (2, "")
+    assert "expected the saved bytes, got damage between the bytes" in err
 
 
 def test_the_lines_of_a_pipe_are_one_conversation(run, flags, tmp_path, caplog):

@@ -478,6 +478,16 @@ def test_verifying_waits_for_the_last_block_and_shows_progress(in_blocks, gate, 
     assert ("verifying the index", num_blocks, num_blocks) in progress
 
 
+def test_the_verification_of_a_released_index_ends(in_blocks, gate):
+    index = FaissIndex.load(in_blocks)
+    verification = index._verification
+    del index
+    gate.set()
+    verification._thread.join(10)
+    assert not verification._thread.is_alive()
+    assert verification.num_verified <= 2
+
+
 @pytest.mark.parametrize("factory", ["IVF4,Flat", "HNSW8", "SQ8"])
 def test_lists_and_graphs_are_verified_before_faiss_reads_them(in_blocks, vectors, factory):
     """A damaged graph can crash the process."""

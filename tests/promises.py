@@ -1,0 +1,1303 @@
+"""What a user can rely on: for each promise its test, and the protections without which the test fails."""
+
+from mutation import Promise, Without
+
+CONFIG_FILE = "rqa.cli.config_file"
+STEPS = "rqa.training.loop.train_steps"
+CHECKPOINTS = "rqa.training.checkpoint.Checkpoints"
+VERIFIED = "rqa.training.checkpoint._verified"
+PUBLISH = "rqa.atomic_files.publish_folder"
+ENCODE = "rqa.models.fid.FusionInDecoder.encode"
+ZERO = "rqa.distributed.deepspeed_config"
+SIGNIFICANCE = "rqa.evaluation.significance"
+VERDICTS = "rqa.judge.verdicts.summarize"
+COUNTED = Without(
+    "the loss is divided by all target tokens, not by those of a micro-batch",
+    STEPS,
+    "accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / tokens)",
+    "accelerator.backward(nll.sum() / (batch['labels'] != IGNORE_INDEX).sum().clamp(min=1))",
+)
+REDUCED = Without(
+    "the tokens of the other ranks are counted", STEPS, "accelerator.reduce(counts, 'sum').tolist()", "counts.tolist()"
+)
+SKIPPED = Without(
+    "the step is skipped",
+    STEPS,
+    "not (accelerator.sync_gradients and skipped) or accelerator.scaler is not None",
+    "True",
+)
+SEEDED = Without("a seed for each step", STEPS, "torch.manual_seed(...)")
+RESTORED = Without("the state is restored", f"{CHECKPOINTS}.resume", "self.accelerator.load_state(str(path))")
+LOGS_BACK = Without("the logs are restored", f"{CHECKPOINTS}.resume", "self._restore_logs(..., ..., ...)")
+CLIPPED = Without("the gradient is clipped", ZERO, "0.0 if norm == math.inf else norm", "0.0")
+GATHERED = "generation gathers the weights"
+SHARED_OUT = Without(
+    "each rank has its own batches",
+    "rqa.generation.batches.map_batches",
+    "zip(turn[rank], function([rows[i] for i in turn[rank]]), strict=True)",
+    "zip(turn[0], function([rows[i] for i in turn[0]]), strict=True)",
+)
+REPEATED = Without(
+    "a rank without a batch repeats the last one",
+    "rqa.generation.batches.map_batches",
+    "function([rows[i] for i in turn[-1]])",
+)
+
+PROMISES = (
+    # Layouts of a global batch
+    Promise(
+        "Every gradient accumulation equals a plain loop: loss, norm, rate, weights",
+        "training/test_loop.py::test_one_rank_equals_a_plain_loop",
+        COUNTED,
+        Without("`accumulate`", STEPS, "accelerator.accumulate(model)", "__import__('contextlib').nullcontext()"),
+    ),
+    Promise(
+        "2 and 3 processes equal a plain loop: odd rows, a short last step, slots without rows",
+        "training/test_loop.py::test_more_ranks_equal_a_plain_loop",
+        COUNTED,
+        REDUCED,
+        Without(
+            "one rate per step: a prepared scheduler steps once for each process",
+            STEPS,
+            "learning_rate(step)",
+            "learning_rate(step * accelerator.num_processes)",
+        ),
+    ),
+    Promise(
+        "Dropout differs between steps, ranks and seeds",
+        "training/test_loop.py::test_dropout_differs_between_steps_ranks_and_seeds",
+        Without(
+            "the rank in the seed",
+            STEPS,
+            "(seed * 1_000_003 + step) * 4096 + accelerator.process_index",
+            "(seed * 1_000_003 + step) * 4096",
+        ),
+        Without("the step in the seed", STEPS, "seed * 1_000_003 + step", "seed * 1_000_003"),
+    ),
+    Promise(
+        "Code between two steps has no effect on training",
+        "training/test_loop.py::test_code_between_two_steps_has_no_effect",
+        SEEDED,
+    ),
+    Promise(
+        "Every epoch has every example once, with equally many micro-batches on each rank",
+        "training/test_batching.py::test_an_epoch_has_every_example_once_and_equally_many_micro_batches_on_each_rank",
+        Without(
+            "the short last step",
+            "rqa.training.batching.plan_steps",
+            "range(0, len(rows), size)",
+            "range(0, len(rows) - size + 1, size)",
+        ),
+    ),
+    Promise(
+        "The order of examples is a pure function of the seed",
+        "training/test_batching.py::test_steps_are_a_pure_function_of_the_seed",
+        Without(
+            "its own random generator for steps",
+            "rqa.training.batching.plan_steps",
+            "random.Random(seed).shuffle(global_batches)",
+            "random.shuffle(global_batches)",
+        ),
+        Without(
+            "its own random generator for each epoch",
+            "rqa.training.batching.epoch_order",
+            "random.Random(f'{seed}/{epoch}/order').shuffle(order)",
+            "random.shuffle(order)",
+        ),
+    ),
+    Promise(
+        "8 ranks: mean work over most work ≥ 0.97, positions per token ≤ 1.03",
+        "training/test_batching.py::test_ranks_have_equal_work_and_little_padding",
+        Without(
+            "the longest micro-batch goes to the least loaded rank",
+            "rqa.training.batching._plan_step",
+            "sorted(range(layout.processes), key=loads.__getitem__)",
+            "range(layout.processes)",
+        ),
+        Without(
+            "rows are sorted by length", "rqa.training.batching.plan_steps", "rows.sort(key=lambda row: -lengths[row])"
+        ),
+    ),
+    Promise(
+        "Answers are byte-identical on 1, 2 and 3 processes",
+        "generation/test_generator.py::test_answers_are_byte_identical_on_more_ranks",
+        SHARED_OUT,
+        REPEATED,
+    ),
+    Promise(
+        "The loss of an evaluation is the same on 1, 2 and 3 processes",
+        "evaluation/test_evaluate.py::test_the_loss_is_the_same_on_more_processes",
+        SHARED_OUT,
+    ),
+    Promise(
+        "Processes that do not see each other are refused with the right command",
+        "distributed/test_accelerator.py::test_processes_that_do_not_communicate_are_an_error_with_the_right_command",
+        Without(
+            "the comparison",
+            "rqa.distributed.accelerator.make_accelerator",
+            "launched_processes != accelerator.num_processes",
+            "False",
+        ),
+    ),
+    # DeepSpeed, FSDP
+    Promise(
+        "ZeRO-1, 2 and 3 equal a plain loop, and skip a gradient that is not finite",
+        "recipes/test_deepspeed.py::test_two_processes_equal_a_plain_loop",
+        CLIPPED,
+        Without(
+            "the shapes of sharded matrices",
+            "rqa.training.optim.make_optimizer",
+            "getattr(parameter, 'ds_shape', parameter.shape)",
+            "parameter.shape",
+        ),
+    ),
+    Promise(
+        "ZeRO-2 with a file like LocalRQA's equals DDP",
+        "recipes/test_deepspeed.py::test_zero_2_equals_ddp",
+        Without(
+            "the optimizer of the file is removed",
+            ZERO,
+            "config.pop('optimizer', None)",
+            "config.get('optimizer')",
+        ),
+        Without(
+            "the schedule of the file is removed",
+            ZERO,
+            "config.pop('scheduler', None)",
+            "config.get('scheduler')",
+        ),
+        CLIPPED,
+    ),
+    Promise(
+        "ZeRO-1 and 3 equal DDP, and leave the retriever whole and unchanged",
+        "recipes/test_deepspeed.py::test_other_zero_stages_equal_ddp",
+        Without(
+            "the retriever is loaded whole", "rqa.retrieval.encoder_checkpoint", "deepspeed.unset_hf_deepspeed_config()"
+        ),
+        REPEATED,
+    ),
+    Promise(
+        "Answers are byte-identical under ZeRO-3",
+        "generation/test_generator.py::test_answers_are_byte_identical_under_zero_3",
+        Without(
+            "a rank generates until the longest answer of all ranks ends",
+            "rqa.distributed.accelerator.is_sharded",
+            "bool(zero and zero.zero_stage == 3)",
+            "False",
+        ),
+        REPEATED,
+    ),
+    Promise(
+        "A file and a flag that disagree are an error that names both",
+        "distributed/test_deepspeed_config.py::test_a_contradiction_is_an_error_that_names_both_sides",
+        Without("the comparison", f"{ZERO}._fill_in", "value not in ('auto', expected)", "False"),
+        Without(
+            "the product of processes, accumulation and micro-batch",
+            f"{ZERO}.resolve_config",
+            "(value := config.get('train_batch_size', 'auto')) not in ('auto', total)",
+            "False",
+        ),
+        Without(
+            "the requirements of the loop",
+            f"{ZERO}._require",
+            "config[block].get(key, 'auto') not in ('auto', True)",
+            "False",
+        ),
+    ),
+    Promise(
+        "Resume under ZeRO-2 is byte-identical after a kill",
+        "recipes/test_deepspeed.py::test_zero_2_resume_is_byte_identical_after_a_kill",
+        RESTORED,
+    ),
+    Promise(
+        "FSDP2 with the shipped configuration equals DDP",
+        "recipes/test_fsdp.py::test_fsdp2_equals_ddp",
+        Without(
+            GATHERED,
+            "rqa.generation.generator.Generator.__post_init__",
+            "self.accelerator.distributed_type == DistributedType.FSDP",
+            "False",
+        ),
+    ),
+    Promise(
+        "Resume under FSDP2 is byte-identical after a kill",
+        "recipes/test_fsdp.py::test_fsdp2_resume_is_byte_identical_after_a_kill",
+        RESTORED,
+    ),
+    Promise(
+        "Every shipped configuration is valid for accelerate",
+        "distributed/test_accelerator.py::test_the_shipped_configurations_are_valid",
+        Without(
+            "a key of two machines",
+            "recipes/configs/accelerate_two_machines.yaml",
+            "main_process_ip:",
+            "main_process_ipp:",
+        ),
+        Without("a key of FSDP2", "recipes/configs/accelerate_fsdp2.yaml", "fsdp_state_dict_type:", "fsdp_state_type:"),
+    ),
+    Promise(
+        "Shipped configurations for DeepSpeed name a DeepSpeed file",
+        "distributed/test_accelerator.py::test_the_shipped_configurations_name_their_deepspeed_file",
+        Without("a key", "recipes/configs/accelerate_zero3.yaml", "deepspeed_config_file:", "deepspeed_config_fle:"),
+    ),
+    Promise(
+        "Tied weights stay tied under FSDP2",
+        "recipes/test_fsdp.py::test_tied_weights_stay_tied_under_fsdp2",
+        Without("weights are tied again", "rqa.models.decoder.AnswerLM.tie_weights", "self.model.tie_weights()"),
+    ),
+    Promise(
+        "Tied weights are exported once",
+        "training/test_checkpoint.py::test_tied_weights_are_exported_once_also_from_copies",
+        Without("copies are left out", "rqa.training.checkpoint._plain_state", "state.pop(tied, None)"),
+    ),
+    Promise(
+        "The documented commands run",
+        "test_readme.py::test_documented_commands_run",
+        Without(
+            "a flag",
+            "rqa.cli.training_args",
+            "gradient_accumulation_steps: int = ...",
+            "accumulation_steps: int = ...",
+        ),
+    ),
+    # Checkpoints
+    Promise(
+        "A checkpoint is renamed after every byte is on the disk; older ones are deleted after that",
+        "training/test_checkpoint.py::test_a_checkpoint_is_renamed_after_every_byte_is_flushed",
+        Without(
+            "files are flushed before the rename",
+            PUBLISH,
+            "for entry in (*partial.rglob('*'), partial): ...\nif path.exists(): ...\npartial.replace(path)",
+            "if path.exists(): shutil.rmtree(path)\npartial.replace(path)\n"
+            "for entry in (*path.rglob('*'), path): flush(entry)",
+        ),
+        Without("files are flushed", PUBLISH, "(*partial.rglob('*'), partial)", "(partial,)"),
+        Without("the list of names is flushed", PUBLISH, "(*partial.rglob('*'), partial)", "(*partial.rglob('*'),)"),
+        Without("the rename is flushed before older checkpoints are deleted", PUBLISH, "flush(path.parent)"),
+        Without(
+            "older checkpoints are deleted last",
+            f"{CHECKPOINTS}._publish",
+            "publish_folder(partial, final)\nfor old in ...: ...",
+            "for old in ...: ...\npublish_folder(partial, final)",
+        ),
+    ),
+    Promise(
+        "A damaged checkpoint is named, and the one before it is used",
+        "training/test_checkpoint.py::test_a_damaged_checkpoint_is_named_and_the_earlier_one_is_used",
+        Without("the hash of each file", VERIFIED, "sha256_of(file) != digest", "False"),
+        Without("the size of each file", VERIFIED, "actual != size", "False"),
+        Without(
+            "the manifest's own checksum",
+            "rqa.atomic_files.read_manifest",
+            "manifest.pop('checksum') != _checksum(manifest)",
+            "not manifest.pop('checksum')",
+        ),
+    ),
+    Promise(
+        "The best checkpoint is kept and loaded",
+        "training/test_checkpoint.py::test_the_best_checkpoint_is_kept_and_loaded",
+        Without(
+            "the best is not deleted",
+            f"{CHECKPOINTS}._publish",
+            "old != self.early_stopping.best",
+            "True",
+        ),
+        Without(
+            "the scores in the checkpoint",
+            f"{CHECKPOINTS}.resume",
+            "self.early_stopping.values = dict(manifest['evaluations'])",
+        ),
+    ),
+    Promise(
+        "Best checkpoint and patience respect the direction of every score",
+        "training/test_early_stopping.py",
+        Without(
+            "the direction of the loss",
+            "rqa.training.early_stopping.EarlyStopping.best",
+            "1.0 if ... else -1.0",
+            "1.0",
+        ),
+        Without(
+            "the count of patience",
+            "rqa.training.early_stopping.EarlyStopping.should_stop",
+            "sum(... for step in self.values) >= self.patience",
+            "sum(... for step in self.values) > self.patience",
+        ),
+    ),
+    Promise(
+        "A checkpoint of another run is refused, naming what differs",
+        "training/test_checkpoint.py::test_a_checkpoint_of_another_run_is_refused_naming_the_differences",
+        Without("the comparison", f"{CHECKPOINTS}.resume", "_check_fingerprint(..., ..., ..., ...)"),
+    ),
+    Promise(
+        "A run resumes from moved files, and not from changed ones",
+        "training/test_run_log.py::test_the_fingerprint_depends_on_content_not_on_file_names",
+        Without(
+            "the location is not part of the fingerprint",
+            "rqa.training.run_log.run_fingerprint",
+            "replace(example, where='')",
+            "example",
+        ),
+        Without(
+            "the retriever is part of the fingerprint",
+            "rqa.training.run_log.run_fingerprint",
+            "retrieval.fingerprint if retrieval else 'none'",
+            "'any' if retrieval else 'none'",
+        ),
+    ),
+    Promise(
+        "The plain class loads the exported model in a fresh process, with equal logits",
+        "training/test_checkpoint.py::test_the_plain_class_loads_the_exported_model",
+        Without(
+            "the names of the plain model",
+            "rqa.training.checkpoint._plain_state",
+            "_WRAPPERS.sub('', name).removeprefix('model.')",
+            "_WRAPPERS.sub('', name)",
+        ),
+    ),
+    # Resume
+    Promise(
+        "Resume is byte-identical after a kill",
+        "recipes/test_resume.py::test_resume_is_byte_identical_after_a_kill",
+        LOGS_BACK,
+        Without(
+            "a checkpoint is written beside its final name",
+            f"{CHECKPOINTS}._write",
+            "_folder(self.folder, step, '.partial')",
+            "_folder(self.folder, step)",
+        ),
+        Without(
+            "training starts at the first missing step",
+            "rqa.training.batching.training_batches",
+            "divmod(first_step, per_epoch)",
+            "divmod(0, per_epoch)",
+        ),
+        SEEDED,
+    ),
+    Promise(
+        "Resume of two processes is byte-identical after a kill",
+        "recipes/test_resume.py::test_resume_of_two_processes_is_byte_identical_after_a_kill",
+        SEEDED,
+    ),
+    Promise(
+        "Resume is byte-identical after 50 random kills, also of resumed runs",
+        "recipes/test_resume.py::test_resume_is_byte_identical_after_fifty_random_kills",
+        LOGS_BACK,
+    ),
+    # Faults
+    Promise(
+        "A step whose gradient is not finite is skipped, and its examples are named",
+        "training/test_loop.py::test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_names_its_examples",
+        SKIPPED,
+        Without(
+            "only those examples",
+            "rqa.training.loop._non_finite",
+            "not finite or all(... for _, ok in everywhere)",
+            "True",
+        ),
+    ),
+    Promise(
+        "A gradient that is not finite on one rank is skipped on all",
+        "training/test_loop.py::test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all",
+        Without("the norm is global", STEPS, "not math.isfinite(norm)", "not math.isfinite(nll.sum())"),
+        Without(
+            "the examples of the other rank",
+            "rqa.training.loop._non_finite",
+            "gather_object(is_finite)",
+            "is_finite",
+        ),
+    ),
+    Promise(
+        "Three skipped steps in a row are an error",
+        "training/test_loop.py::test_three_skipped_steps_in_a_row_are_an_error",
+        Without("the number", "rqa.training.loop", "MAX_SKIPPED_IN_A_ROW = 3", "MAX_SKIPPED_IN_A_ROW = 4"),
+        Without("in a row", STEPS, "skipped_in_a_row + 1 if is_fault else 0", "skipped_in_a_row + is_fault"),
+    ),
+    Promise(
+        "On a full disk training continues until three checkpoints fail in a row",
+        "recipes/test_resume.py::test_on_a_full_disk_training_continues_until_three_checkpoints_fail",
+        Without(
+            "every error of a full disk",
+            "rqa.training.checkpoint",
+            "WRITE_ERRORS = ...",
+            "WRITE_ERRORS = (OSError,)",
+        ),
+        Without(
+            "the partial checkpoint is deleted", f"{CHECKPOINTS}._write", "shutil.rmtree(partial, ignore_errors=True)"
+        ),
+    ),
+    Promise(
+        "If one rank cannot write a checkpoint, it fails on all ranks",
+        "training/test_checkpoint.py::test_a_failure_on_one_rank_is_a_failure_on_all",
+        Without(
+            "the other ranks are informed",
+            f"{CHECKPOINTS}._attempt",
+            "self.accelerator.reduce(failed, 'sum').item()",
+            "problem",
+        ),
+    ),
+    Promise(
+        "A folder that is not writable is refused before anything is loaded",
+        "training/test_run_log.py::test_a_folder_that_is_not_writable_is_refused",
+        Without("a trial file", "rqa.training.run_log.new_folder", "with TemporaryFile(dir=folder): ...", "pass"),
+    ),
+    Promise(
+        "A signal stops all ranks after the same step, with a checkpoint",
+        "recipes/test_resume.py::test_a_signal_stops_all_ranks_after_the_same_step",
+        Without(
+            "the other ranks are asked",
+            "rqa.training.signals.StopSignals.stop_requested",
+            "self.accelerator.reduce(received, 'sum').item()",
+            "received.item()",
+        ),
+        Without(
+            "the end of the launcher is a request",
+            "rqa.training.signals.StopSignals.__enter__",
+            "by_launcher and sys.platform == 'linux'",
+            "False",
+        ),
+    ),
+    Promise(
+        "The same signal again stops at once",
+        "recipes/test_resume.py::test_the_same_signal_again_stops_at_once",
+        Without("the second signal", "rqa.training.signals.StopSignals._receive", "number in self.received", "False"),
+    ),
+    Promise(
+        "The printed command resumes the run",
+        "recipes/test_resume.py::test_the_printed_command_resumes_the_run",
+        Without("the flag", "rqa.training.signals.log_resume_command", "'latest'", "''"),
+    ),
+    # Trackers
+    Promise(
+        "A tracker that fails never stops a run",
+        "training/test_trackers.py::test_a_failing_tracker_is_logged_once_and_does_not_stop_the_run",
+        Without("any exception", "rqa.training.trackers.Tracker._attempt", "Exception", "ZeroDivisionError"),
+        Without("once", "rqa.training.trackers.Tracker._attempt", "self._send = None"),
+    ),
+    Promise(
+        "A resumed run is the same run in Weights & Biases",
+        "training/test_trackers.py::test_a_resumed_run_is_the_same_wandb_run_and_sends_only_config_and_numbers",
+        Without("the run's id is kept", "rqa.training.trackers._run_id", "not path.exists()", "True"),
+    ),
+    Promise(
+        "TensorBoard shows each step once after a resume",
+        "training/test_trackers.py::test_tensorboard_shows_each_step_once_after_a_resume",
+        Without(
+            "later steps are purged",
+            "rqa.training.trackers.Tracker._start_tensorboard",
+            "purge_step = first_step + 1",
+        ),
+    ),
+    Promise(
+        "A missing package is an error with the command to install it",
+        "training/test_trackers.py::test_a_missing_package_is_an_error_that_names_it",
+        Without("the check", "rqa.training.trackers.check_tracker", "importlib.util.find_spec(name) is None", "False"),
+    ),
+    # Fusion-in-decoder
+    Promise(
+        "FiD with one passage equals the plain model: logits and loss",
+        "models/test_fid.py::test_one_passage_gives_the_loss_of_the_plain_model",
+        Without("the answer is shifted", "rqa.models.fid.FusionInDecoder.logits", "labels[:, :-1]", "labels[:, 1:]"),
+    ),
+    Promise(
+        "FiD with one passage equals the plain model: gradients",
+        "models/test_fid.py::test_one_passage_gives_the_gradients_of_the_plain_model",
+        Without("the gradient of the encoder", ENCODE, "hidden[mask]", "hidden[mask].detach()"),
+    ),
+    Promise(
+        "FiD with one passage equals the plain model: greedy, sampled and beam answers",
+        "models/test_fid.py::test_one_passage_gives_the_answers_of_the_plain_model",
+        Without(
+            "the model's own start token",
+            "rqa.models.fid.FusionInDecoder.generate",
+            "decoder_start_token_id = self.start_id",
+            "decoder_start_token_id = 3",
+        ),
+    ),
+    Promise(
+        "FiD with many passages equals the published formulation",
+        "models/test_fid.py::test_losses_are_those_of_the_published_formulation",
+        Without("the example of each passage", ENCODE, "chosen // num_passages", "chosen % num_rows"),
+    ),
+    Promise(
+        "The gradients of FiD equal those of the published formulation",
+        "models/test_fid.py::test_gradients_are_those_of_the_published_formulation",
+        Without(
+            "the gradient of the memory",
+            ENCODE,
+            "empty.index_put(..., values)",
+            "empty.index_put(..., values.detach())",
+        ),
+    ),
+    Promise(
+        "A masked passage has no effect",
+        "models/test_fid.py::test_masked_passages_do_not_matter",
+        Without("the mask", ENCODE, "attention_mask.bool().clone()", "torch.ones_like(attention_mask).bool()"),
+    ),
+    Promise(
+        "Padding, other examples of the batch and passage order have no effect",
+        "models/test_fid.py::test_padding_other_rows_and_passage_order_do_not_matter",
+        Without("the mask of the encoder", ENCODE, "mask.long()", "mask.long() | 1"),
+        Without(
+            "the mask of the memory",
+            ENCODE,
+            "torch.arange(most, device=ids.device) < lengths[:, None]",
+            "(torch.arange(most, device=ids.device) < most).expand(num_rows, -1)",
+        ),
+    ),
+    Promise(
+        "The number of encoder calls has no effect",
+        "models/test_fid.py::test_the_number_of_encoder_calls_does_not_matter",
+        Without("the longest passage first", "rqa.models.fid.FusionInDecoder._calls", "-widths[i]", "widths[i]"),
+    ),
+    Promise(
+        "The encoder batch size has no effect, also with dropout",
+        "models/test_fid.py::test_a_small_encoder_batch_changes_nothing_even_with_dropout",
+        Without(
+            "random numbers are drawn again",
+            "rqa.models.fid.FusionInDecoder._encoded",
+            "checkpoint(encoder, ids, mask, use_reentrant=False)",
+            "checkpoint(encoder, ids, mask, use_reentrant=False, preserve_rng_state=False)",
+        ),
+        Without(
+            "activations are computed again",
+            "rqa.models.fid.FusionInDecoder._encoded",
+            "checkpoint(encoder, ids, mask, use_reentrant=False)",
+            "encoder(ids, mask)",
+        ),
+    ),
+    Promise(
+        "An example without passages does not disturb the others",
+        "models/test_fid.py::test_an_example_without_passages_does_not_change_other_rows",
+        Without("one position to attend to", ENCODE, "real[:, 0, 0] |= ..."),
+    ),
+    Promise(
+        "A checkpoint is the plain class's, both ways",
+        "models/test_fid.py::test_checkpoints_are_loaded_and_saved_as_the_plain_class",
+        Without("float32", "rqa.models.loading.load_model", "torch.float32", "torch.bfloat16"),
+    ),
+    Promise(
+        "Two processes train FiD as one does",
+        "recipes/test_fid_recipe.py::test_two_processes_equal_one",
+        REDUCED,
+    ),
+    Promise(
+        "FiD under DeepSpeed equals one process: under ZeRO-3 ranks make equally many encoder calls",
+        "recipes/test_fid_recipe.py::test_deepspeed_equals_one_process",
+        Without(
+            "ranks agree on the number of calls",
+            "rqa.models.fid.FusionInDecoder._calls",
+            "calls = int(most)",
+        ),
+        Without("unused calls are part of the backward pass", ENCODE, "memory = memory + torch.stack(unused).sum()"),
+    ),
+    Promise(
+        "FiD under FSDP2 equals one process",
+        "recipes/test_fid_recipe.py::test_fsdp2_equals_one_process",
+        Without("weights are tied again", "rqa.models.fid.FusionInDecoder.tie_weights", "self.model.tie_weights()"),
+    ),
+    Promise(
+        "Text of a passage is never a control token",
+        "prompts/test_fid_prompt.py::test_data_is_never_a_control_token",
+        Without(
+            "special tokens are split",
+            "rqa.prompts.text_tokenizer.TextTokenizer.encode",
+            "backend.encode_special_tokens = True",
+            "backend.encode_special_tokens = False",
+        ),
+        Without(
+            "control tokens that are pieces of a vocabulary are split",
+            "rqa.prompts.text_tokenizer._text_backend",
+            "isinstance(backend.model, Unigram)",
+            "False",
+        ),
+    ),
+    Promise(
+        "Only passages are truncated, each at its end",
+        "prompts/test_fid_prompt.py::test_only_passages_are_truncated_at_their_ends",
+        Without(
+            "the closing token",
+            "rqa.prompts.fid_prompt.PassagePromptBuilder.prompt",
+            "[*self._opening, *(id for id, _ in tokens[:room]), *self._closing]",
+            "[*self._opening, *(id for id, _ in tokens[:room])]",
+        ),
+    ),
+    Promise(
+        "FiD targets are the answer and one eos",
+        "prompts/test_collators.py::test_targets_of_fusion_in_decoder_are_the_answer_and_one_eos",
+        Without(
+            "labels of padding are ignored",
+            "rqa.prompts.collators.ParallelCollator.collate",
+            "_padded([row.answer for row in rows], IGNORE_INDEX)",
+            "_padded([row.answer for row in rows], 0)",
+        ),
+    ),
+    Promise(
+        "Cross-attention on passages equals the published formula",
+        "evaluation/test_attribution.py::test_cross_attention_is_that_of_the_formula",
+        Without(
+            "the mean over tokens",
+            "rqa.evaluation.attribution.cross_attention",
+            "sums / lengths.clamp(min=1)",
+            "sums",
+        ),
+        Without(
+            "scores before the softmax",
+            "rqa.evaluation.attribution",
+            "_scores.append(scores)",
+            "_scores.append(softmax(scores, -1))",
+        ),
+    ),
+    Promise(
+        "Leave-one-out is the difference of two losses",
+        "evaluation/test_attribution.py::test_leaving_one_out_is_the_difference_of_two_losses",
+        Without(
+            "the passage is left out",
+            "rqa.evaluation.attribution",
+            "values[:position] + values[position + 1 :]",
+            "values[1:]",
+        ),
+    ),
+    # Evaluation
+    Promise(
+        "Every score with a value for each question has its interval",
+        "evaluation/test_evaluate.py::test_every_score_that_has_rows_has_the_interval_of_its_rows",
+        Without(
+            "the loss of each question",
+            "rqa.evaluation.evaluate._score_losses",
+            "{'reference_nll': nll, 'reference_tokens': tokens}",
+            "{'reference_tokens': tokens}",
+        ),
+    ),
+    Promise(
+        "95 % intervals contain the true value in 95 of 100 data sets",
+        "evaluation/test_significance.py::test_an_interval_of_95_percent_covers_the_truth_in_95_of_100_data_sets",
+        Without(
+            "both tails",
+            f"{SIGNIFICANCE}._quantiles",
+            "[(1 - level) / 2, (1 + level) / 2]",
+            "[1 - level, level]",
+        ),
+        Without(
+            "both systems are resampled by the same questions",
+            f"{SIGNIFICANCE}._compare",
+            "totals_a, totals_b = totals",
+            "totals_a, totals_b = totals[0], totals[1][::-1]",
+        ),
+    ),
+    Promise(
+        "p-values are uniform if nothing differs",
+        "evaluation/test_significance.py::test_p_values_are_uniform_where_nothing_differs",
+        Without(
+            "both sides",
+            f"{SIGNIFICANCE}._p_value",
+            "np.abs(score(sum_b - moved) - score(sum_a + moved))",
+            "score(sum_b - moved) - score(sum_a + moved)",
+        ),
+    ),
+    Promise(
+        "The first token ends the prefill",
+        "test_timing.py::test_the_first_token_ends_the_prefill_of_a_decoder",
+        Without("the first token only", "rqa.generation.generator._FirstToken.__call__", "not self.is_seen", "True"),
+    ),
+    Promise(
+        "Unfinished work of a device counts for the stage that requested it",
+        "test_timing.py::test_queued_work_of_the_device_is_attributed_to_its_stage",
+        Without("the device is synchronized", "rqa.timing", "torch.accelerator.synchronize()"),
+    ),
+    # Judge
+    Promise(
+        "After a kill the judge repeats only calls that were running",
+        "judge/test_client.py::test_killed_run_repeats_only_calls_in_flight",
+        Without("the cache", "rqa.judge.client._Run.verdict", "self.cache.append(key, response)"),
+    ),
+    Promise(
+        "A response is on the disk before it counts",
+        "judge/test_client.py::test_response_is_on_disk_before_it_counts",
+        Without("the flush", "rqa.judge.response_cache.ResponseCache.append", "os.fsync(self._file)"),
+    ),
+    Promise(
+        "Every transient fault is retried, and no response is paid for twice",
+        "judge/test_client.py::test_transient_fault_is_retried",
+        Without("retries", "rqa.judge.client._Run.verdict", "calls <= self.judge.retries", "calls < 1"),
+    ),
+    Promise(
+        "The key is in no file, log or error",
+        "judge/test_client.py::test_key_is_in_no_file_log_or_error",
+        Without(
+            "the key is removed from texts of the server",
+            "rqa.judge.client._Run.without_key",
+            "without_key(text, ...)",
+            "text",
+        ),
+    ),
+    Promise(
+        "A missing verdict widens the bounds and stays in the denominator",
+        "judge/test_judge_evaluation.py::test_missing_verdicts_widen_the_bounds_and_stay_in_the_denominator",
+        Without(
+            "missing verdicts in the upper bound",
+            VERDICTS,
+            "100 * (right + len(verdicts) - judged)",
+            "100 * right",
+        ),
+        Without(
+            "the accuracy is of judged answers",
+            VERDICTS,
+            "{'judge_accuracy': 100 * right / judged}",
+            "{'judge_accuracy': 100 * right / len(verdicts)}",
+        ),
+    ),
+    # Reports
+    Promise(
+        "Differences between contexts are paired, and add up",
+        "evaluation/test_context_report.py::test_differences_are_paired_and_add_up",
+        Without(
+            "the same distractors",
+            "rqa.evaluation.context_report",
+            "('gold_and_retrieved', 'gold')",
+            "('distractors', 'gold')",
+        ),
+    ),
+    Promise(
+        "All text in a report is escaped, and the page loads nothing",
+        "report/test_html.py::test_texts_are_escaped",
+        Without(
+            "escaping of text",
+            "rqa.report.html",
+            "autoescape = True",
+            "autoescape = False",
+        ),
+        Without("escaping of the data", "rqa.report.html._json", "....replace('<', '\\\\u003c')", "..."),
+    ),
+    Promise(
+        "Answer and passages in the terminal are those of an evaluation",
+        "recipes/test_ask.py::test_answer_and_passages_are_those_of_an_evaluation",
+        Without(
+            "the flags of the evaluation",
+            "rqa.cli.parser.parse_args",
+            "_flags_of_results(..., ..., ...) | entries",
+            "entries",
+        ),
+    ),
+    Promise(
+        "The streamed text is the generator's answer",
+        "generation/test_chat.py::test_the_streamed_answer_is_that_of_a_batch",
+        Without("incomplete characters are held back", "rqa.generation.generator", "....rstrip('\\ufffd')", "..."),
+    ),
+    # Caches, start-up
+    Promise(
+        "Cached passages are not retrieved again",
+        "retrieval/test_retrieve.py::test_cached_results_are_not_retrieved_again",
+        Without("the cache is read", "rqa.retrieval.retrieve._retrieve", "path.exists()", "False"),
+    ),
+    Promise(
+        "A change of retriever, corpus, k or queries retrieves again",
+        "retrieval/test_retrieve.py::test_other_inputs_are_retrieved_again",
+        Without(
+            "the retriever in the key",
+            "rqa.retrieval.retrieve._retrieve",
+            "[FORMAT, retriever.fingerprint(), passages.fingerprint, k, queries]",
+            "[FORMAT, passages.fingerprint, k, queries]",
+        ),
+        Without(
+            "the queries in the key",
+            "rqa.retrieval.retrieve._retrieve",
+            "[FORMAT, retriever.fingerprint(), passages.fingerprint, k, queries]",
+            "[FORMAT, retriever.fingerprint(), passages.fingerprint, k, len(queries)]",
+        ),
+    ),
+    Promise(
+        "One process retrieves, and every rank has the result",
+        "retrieval/test_retrieve.py::test_every_rank_gets_the_results_of_the_main_process",
+        Without(
+            "one process",
+            "rqa.retrieval.retrieve.retrieve_splits",
+            "accelerator.is_main_process",
+            "True",
+        ),
+    ),
+    Promise(
+        "Of two runs that need an index, one builds it",
+        "retrieval/test_dense.py::test_two_processes_build_one_index",
+        Without(
+            "the lock",
+            "rqa.retrieval.dense.open_retriever",
+            "_folder_lock(index_path)",
+            "__import__('contextlib').nullcontext()",
+        ),
+    ),
+    Promise(
+        "No generator input is tokenized twice",
+        "prompts/test_collators.py::test_an_equal_input_is_encoded_once",
+        Without("the cache", "rqa.prompts.collators.Collator.encode", "self._cache[item] = row"),
+    ),
+    Promise(
+        "--help and a misspelt flag load nothing heavy",
+        "test_layers.py::test_help_and_a_misspelt_flag_load_nothing_heavy",
+        Without(
+            "light flags",
+            "rqa.cli.training_args",
+            "from rqa.errors import InputError",
+            "import torch\nfrom rqa.errors import InputError",
+        ),
+    ),
+    # Files, terminal
+    Promise(
+        "A file that is being written is whole after a kill: the old content or the new",
+        "test_atomic_files.py::test_a_kill_in_the_middle_of_a_write_leaves_the_old_file",
+        Without(
+            "the new content is written beside the file",
+            "rqa.atomic_files.atomic_file",
+            "path.with_name(f'.{path.name}.partial')",
+            "path",
+        ),
+    ),
+    Promise(
+        "A full disk leaves the old file, and no partial file",
+        "test_atomic_files.py::test_a_full_disk_leaves_the_old_file_and_no_partial_file",
+        Without("the partial file is deleted", "rqa.atomic_files.atomic_file", "partial.unlink(missing_ok=True)"),
+    ),
+    Promise(
+        "A file is on the disk before it has its name",
+        "test_atomic_files.py::test_content_is_flushed_before_the_rename_and_the_name_after",
+        Without("the flush of the content", "rqa.atomic_files.atomic_file", "os.fsync(file.fileno())"),
+        Without("the flush of the name", "rqa.atomic_files.atomic_file", "flush(path.parent)"),
+    ),
+    Promise(
+        "Long work logs a line at an interval, on rank 0 only, and leaves no thread",
+        "test_terminal.py",
+        Without("rank 0 only", "rqa.terminal.Progress.__init__", "os.environ.get('RANK', '0') == '0'", "True"),
+        Without("the thread ends", "rqa.terminal.Progress.__exit__", "self._ended.set()\nif self._thread: ...", "pass"),
+    ),
+    # Command line, terminal, hub
+    Promise(
+        "A value in a config file is the text that was written",
+        "cli/test_config_file.py",
+        Without("no types of YAML 1.1", f"{CONFIG_FILE}._scalar", "str(node.value)", "str(yaml.safe_load(node.value))"),
+        Without("numbers of JSON", f"{CONFIG_FILE}._json_entries", "parse_float=str"),
+        Without("~ in paths", "rqa.cli.values.path_of", "os.path.expanduser(text)", "text"),
+    ),
+    Promise(
+        "config.json repeats every accepted value of every flag",
+        "cli/test_config_file.py",
+        Without("infinity", "rqa.cli.parser.flat", "str(value) if value in (math.inf, -math.inf) else value", "value"),
+        Without(
+            "paths that are not UTF-8",
+            f"{CONFIG_FILE}._json_entries",
+            "lone_surrogates = True",
+            "lone_surrogates = False",
+        ),
+        Without(
+            "no NaN",
+            "rqa.cli.values._number",
+            "math.isnan(number) or (math.isinf(number) and not may_be_infinite)",
+            "math.isinf(number) and not may_be_infinite",
+        ),
+    ),
+    Promise(
+        "A key or a field of a config file stands once",
+        "cli/test_config_file.py",
+        Without("keys of a file", "rqa.cli.parser._flags_of_file", "keys.get(flag.name)", "''"),
+        Without("fields inside a value", f"{CONFIG_FILE}._json_value", "name in values", "False"),
+    ),
+    Promise(
+        "Two names of one flag have one value",
+        "cli/test_parser.py",
+        Without(
+            "the comparison", "rqa.cli.parser._collected", "option != first_option and text != first_text", "False"
+        ),
+    ),
+    Promise(
+        "A config file of a few bytes needs little memory",
+        "cli/test_config_file.py::test_another_file_is_one_line",
+        Without("aliases", f"{CONFIG_FILE}._json_value", "id(node) in seen", "False"),
+    ),
+    Promise(
+        "The standard output has results alone",
+        "cli/test_run_main.py",
+        Without("the descriptor", "rqa.terminal.results_on_stdout", "os.dup2(2, 1)"),
+        Without("at exit", "rqa.terminal.results_on_stdout", "atexit.register(os.dup2, 2, 1)"),
+        Without("JSON on /dev/stdout", "rqa.cli.parser.check_output", "stdout_as_file()", "path"),
+    ),
+    Promise(
+        "Control characters reach a terminal from no recipe",
+        "cli/test_run_main.py",
+        Without("results", "rqa.terminal.write_result", "printable(str(value))", "str(value)"),
+        Without("log records", "rqa.terminal.results_on_stdout", "logging.setLogRecordFactory(_PrintableRecord)"),
+        Without("tracebacks", "rqa.terminal.results_on_stdout", "sys.excepthook = _print_exception"),
+        Without("errors", "rqa.cli.parser._print_error", "printable(str(error))", "str(error)"),
+        Without("JSON", "rqa.atomic_files.json_text", r"'[\x7f-\x9f\ud800-\udfff]'", r"'[\ud800-\udfff]'"),
+    ),
+    Promise(
+        "A closed pipe or stream ends a recipe quietly",
+        "cli/test_run_main.py",
+        Without("streams closed at the start", "rqa.terminal.results_on_stdout", "_open_closed_streams()"),
+        Without(
+            "the pipe at its end",
+            "rqa.terminal.results_on_stdout",
+            "suppress(OSError)",
+            "__import__('contextlib').nullcontext()",
+        ),
+        Without("the pipe", "rqa.terminal.write_result", "sys.exit(CLOSED_PIPE_STATUS)", "raise"),
+    ),
+    Promise(
+        "Without a network a hub name is one error at once",
+        "distributed/test_hub.py",
+        Without(
+            "offline from then on",
+            "rqa.distributed.hub.check_checkpoint_name",
+            "constants.HF_HUB_OFFLINE = True",
+        ),
+        Without("paths", "rqa.distributed.hub.check_checkpoint_name", "validate_repo_id(name_or_path)"),
+    ),
+    # Checkpoints of other people
+    Promise(
+        "Every family of transformers is exact or refused",
+        "models/test_architectures.py::test_every_family_is_exact_or_refused",
+        Without("prompts without padding", "rqa.models.families", "'rwkv'", "'x'"),
+    ),
+    Promise(
+        "The loss, the answers and the export of a family equal the plain computation",
+        "models/test_architectures.py::test_a_family_equals_the_plain_computation",
+        Without(
+            "outputs of a router",
+            "rqa.models.fid.FusionInDecoder.logits",
+            "MoEModelOutput(last_hidden_state=memory)",
+            "__import__('transformers').modeling_outputs.BaseModelOutput(last_hidden_state=memory)",
+        ),
+    ),
+    Promise(
+        "An unsupported family is refused with its reason",
+        "models/test_loading.py::test_an_unsupported_family_is_an_error_with_the_reason",
+        Without("the table", "rqa.models.families.check_family", "UNSUPPORTED_MODELS.get(config.model_type)", "''"),
+    ),
+    Promise(
+        "Prompts of different lengths have the answers of each alone, on equally many calls of every rank",
+        "models/test_decoder.py::test_a_family_whose_answers_change_with_padding_generates_by_length",
+        Without(
+            "equally many calls",
+            "rqa.models.decoder.AnswerLM._generate_by_length",
+            "torch.distributed.all_reduce(calls, torch.distributed.ReduceOp.MAX)",
+        ),
+    ),
+    Promise(
+        "A damaged weights file is one error, before anything is embedded",
+        "models/test_loading.py::test_a_cut_weights_file_is_an_error_that_names_it",
+        Without("the file is named", "rqa.models.loading._damaged_file", "return f'{path.name}: '", "return ''"),
+    ),
+    Promise(
+        "Missing weights are an error before any weight is read",
+        "models/test_loading.py::test_missing_weights_are_an_error_before_any_weight_is_read",
+        Without(
+            "the check of a decoder",
+            "rqa.models.auto.load_collator",
+            "num_embeddings(AutoModelForCausalLM, ..., ..., needs_weights=...)",
+            "10**9",
+        ),
+    ),
+    Promise(
+        "The check of a checkpoint reads no weight",
+        "models/test_loading.py::test_the_check_reads_no_weight",
+        Without("tensors without content", "rqa.models.loading.num_embeddings", "device = 'meta'", "device = None"),
+    ),
+    Promise(
+        "A value of config.json that transformers rejects is one line",
+        "models/test_loading.py::test_a_value_that_transformers_rejects_is_an_error",
+        Without("the error of a wrong type", "rqa.models.loading", "StrictDataclassError", "OSError"),
+    ),
+    Promise(
+        "A quantized checkpoint is refused in one line",
+        "models/test_loading.py::test_a_quantized_checkpoint_is_an_error",
+        Without("the check", "rqa.models.loading.load_config", "quantization is not None", "False"),
+    ),
+    Promise(
+        "An encoder is not a decoder",
+        "models/test_loading.py::test_an_encoder_is_not_a_decoder",
+        Without("the check", "rqa.models.families._kind", "getattr(config, 'is_decoder', None) is not False", "True"),
+    ),
+    Promise(
+        "A checkpoint runs no code",
+        "distributed/test_untrusted.py",
+        Without("keys inside objects", "rqa.distributed.untrusted.keys_in", "parts.append((f'{place}{key}.', value))"),
+        Without(
+            "keys inside lists",
+            "rqa.distributed.untrusted.keys_in",
+            "parts += [(f'{place}{i}.', item) for i, item in enumerate(part)]",
+        ),
+        Without(
+            "classes of other packages",
+            "rqa.distributed.untrusted._names_foreign_class",
+            "text.startswith(LIBRARY_CLASSES)",
+            "True",
+        ),
+    ),
+    Promise(
+        "A generator's settings run no code",
+        "models/test_loading.py::test_a_key_that_runs_code_is_an_error",
+        Without("the check", "rqa.models.loading._check_settings", "check_untrusted_keys(settings, path)"),
+    ),
+    Promise(
+        "Attention and expert kernels are our own choice",
+        "models/test_loading.py::test_the_attention_of_config_json_is_ignored",
+        Without(
+            "the names in config.json",
+            "rqa.models.loading.load_config",
+            "config._attn_implementation = config._experts_implementation = None",
+        ),
+    ),
+    Promise(
+        "A padding token without an embedding is replaced",
+        "models/test_loading.py::test_a_padding_token_without_an_embedding_is_replaced",
+        Without("the comparison", "rqa.models.auto.checked_pad_id", "pad_id >= num_tokens", "False"),
+    ),
+    Promise(
+        "A token of prompts without an embedding is an error",
+        "models/test_loading.py::test_a_token_of_prompts_without_an_embedding_is_an_error",
+        Without(
+            "tokens of prompts",
+            "rqa.models.auto.checked_pad_id",
+            "{*builder.text_tokenizer.control.values()} - used",
+            "{*builder.text_tokenizer.control.values()}",
+        ),
+    ),
+    Promise(
+        "Adapters, pickled weights and folders without config.json are one line",
+        "models/test_loading.py",
+        Without("adapters", "rqa.models.loading._check_folder", "ADAPTER_FILE in names", "False"),
+        Without("no config.json", "rqa.models.loading._check_folder", "'config.json' not in names", "False"),
+    ),
+    Promise(
+        "Flash attention asks for the GPU before the package",
+        "distributed/test_device.py::test_flash_attention_requires_its_package_and_a_cuda_device",
+        Without("the GPU", "rqa.distributed.device.attention_kernel", "not torch.cuda.is_available()", "False"),
+    ),
+    # Files of examples
+    Promise(
+        "Missing fields are one line, with the fields that the row has and those that are likely meant",
+        "data/test_fields.py",
+        Without(
+            "the likely meant fields",
+            "rqa.data.fields.Fields._missing_problem",
+            "nearest_field(name, frozenset(self._missing))",
+            "''",
+        ),
+        Without("one problem for an object", "rqa.data.fields.Fields._report_missing", "earlier is None", "True"),
+    ),
+    Promise(
+        "A field that is not read is named, with the known one that it resembles, also in nested objects",
+        "data/test_fields.py",
+        Without("nested objects", "rqa.data.fields.Fields.unread", "fields += child.unread()", "pass"),
+        Without(
+            "only if the known field is missing or empty",
+            "rqa.data.fields.Fields.unread",
+            "self._values.get(n) or self._values.get(_ALTERNATIVES.get(n, n))",
+            "None",
+        ),
+    ),
+    Promise(
+        "Bad rows are an error, or left out and named, up to --max_bad_rows; misnamed fields are logged",
+        "data/test_file_report.py",
+        Without("the error", "rqa.data.file_report.FileReport.check", "self.is_refused(max_bad_rows)", "False"),
+        Without(
+            "broken syntax is always an error",
+            "rqa.data.file_report.FileReport.is_refused",
+            "self.num_bad_rows > max_bad_rows or self.is_cut or 0 < self.num_bad_rows == self.num_rows",
+            "self.num_bad_rows > max_bad_rows or 0 < self.num_bad_rows == self.num_rows",
+        ),
+        Without(
+            "a file without a good row is an error",
+            "rqa.data.file_report.FileReport.is_refused",
+            "0 < self.num_bad_rows == self.num_rows",
+            "False",
+        ),
+        Without("the rows are named", "rqa.data.file_report.FileReport.check", "if self.num_bad_rows: ...", "pass"),
+        Without("a bad row is no example", "rqa.data.records.read_examples", "not row.problems", "True"),
+    ),
+    Promise(
+        "A file of another format is one message",
+        "data/test_foreign_files.py",
+        Without(
+            "an array in lines",
+            "rqa.data.foreign_files.check_json_lines",
+            "first == b'[' and (not _is_json(line) or not start[len(line):].strip())",
+            "False",
+        ),
+        Without(
+            "an object over several lines", "rqa.data.foreign_files.check_json_lines", "_last_line_of_value(start)", "0"
+        ),
+        Without(
+            "a byte order mark between two files",
+            "rqa.data.jsonl._broken",
+            "text.startswith('\\ufeff', position)",
+            "False",
+        ),
+    ),
+    Promise(
+        "No mutated file of examples gives anything but examples or an InputError with printable lines",
+        "data/test_fuzz.py::test_mutated_files_give_examples_or_an_input_error",
+        Without("values in messages are escaped", "rqa.data.fields.quoted", "char.isprintable()", "True"),
+        Without(
+            "halves of surrogate pairs",
+            "rqa.data.jsonl._parse",
+            "json.dumps(value, ensure_ascii=False).encode()",
+            "pass",
+        ),
+    ),
+    Promise(
+        "Messages of OpenAI are read; a system message is an error, not a turn",
+        "data/test_records.py",
+        Without("a system message is an error", "rqa.data.records._message", "is_openai and name in _NO_TURN", "False"),
+        Without(
+            "a message is of one form",
+            "rqa.data.records._message",
+            "is_openai and (turn.has('speaker') or turn.has('message'))",
+            "False",
+        ),
+    ),
+    Promise(
+        "ctxs are sorted by score as in Fusion-in-Decoder; empty ones are counted; answers may be hidden in tests",
+        "recipes/test_fid_json.py",
+        Without("the order", "rqa.data.records._contexts", "passages = [passages[i] for i in ranking]"),
+        Without(
+            "the warning about some scores",
+            "rqa.data.records._contexts",
+            "any(passage.has('score') for passage in passages)",
+            "False",
+        ),
+        Without("the count of empty passages", "rqa.data.records._with_text", "row.note(...)"),
+        Without(
+            "an answer to train on",
+            "rqa.prompts.collators.Collator.check",
+            "answers and (not (example.answers or example.unanswerable))",
+            "False",
+        ),
+    ),
+    # The doctor
+    Promise(
+        "Answers to other questions are warnings; answers in other words are notes",
+        "doctor/test_answers.py",
+        Without(
+            "the gold of other examples",
+            "rqa.doctor.answers.support_findings",
+            "is_by_chance and is_by_chance(example)",
+            "True",
+        ),
+        Without(
+            "rare words count more",
+            "rqa.doctor.answers._chance",
+            "math.log((len(sample) + 1) / (counts[word] + 0.5))",
+            "1.0",
+        ),
+        Without(
+            "sources",
+            "rqa.doctor.answers.unsupported_number",
+            "texts += [passage.content, *passage.sources]",
+            "texts += [passage.content]",
+        ),
+    ),
+    Promise(
+        "The doctor reads past bad rows and lists them",
+        "doctor/test_files.py",
+        Without(
+            "its severity is that of training",
+            "rqa.doctor.files._file_findings",
+            "'problem' if report.is_refused(max_bad_rows) else 'warning'",
+            "'problem'",
+        ),
+        Without(
+            "a corpus without a good row is an error", "rqa.doctor.files.read_corpus", "if not corpus: ...", "pass"
+        ),
+    ),
+    Promise(
+        "The doctor warns of steps that cannot change a weight in bfloat16, and of control tokens of another tokenizer",
+        "doctor/test_checks.py",
+        Without("the comparison", "rqa.doctor.checks.update_finding", "change < MIN_WEIGHT_CHANGE", "False"),
+        Without("the tokens", "rqa.doctor.checks.control_token_finding", "unknown_control_tokens(builder)", "[]"),
+    ),
+    # The judge
+    Promise(
+        "A response of the judge is read to 1 MiB, uncompressed, and not requested again",
+        "judge/test_client.py::test_body_without_end_is_read_to_a_limit_and_not_paid_again",
+        Without("the limit", "rqa.judge.client._Run.read", "len(data) > _MAX_RESPONSE_BYTES", "False"),
+        Without(
+            "compressed bodies are refused",
+            "rqa.judge.client._Run.read",
+            "response.headers.get('Content-Encoding', 'identity')",
+            "'identity'",
+        ),
+        Without("no retry", "rqa.judge.client._Run.call", "_CallError(..., None)", "_CallError(..., 0.0)"),
+    ),
+    Promise(
+        "A negative or impossible count of tokens does not raise the judge's budget",
+        "judge/test_client.py::test_negative_token_count_does_not_raise_the_budget",
+        Without(
+            "the range of a count",
+            "rqa.judge.verdicts._token_count",
+            "type(count) is int and 0 <= count <= _MAX_TOKENS_PER_CALL",
+            "type(count) is int",
+        ),
+    ),
+    Promise(
+        "The key is removed from texts of the server in every nesting of escapes",
+        "judge/test_client.py::test_key_is_replaced_in_every_nesting_of_escapes",
+        Without(
+            "escapes are decoded",
+            "rqa.judge.redaction.without_key",
+            "(decoded, starts, ends) = _decode(decoded, starts, ends)",
+            "break",
+        ),
+    ),
+    Promise(
+        "The key is removed from base64, and so is its beginning",
+        "judge/test_client.py::test_key_is_replaced_in_place",
+        Without("base64", "rqa.judge.redaction.without_key", "[key, *_in_base64(key)]", "[key]"),
+        Without("the beginning", "rqa.judge.redaction._occurrences", "secret[:MIN_SECRET_LENGTH]", "secret"),
+    ),
+    Promise(
+        "A quoted verdict, or one in a draft, never replaces the judge's decision",
+        "judge/test_client.py::test_ambiguous_content_has_no_verdict",
+        Without("drafts are left out", "rqa.judge.verdicts.read_verdict", "_without_draft(content)", "content"),
+        Without(
+            "the last object decides, if it alone has its lines",
+            "rqa.judge.verdicts._decision_in",
+            "len({_correct(value) for value in alone}) == 1 and alone[-1] is spans[-1][2]",
+            "bool(alone)",
+        ),
+    ),
+    Promise(
+        "Mutated responses end in a verdict or an InputError",
+        "judge/test_client.py::test_mutated_responses_end_in_a_verdict_or_an_input_error",
+        Without(
+            "numbers of any size", "rqa.judge.verdicts.json_object", "(ValueError, RecursionError)", "RecursionError"
+        ),
+    ),
+    Promise(
+        "Control characters of the judge's server reach no message",
+        "judge/test_client.py::test_control_characters_of_the_server_reach_no_message",
+        Without("printable", "rqa.judge.verdicts.excerpt", "printable(...)", "..."),
+    ),
+    Promise(
+        "Examples without references are answered, counted, and left out of the scores",
+        "evaluation/test_evaluate.py::test_examples_without_references_are_answered_counted_and_left_out_of_the_scores",
+        Without(
+            "a refusal is the reference of unanswerable ones only",
+            "rqa.evaluation.evaluate._references",
+            "example.unanswerable",
+            "example.unanswerable or not example.answers",
+        ),
+        Without(
+            "BLEU is that of answers with references",
+            "rqa.evaluation.significance.resampled_scores",
+            "{i: text for i, text in texts.items() if text[1]}",
+            "texts",
+        ),
+    ),
+    Promise(
+        "Cut answers stand beside the scores; many are a warning",
+        "evaluation/test_evaluate.py::test_cut_answers_are_counted_and_many_are_a_warning",
+        Without("the count", "rqa.evaluation.significance.question_scores", "not row.finished", "row.finished"),
+        Without(
+            "the warning", "rqa.evaluation.evaluate", "_warn_of_cut_answers(cut, len(answers), self.max_new_tokens)"
+        ),
+    ),
+)
