@@ -2,6 +2,8 @@
 
 from mutation import Promise, Without
 
+CHECKPOINT = "rqa.retrieval.encoder_checkpoint"
+DATA_FILE = "rqa.data.data_file"
 CONFIG_FILE = "rqa.cli.config_file"
 STEPS = "rqa.training.loop.train_steps"
 CHECKPOINTS = "rqa.training.checkpoint.Checkpoints"
@@ -1298,6 +1300,422 @@ PROMISES = (
         Without("the count", "rqa.evaluation.significance.question_scores", "not row.finished", "row.finished"),
         Without(
             "the warning", "rqa.evaluation.evaluate", "_warn_of_cut_answers(cut, len(answers), self.max_new_tokens)"
+        ),
+    ),
+    Promise(
+        "A prompt and its answer are the chat template's ids for the whole conversation",
+        "prompts/test_decoder_prompt.py::test_prompt_and_answer_equal_the_rendered_chat_template",
+        Without(
+            "text before an answer",
+            "rqa.prompts.decoder_prompt._around_answer",
+            "written.removeprefix(opening) if written.startswith(opening) else ''",
+            "''",
+        ),
+        Without(
+            "text before an answer is tokenized behind the prompt",
+            "rqa.prompts.decoder_prompt.PromptBuilder._ids_behind",
+            "(text, '\\n', '')",
+            "('',)",
+        ),
+        Without(
+            "no automatic BOS",
+            "rqa.prompts.decoder_prompt.PromptBuilder.__init__",
+            "chat is not None and bos is not None and tokenizer('a')['input_ids'][0] == bos",
+            "bos is not None and tokenizer('a')['input_ids'][0] == bos",
+        ),
+        Without(
+            "no space after a control token",
+            "rqa.prompts.text_tokenizer.TextTokenizer.__init__",
+            "self._inner = _inner_backend(self._first)",
+            "self._inner = self._first",
+        ),
+    ),
+    Promise(
+        "An answer closes the reasoning that its prompt opens",
+        "prompts/test_decoder_prompt.py::test_an_answer_closes_the_reasoning_that_its_prompt_opens",
+        Without(
+            "the closing mark",
+            "rqa.prompts.decoder_prompt._around_answer",
+            "header += f'\\n{REASONING[reasoning]}\\n\\n'",
+        ),
+    ),
+    Promise(
+        "The end-of-sequence tokens of the checkpoint end an answer",
+        "prompts/test_decoder_prompt.py::test_control_tokens_of_the_checkpoint_end_answers",
+        Without("the list", "rqa.prompts.decoder_prompt.PromptBuilder.__init__", "{*ends, *stop_ids}", "{*ends}"),
+    ),
+    Promise(
+        "Thinking is off if the chat template has a switch for it",
+        "prompts/test_chat_template.py::test_thinking_is_off_where_the_template_has_a_switch_for_it",
+        Without(
+            "the switch",
+            "rqa.prompts.chat_template.ChatTemplate.__init__",
+            "{name: False for name in THINKING_SWITCHES if name in names}",
+            "{}",
+        ),
+    ),
+    Promise(
+        "A variable that the chat template does not refer to is an error",
+        "prompts/test_chat_template.py::test_a_variable_that_the_template_does_not_refer_to_is_an_error",
+        Without("the check", "rqa.prompts.chat_template._checked_kwargs", "sorted(kwargs.keys() - names)", "[]"),
+    ),
+    Promise(
+        "Prompts are the same on every day",
+        "prompts/test_chat_template.py::test_prompts_are_the_same_on_every_day",
+        Without(
+            "the date",
+            "rqa.prompts.chat_template.ChatTemplate.__init__",
+            "{**..., **..., **..., 'strftime_now': day.strftime}",
+            "{**..., **..., **...}",
+        ),
+    ),
+    Promise(
+        "A chat template that requires more than messages of text is an error that names it",
+        "prompts/test_chat_template.py::test_a_template_that_requires_more_than_messages_of_text_is_an_error_that_names_it",
+        Without(
+            "other inputs",
+            "rqa.prompts.chat_template.ChatTemplate._need",
+            "re.findall(pattern, text) == [message['content'] for message in messages]",
+            "False",
+        ),
+    ),
+    Promise(
+        "An error in a chat template is an InputError",
+        "prompts/test_chat_template.py::test_an_error_in_a_template_is_an_input_error",
+        Without("long texts", "rqa.prompts.chat_template.ChatTemplate._render", "len(text) > MAX_CHARACTERS", "False"),
+        Without("half a surrogate pair", "rqa.prompts.chat_template.ChatTemplate._render", "text.encode()"),
+    ),
+    Promise(
+        "A chat template without an end is an InputError",
+        "prompts/test_chat_template.py::test_a_template_that_does_not_end_is_an_input_error",
+        Without("the steps", "rqa.prompts.chat_template._limited_lines", "next(lines) > MAX_LINES", "next(lines) < 0"),
+        Without(
+            "products",
+            "rqa.prompts.chat_template._product",
+            "sizes[0] * sizes[1] > MAX_CHARACTERS",
+            "sizes[0] * sizes[1] > 10**12",
+        ),
+        Without("the trace function is restored", "rqa.prompts.chat_template._limited_lines", "sys.settrace(outer)"),
+    ),
+    Promise(
+        "Added tokens of a chat template are text in data although they are not special",
+        "prompts/test_text_tokenizer.py::test_an_added_token_of_the_template_is_text_although_it_is_not_special",
+        Without(
+            "they are split as special tokens",
+            "rqa.prompts.text_tokenizer._text_backend",
+            "backend.add_special_tokens(not_special)",
+        ),
+    ),
+    Promise(
+        "Added tokens of the form <|name|> are text in data",
+        "prompts/test_text_tokenizer.py::test_an_added_token_of_the_form_of_a_control_token_is_text",
+        Without(
+            "the form",
+            "rqa.prompts.text_tokenizer.TextTokenizer.__init__",
+            "token.special or text in names or form.fullmatch(text)",
+            "token.special or text in names",
+        ),
+    ),
+    Promise(
+        "Text of a passage is never a control token, for unigram tokenizers too",
+        "prompts/test_text_tokenizer.py::test_control_tokens_that_are_pieces_of_a_unigram_model_are_text",
+        Without(
+            "pieces are removed",
+            "rqa.prompts.text_tokenizer._text_backend",
+            "isinstance(backend.model, Unigram)",
+            "False",
+        ),
+    ),
+    Promise(
+        "Reasoning is split off an answer",
+        "prompts/test_answer_decoder.py::test_reasoning_is_split_off",
+        Without(
+            "reasoning that the prompt opens",
+            "rqa.prompts.answer_decoder.AnswerDecoder.read",
+            "opening == self._open_reasoning or (before != symbols and (not self._decode(ids[:len(before)])))",
+            "before != symbols and (not self._decode(ids[:len(before)]))",
+        ),
+        Without(
+            "a cut answer that opens reasoning in ordinary text",
+            "rqa.prompts.answer_decoder.AnswerDecoder.read",
+            "self._open_reasoning or close or is_cut",
+            "self._open_reasoning or close",
+        ),
+    ),
+    Promise(
+        "An answer that mentions a mark of reasoning keeps all text",
+        "prompts/test_answer_decoder.py",
+        Without(
+            "marks at the beginning only",
+            "rqa.prompts.answer_decoder.AnswerDecoder.read",
+            "before != symbols and (not self._decode(ids[:len(before)]))",
+            "before != symbols",
+        ),
+        Without(
+            "a mark that ended without its end",
+            "rqa.prompts.answer_decoder.AnswerDecoder.read",
+            "not (self._open_reasoning or close or is_cut)",
+            "False",
+        ),
+    ),
+    Promise(
+        "Reasoning is no part of a streamed answer",
+        "generation/test_generator.py::test_reasoning_is_no_part_of_an_answer_or_of_its_stream",
+        Without(
+            "reasoning is split off",
+            "rqa.generation.generator.Generator._answers",
+            "text, reasoning = builder.read(ids)",
+            "text, reasoning = builder._decode(builder._without_end(ids)), ''",
+        ),
+        Without(
+            "it is not streamed",
+            "rqa.generation.generator.AnswerStreamer.put",
+            "self.builder.settled_text(settled)",
+            "self.builder._decode(settled)",
+        ),
+    ),
+    Promise(
+        "Text of the template before an answer is not streamed",
+        "generation/test_chat.py::test_text_of_the_template_before_an_answer_is_not_shown",
+        Without(
+            "it is held back",
+            "rqa.prompts.answer_decoder.AnswerDecoder.settled_text",
+            "may_open or self._header[:len(ids)] == ids",
+            "may_open",
+        ),
+    ),
+    Promise(
+        "Reasoning is kept in predictions and counted",
+        "evaluation/test_evaluate.py::test_reasoning_is_kept_and_counted_and_has_no_effect_on_the_scores",
+        Without("predictions", "rqa.evaluation.evaluate", "answer.reasoning or None", "None"),
+        Without("the count", "rqa.evaluation.evaluate", "sum((bool(answer.reasoning) for answer in answers))", "0"),
+    ),
+    Promise(
+        "Strings that look like control tokens and are none are a warning in training",
+        "prompts/test_collators.py::test_strings_that_look_like_control_tokens_are_one_warning_in_training",
+        Without(
+            "the warning",
+            "rqa.prompts.collators.Collator.check",
+            "answers and (unknown := unknown_control_tokens(self.builder))",
+            "False",
+        ),
+    ),
+    Promise(
+        "Passages are truncated from the last ranked on, each at its end",
+        "prompts/test_decoder_prompt.py::test_passages_are_truncated_from_the_last_ranked_on_at_their_ends",
+        Without(
+            "no passage is dropped that fits",
+            "rqa.prompts.decoder_prompt.PromptBuilder.prompt",
+            "rest -= sizes[rank] + _MAX_LABEL_TOKENS",
+            "rest -= sizes[rank]",
+        ),
+    ),
+    # Encoders
+    Promise(
+        "An encoder that lacks weights is refused before anything is embedded",
+        "retrieval/test_encoder_checkpoint.py::test_a_checkpoint_that_lacks_weights_is_refused",
+        Without(
+            "the missing weights are counted",
+            f"{CHECKPOINT}.load_encoder",
+            "_check_loaded(name, part, loading, reads_pooler=_reads_pooler(model))",
+        ),
+        Without(
+            "weights of another size are missing",
+            f"{CHECKPOINT}._check_loaded",
+            "{*loading['missing_keys'], *(key for key, *_ in loading['mismatched_keys'])}",
+            "{*loading['missing_keys']}",
+        ),
+    ),
+    Promise(
+        "A damaged weights file of an encoder is refused when it is opened",
+        "retrieval/test_encoder_checkpoint.py::test_a_damaged_weights_file_is_refused_when_the_encoder_is_opened",
+        Without("the headers are read", f"{CHECKPOINT}.checkpoint_folder", "_check_weight_files(folder, files)"),
+    ),
+    Promise(
+        "A padding token that is missing, or has no embedding, changes no vector",
+        "retrieval/test_encoder_checkpoint.py::test_padding_without_a_padding_token_changes_nothing",
+        Without("another token pads", f"{CHECKPOINT}._check_tokenizer", "tokenizer.pad_token = usable[0]"),
+        Without(
+            "a padding token beyond the embeddings",
+            f"{CHECKPOINT}._check_tokenizer",
+            "tokenizer.pad_token is None or tokenizer.pad_token in beyond",
+            "tokenizer.pad_token is None",
+        ),
+    ),
+    Promise(
+        "A decoder, an encoder-decoder, a cross-encoder or half of DPR given as encoder is refused when it is opened",
+        "retrieval/test_encoder_checkpoint.py::test_a_model_of_another_kind_is_refused_when_the_encoder_is_opened",
+        Without(
+            "the architecture is read",
+            f"{CHECKPOINT}.checkpoint_folder",
+            "_check_architecture(name_or_path, folder / 'config.json')",
+        ),
+        Without(
+            "decoders without a head",
+            f"{CHECKPOINT}._check_architecture",
+            "not kind and _is_decoder(config.get('model_type'))",
+            "False",
+        ),
+        Without(
+            "encoder-decoders without a head",
+            f"{CHECKPOINT}._check_architecture",
+            "config.get('is_encoder_decoder') and not architecture.endswith(('Encoder', 'EncoderModel'))",
+            "False",
+        ),
+    ),
+    Promise(
+        "An encoder's settings run no code",
+        "retrieval/test_encoder_checkpoint.py::test_a_config_that_cannot_be_loaded_or_runs_code_is_refused",
+        Without("the settings are checked", f"{CHECKPOINT}.checkpoint_folder", "check_untrusted_folder(folder)"),
+    ),
+    Promise(
+        "The attention that an encoder's files choose is replaced",
+        "retrieval/test_encoder_checkpoint.py::test_the_attention_of_the_checkpoint_is_replaced",
+        Without(
+            "our own choice",
+            f"{CHECKPOINT}.load_encoder",
+            "{'use_safetensors': True, 'dtype': torch.float32, **_OWN_CHOICE}",
+            "{'use_safetensors': True, 'dtype': torch.float32}",
+        ),
+    ),
+    Promise(
+        "Queries and passages go through their own side of an asymmetric encoder",
+        "retrieval/test_encoder_checkpoint.py::test_queries_and_passages_go_through_their_own_side",
+        Without(
+            "the side of the queries",
+            "rqa.retrieval.encoder.Encoder._encode",
+            "self.model.encode_query if task == 'query' else self.model.encode_document",
+            "self.model.encode_document",
+        ),
+        Without(
+            "the side of the passages",
+            "rqa.retrieval.encoder.Encoder._encode",
+            "self.model.encode_query if task == 'query' else self.model.encode_document",
+            "self.model.encode_query",
+        ),
+    ),
+    Promise(
+        "An index of another corpus, encoder, prefix, dimension, similarity or factory is refused",
+        "retrieval/test_dense.py::test_an_index_of_other_inputs_is_refused",
+        Without("the dimensions", "rqa.retrieval.dense.open_retriever", "encoder.truncate_dim", "None"),
+        Without("the similarity", "rqa.retrieval.dense.open_retriever", "encoder.similarity", "''"),
+    ),
+    # Files
+    Promise(
+        "Pipes, devices, sockets and folders are refused at once",
+        "data/test_data_file.py::test_other_files_are_refused_at_once",
+        Without("opening does not wait", f"{DATA_FILE}._open", "flags | os.O_NONBLOCK", "flags"),
+        Without("regular files only", f"{DATA_FILE}._open", "not stat.S_ISREG(mode)", "False"),
+    ),
+    Promise(
+        "A corpus that is changed during a run is an error, never another text",
+        "data/test_corpus.py::test_a_file_that_was_changed_is_an_error_and_no_other_text",
+        Without(
+            "size and time after each access", f"{DATA_FILE}.DataFile.__getitem__", "state != self._opened", "False"
+        ),  # noqa: E501
+        Without(
+            "a checksum of each row",
+            "rqa.data.corpus.PassageStore._read",
+            "zlib.crc32(line) != self._checksums[row]",
+            "False",
+        ),
+    ),
+    Promise(
+        "A corpus that is changed while it is opened is an error",
+        "data/test_corpus.py::test_a_file_that_changes_while_it_is_opened_is_an_error",
+        Without(  # noqa: E501
+            "size and time after each block", f"{DATA_FILE}.DataFile.__getitem__", "state != self._opened", "False"
+        ),
+    ),
+    Promise(
+        "Processes that opened different corpora stop",
+        "retrieval/test_retrieve.py::test_processes_with_other_passages_are_refused",
+        Without(
+            "the fingerprints are compared",
+            "rqa.retrieval.retrieve.retrieve_splits",
+            "corpus != passages.fingerprint",
+            "False",
+        ),
+    ),
+    Promise(
+        "A gzip bomb is refused in little memory",  # noqa: E501
+        "data/test_data_file.py::test_a_gzip_bomb_is_refused_in_little_memory",
+        Without(
+            "the limit",
+            f"{DATA_FILE}.spooled",
+            "(size := size + len(block)) > limit",
+            "(size := size + len(block)) < 0",
+        ),
+    ),
+    Promise(
+        "The memory of a corpus does not grow with its text, also packed",
+        "data/test_data_file.py::test_memory_does_not_grow_with_the_text",
+        Without(
+            "decompressed into a file",
+            f"{DATA_FILE}.open_data",
+            "spooled(path, len(data), _decompressed(data)) if str(path).endswith('.gz') else data",
+            "b''.join(_decompressed(data)) if str(path).endswith('.gz') else data",
+        ),
+    ),
+    Promise(
+        "A line without an end is refused in little memory",
+        "data/test_data_file.py::test_a_line_without_end_is_refused_in_little_memory",
+        Without("the longest line", "rqa.data.jsonl._split", "len(rest) > MAX_LINE_BYTES", "len(rest) > 2**28"),
+    ),
+    Promise(
+        "A pickle needs little more memory than its bytes",
+        "data/test_localrqa.py::test_memory_is_bounded_by_the_size_of_the_file",
+        Without(
+            "objects are counted",
+            "rqa.data.localrqa._scan",
+            "num_objects * _MIN_BYTES_PER_OBJECT > len(data) + _ALWAYS_ALLOWED",
+            "False",
+        ),
+        Without("the memo and frames are bounded", "rqa.data.localrqa._scan", "value > limit", "False"),
+    ),
+    # The index
+    Promise(
+        "Results of a damaged index are neither cached nor used",
+        "retrieval/test_retrieve.py::test_results_of_a_damaged_index_are_neither_cached_nor_returned",
+        Without("results wait for the verification", "rqa.retrieval.retrieve._search_verified", "retriever.verify()"),
+    ),
+    Promise(
+        "A search fails once damage of the index was found",
+        "retrieval/test_index.py::test_a_search_fails_after_damage_was_found_and_not_before",
+        Without("each search looks", "rqa.retrieval.index.FaissIndex.search", "_check(self._verification)"),
+    ),
+    Promise(
+        "Lists and graphs of an index are verified before FAISS reads them",
+        "retrieval/test_index.py::test_lists_and_graphs_are_verified_before_faiss_reads_them",
+        Without(
+            "the wait",
+            "rqa.retrieval.index.FaissIndex.load",
+            "wait=verify or manifest['factory'] != 'Flat'",
+            "wait=verify",
+        ),
+    ),
+    Promise(
+        "No question is answered from a damaged index",
+        "recipes/test_ask.py::test_no_question_is_answered_from_a_damaged_index",
+        Without("the first question waits for the verification", "recipes.ask.open_chat", "retriever.verify()"),
+    ),  # noqa: E501
+    Promise(
+        "The background verification ends with its index",
+        "retrieval/test_index.py::test_the_verification_of_a_released_index_ends",
+        Without(
+            "the thread is stopped",
+            "rqa.retrieval.index.FaissIndex.load",
+            "weakref.finalize(loaded, verification.stop)",
+        ),
+    ),
+    Promise(
+        "A pickle that is not LocalRQA's list of documents is refused, without a traceback",
+        "data/test_localrqa.py::test_refuses_anything_but_a_list_of_documents",
+        Without(
+            "every error of the unpickler",
+            "rqa.data.localrqa.read_documents",
+            "(pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError)",
+            "(pickle.UnpicklingError, ValueError, TypeError, AttributeError)",
         ),
     ),
 )

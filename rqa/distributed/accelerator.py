@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import (
     DeepSpeedPlugin,
-    DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     broadcast_object_list,
@@ -79,13 +78,11 @@ def make_accelerator(
         plugin = DeepSpeedPlugin(hf_ds_config=config)
     # sync_with_dataloader: the loop itself counts micro-batches. adjust_scheduler: there is no scheduler.
     micro_batches = GradientAccumulationPlugin(accumulation, sync_with_dataloader=False, adjust_scheduler=False)
-    # Some models have weights without a gradient: a vision tower, an expert that no token of a batch reaches.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_plugin=micro_batches,
         deepspeed_plugin=plugin,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=INIT_TIMEOUT), unused],
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=INIT_TIMEOUT)],
     )
     assert accelerator.gradient_accumulation_steps == accumulation
     launched_processes = int(os.environ.get("WORLD_SIZE", "1"))
