@@ -1612,7 +1612,7 @@ PROMISES = (
         "data/test_corpus.py::test_a_file_that_was_changed_is_an_error_and_no_other_text",
         Without(
             "size and time after each access", f"{DATA_FILE}.DataFile.__getitem__", "state != self._opened", "False"
-        ),  # noqa: E501
+        ),
         Without(
             "a checksum of each row",
             "rqa.data.corpus.PassageStore._read",
@@ -1623,7 +1623,7 @@ PROMISES = (
     Promise(
         "A corpus that is changed while it is opened is an error",
         "data/test_corpus.py::test_a_file_that_changes_while_it_is_opened_is_an_error",
-        Without(  # noqa: E501
+        Without(
             "size and time after each block", f"{DATA_FILE}.DataFile.__getitem__", "state != self._opened", "False"
         ),
     ),
@@ -1638,7 +1638,7 @@ PROMISES = (
         ),
     ),
     Promise(
-        "A gzip bomb is refused in little memory",  # noqa: E501
+        "A gzip bomb is refused in little memory",
         "data/test_data_file.py::test_a_gzip_bomb_is_refused_in_little_memory",
         Without(
             "the limit",
@@ -1698,7 +1698,7 @@ PROMISES = (
         "No question is answered from a damaged index",
         "recipes/test_ask.py::test_no_question_is_answered_from_a_damaged_index",
         Without("the first question waits for the verification", "recipes.ask.open_chat", "retriever.verify()"),
-    ),  # noqa: E501
+    ),
     Promise(
         "The background verification ends with its index",
         "retrieval/test_index.py::test_the_verification_of_a_released_index_ends",
