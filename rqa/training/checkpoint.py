@@ -37,10 +37,10 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 LOGS = (METRICS, "timings.jsonl")
 MAX_FAILURES_IN_A_ROW = 3
-# Parts of a fingerprint that change no update: they may change on resume, with a warning.
-ONLY_EVALUATION = frozenset(
+# Parts of a fingerprint that change updates by rounding at most: they may change on resume, with a warning.
+FREE_ON_RESUME = frozenset(
     "--eval_file --test_file --eval_steps --per_device_eval_batch_size --max_new_tokens --max_answer_length "
-    "--embedding_batch_size --early_stopping_patience".split()
+    "--embedding_batch_size --early_stopping_patience --gradient_checkpointing".split()
 )
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module)\.")  # of torch.compile and FSDP in names of weights
 LENGTHS = frozenset({"--num_train_epochs", "--max_steps"})
@@ -180,6 +180,9 @@ class Checkpoints:
         with Progress(f"loading {path}"):
             self.accelerator.load_state(str(path))
         self.early_stopping.values = dict(manifest["evaluations"])
+        if (best := self.early_stopping.best) and not (best_path := _folder(self.folder, best)).is_dir():
+            problem = f"{path}: expected the checkpoint of the best evaluation too, {best_path}, got no such folder"
+            raise InputError(f"{problem}. Copy it there, or resume in the folder of that run.")
         if is_main:
             self._restore_logs(path, manifest["step"], manifest.get("added_to_metrics", ""))
         if path.absolute() == _folder(self.folder, manifest["step"]).absolute():
@@ -189,10 +192,14 @@ class Checkpoints:
         return int(manifest["step"])
 
     def load_best(self) -> None:
-        """Restore the state after the best evaluation, if there is one, and nothing else."""
+        """Restore the state after the best evaluation, if there is one, and nothing else.
+
+        Raises InputError if its checkpoint is missing or damaged.
+        """
         if step := self.early_stopping.best:
-            with Progress(f"loading the checkpoint of step {step}"):
-                self.accelerator.load_state(str(_folder(self.folder, step)))
+            path, _ = call_on_main(self.accelerator, lambda: _verified(_folder(self.folder, step)))
+            with Progress(f"loading {path}"):
+                self.accelerator.load_state(str(path))
 
     def _restore_logs(self, path: Path, step: int, added_to_metrics: str) -> None:
         """Restore the logs of the checkpoint at `path`, and delete later checkpoints: their steps are repeated."""
@@ -273,7 +280,7 @@ def _check_fingerprint(
     path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], selects_the_best: bool = False
 ) -> None:
     """Raise InputError, which names every difference, unless two fingerprints have the same updates."""
-    free = ONLY_EVALUATION - ({"--eval_file"} if selects_the_best else set())
+    free = FREE_ON_RESUME - ({"--eval_file"} if selects_the_best else set())
     changed = [name for name in sorted({*saved, *current}) if saved.get(name) != current.get(name)]
     lines = [
         f"  {name}: expected {saved.get(name)!r}, as in the checkpoint, got {current.get(name)!r}"
@@ -285,7 +292,9 @@ def _check_fingerprint(
         raise InputError("\n".join([f"{path}: this is a checkpoint of another run:", *lines, *advice]))
     for name in changed:
         was, now = saved.get(name), current.get(name)
-        log.warning("%s: %r in %s, now %r: no update changes, but evaluations may", name, was, path, now)
+        log.warning(
+            "%s: %r in %s, now %r: updates stay equal up to rounding, evaluations may differ", name, was, path, now
+        )
 
 
 def _versions() -> dict[str, str]:

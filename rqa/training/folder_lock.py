@@ -70,14 +70,12 @@ def join_lock(folder: Path) -> None:
     if path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(
-        path, os.O_RDWR | os.O_CREAT, 0o644
-    )  # never closed: the kernel unlocks it when the process ends
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # never closed: the end of the process unlocks it
+    atexit.register(path.unlink, missing_ok=True)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.write(descriptor, json.dumps(asdict(_this_process())).encode())
     os.fsync(descriptor)
-    atexit.register(path.unlink, missing_ok=True)
 
 
 def _check_other(path: Path, break_lock: bool) -> None:

@@ -55,9 +55,9 @@ def new_folder(accelerator: Accelerator, path: str, *, resume: bool | None = Non
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=folder):
                 pass
-        except OSError as error:
+            lock_folder(folder, break_lock=break_lock)
+        except OSError as error:  # also of a full disk
             raise InputError(f"--output_dir {path}: expected a writable folder, got {error}") from error
-        lock_folder(folder, break_lock=break_lock)
 
     call_on_main(accelerator, create)
     join_lock(folder)

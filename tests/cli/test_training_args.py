@@ -14,7 +14,7 @@ from rqa.cli.parser import flat, parse_args
 from rqa.cli.training_args import FLAGS_FREE_ON_RESUME, ModelArgs, OptimizationArgs, RunArgs, flags_locked_on_resume
 from rqa.data.jsonl import parse_object
 from rqa.errors import InputError
-from rqa.training.checkpoint import ONLY_EVALUATION
+from rqa.training.checkpoint import FREE_ON_RESUME
 
 CONFIGS = Path(__file__).parents[2] / "recipes/configs"
 COMMON = (ModelArgs(), DataArgs(), RetrievalArgs(), PassageArgs(), OptimizationArgs(), RunArgs())
@@ -115,7 +115,7 @@ LOCKED = set(
 
 def test_every_flag_of_training_is_locked_free_or_free_with_a_warning():
     config = flat(COMMON).keys()
-    warned = {name.removeprefix("--") for name in ONLY_EVALUATION} - {"eval_file", "test_file"}  # by content
+    warned = {name.removeprefix("--") for name in FREE_ON_RESUME} - {"eval_file", "test_file"}  # by content
     prompts = {"max_new_tokens", "max_answer_length"}
     assert config - LOCKED - FLAGS_FREE_ON_RESUME - warned == set()
     assert (LOCKED | warned) - config == prompts

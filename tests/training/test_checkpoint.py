@@ -333,6 +333,24 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
     assert again.weight.item() == 10
 
 
+def test_a_run_that_selects_the_best_model_resumes_only_with_its_checkpoint(tmp_path):
+    """It would fail after the last step."""
+    (tmp_path / "other").mkdir()
+    run = Run(tmp_path, keep=1, metric="f1")
+    for step, score in ((5, 9.0), (10, 1.0)):
+        run.early_stopping.add(step, {"f1": score})
+        run.save(step)
+    checkpoints = tmp_path / "checkpoints"
+    with pytest.raises(InputError, match=rf"step-00000010: .*{tmp_path}/other/checkpoints/step-00000005"):
+        Run(tmp_path / "other", metric="f1").checkpoints.resume(str(checkpoints / "step-00000010"))
+    shutil.copytree(checkpoints, tmp_path / "other/checkpoints")
+    again = Run(tmp_path / "other", metric="f1")
+    assert again.checkpoints.resume("latest") == 10
+    harm_one_byte(tmp_path / "other/checkpoints/step-00000005")
+    with pytest.raises(DamagedCheckpointError, match=r"optimizer\.bin: .*SHA-256"):
+        again.checkpoints.load_best()
+
+
 def harm_one_byte(folder):
     path = folder / "optimizer.bin"
     data = bytearray(path.read_bytes())
@@ -403,20 +421,13 @@ CHANGED = {"--per_device_eval_batch_size": 1, "--max_new_tokens": 9, "--test_fil
 def test_flags_of_evaluation_may_change_with_a_warning(tmp_path, log):
     """After an evaluation that ran out of memory."""
     Run(tmp_path, fingerprint={"--seed": 0} | EVALUATION).save(5)
-    changed = {
-        "--seed": 0,
-        "--per_device_eval_batch_size": 1,
-        "--max_new_tokens": 9,
-        "--test_file": "c",
-        "--eval_file": "d",
-    }
-    assert Run(tmp_path, fingerprint=changed).checkpoints.resume("latest") == 5
-    warnings = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
-    assert [re.findall(r"^--\w+|'\w'|\b\d\b|None", line) for line in warnings] == [
-        ["--eval_file", "'b'", "'d'"],
-        ["--max_new_tokens", "None", "9"],
-        ["--per_device_eval_batch_size", "8", "1"],
-        ["--test_file", "'a'", "'c'"],
+    assert Run(tmp_path, fingerprint={"--seed": 0} | CHANGED).checkpoints.resume("latest") == 5
+    warnings = [record.args for record in log.records if record.levelname == "WARNING"]
+    assert [(name, was, now) for name, was, _, now in warnings] == [
+        ("--eval_file", "b", "d"),
+        ("--max_new_tokens", None, 9),
+        ("--per_device_eval_batch_size", 8, 1),
+        ("--test_file", "a", "c"),
     ]
     with pytest.raises(InputError, match=r"--seed: .*0.*1"):
         Run(tmp_path, fingerprint=CHANGED | {"--seed": 1}).checkpoints.resume("latest")

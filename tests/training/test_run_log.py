@@ -84,6 +84,17 @@ def test_a_folder_that_is_not_writable_is_refused(tmp_path):
             new_folder(MAIN, path)
 
 
+def test_a_lock_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    """A full disk creates empty files."""
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", fail)
+    with pytest.raises(InputError, match=f"--output_dir {tmp_path}: .*No space left"):
+        new_folder(MAIN, str(tmp_path))
+
+
 def test_the_fingerprint_depends_on_content_not_on_file_names(world, tmp_path):
     accelerator, model = Accelerator(cpu=True), torch.nn.Linear(3, 2)
     splits = [load_examples(path) for path in (world.train, world.eval, world.test)]
@@ -144,8 +155,8 @@ def test_a_started_run_resumes_with_its_evaluations_and_its_config_repeats_it(tm
     for step in STEPS[:2]:
         run.log.step(step)
         run.early_stopping.add(step.number, {"f1": -step.number})
+        run.checkpoints.save(step.number)
     assert run.early_stopping.should_stop
-    run.checkpoints.save(2)
     run.log.step(STEPS[2])
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -178,8 +189,7 @@ def test_a_step_that_was_saved_before_its_evaluation_is_repeated_on_resume(tmp_p
     again.log.step(repeated)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     again.log.evaluation("eval-000002", evaluation(0))
-    for number in (1, 2):
-        again.early_stopping.add(number, {"f1": -number})
+    again.early_stopping.values = {2: 1.0, 3: 0.0}
     again.checkpoints.save(2)
     AcceleratorState._reset_state(reset_partial_state=True)
 
