@@ -1,6 +1,8 @@
 """Names of checkpoints: a folder, or a model in the hub or its cache; errors before a library waits for the network."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from transformers.utils import logging as transformers_logging
 
 from rqa.errors import InputError
 
@@ -52,3 +55,17 @@ def _hub_is_reachable() -> bool:
 
 def _is_cached(name: str) -> bool:
     return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model")).is_dir()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide the warnings, reports and bars of transformers, where the caller reports missing weights itself."""
+    level, has_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if has_bar:
+            transformers_logging.enable_progress_bar()

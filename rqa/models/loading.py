@@ -12,10 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
-from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from rqa.distributed.hub import check_checkpoint_name
+from rqa.distributed.hub import check_checkpoint_name, quiet_transformers
 from rqa.distributed.untrusted import check_untrusted_keys, keys_in, read_settings
 from rqa.errors import InputError
 from rqa.models.families import check_family
@@ -107,7 +106,7 @@ def num_embeddings(
     only the configuration is checked, and of a folder without weights unless it `needs_weights`.
     """
     folder = Path(name_or_path)
-    with _quiet(), _value_errors(name_or_path, kind):
+    with quiet_transformers(), _value_errors(name_or_path, kind):
         if folder.is_dir() and (needs_weights or any(folder.glob("*.safetensors"))):
             model = load_model(auto_class, name_or_path, kind, device="meta")
         else:
@@ -200,17 +199,3 @@ def _file_errors(name_or_path: str, kind: str, errors: tuple[type[Exception], ..
 def _value_errors(name_or_path: str, kind: str) -> AbstractContextManager[None]:
     """Raise also the errors of libraries that use values of a checkpoint as InputError."""
     return _file_errors(name_or_path, kind, (*FILE_ERRORS, *VALUE_ERRORS))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide warnings and bars of transformers: the model is loaded again, with all of them."""
-    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if has_bar:
-            logging.enable_progress_bar()

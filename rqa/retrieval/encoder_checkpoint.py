@@ -1,11 +1,11 @@
 """Sentence encoders on the disk: their files are checked, and every weight is loaded or there is an InputError."""
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import deepspeed
-from transformers.utils import logging
 
-from rqa.distributed.hub import check_checkpoint_name
+from rqa.distributed.hub import check_checkpoint_name, quiet_transformers
 from rqa.distributed.untrusted import check_untrusted_folder, read_settings
 from rqa.errors import InputError
 from rqa.terminal import Progress
@@ -26,7 +25,7 @@ from rqa.terminal import Progress
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-log = getLogger(__name__)
+log = logging.getLogger(__name__)
 
 QUERY_PROMPTS, PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")  # names, the first one that is set
 SETTINGS_FILE = "config_sentence_transformers.json"
@@ -180,7 +179,13 @@ def load_encoder(name: str, folder: Path, device: torch.device, truncate_dim: in
     weights = {"use_safetensors": True, "dtype": torch.float32, **_OWN_CHOICE}
     # Old versions of sentence-transformers do not read truncate_dim from the checkpoint.
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "truncate_dim": truncate_dim}
-    with Progress(f"loading {name}"), _errors(name), _quiet(), _without_zero3_init(), _recorded_loading() as loaded:
+    with (
+        Progress(f"loading {name}"),
+        _errors(name),
+        quiet_transformers(),
+        _without_zero3_init(),
+        _recorded_loading() as loaded,
+    ):
         model = SentenceTransformer(str(folder), device=str(device), model_kwargs=weights, **options)
     for part, loading in loaded:
         _check_loaded(name, part, loading, reads_pooler=_reads_pooler(model))
@@ -286,20 +291,6 @@ def _check_ids(name: str, tokens: list[str], embeddings: torch.nn.Embedding, inp
             f"{name}: expected an embedding of every token, got {embeddings.num_embeddings:,} embeddings, and a text "
             f"with one of the tokens beyond them: {', '.join(map(repr, tokens[:3]))}. Resize the embeddings"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the bars and reports of transformers: missing weights are reported here."""
-    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if has_bar:
-            logging.enable_progress_bar()
 
 
 @contextmanager
