@@ -386,6 +386,189 @@ PROMISES = (
         "recipes/test_resume.py::test_resume_is_byte_identical_after_fifty_random_kills",
         LOGS_BACK,
     ),
+    Promise(
+        "A run that is killed in an evaluation resumes after that step, byte-identical",
+        "recipes/test_resume.py::test_resume_is_byte_identical_after_a_kill_in_an_evaluation",
+        Without(
+            "the checkpoint comes before the evaluation",
+            "recipes.swr_starling.main",
+            "saved = is_due and run.checkpoints.save(step.number)",
+            "saved = False",
+        ),
+        Without(
+            "the step of the checkpoint is evaluated",
+            "rqa.training.run_log.start_run",
+            "call_on_main(accelerator, lambda: _last_step(folder)) if first_step else ()",
+            "()",
+        ),
+    ),
+    Promise(
+        "An evaluation is added to its checkpoint, whose other files stay",
+        "training/test_checkpoint.py::test_an_evaluation_is_added_to_a_saved_step_and_changes_only_the_manifest",
+        Without(
+            "the lines of the evaluation",
+            f"{CHECKPOINTS}.resume",
+            "manifest.get('added_to_metrics', '')",
+            "''",
+        ),
+    ),
+    Promise(
+        "Flags that change no step may differ on resume, with a warning",
+        "training/test_checkpoint.py::test_flags_of_evaluation_may_change_with_a_warning",
+        Without(
+            "they are free",
+            "rqa.training.checkpoint._check_fingerprint",
+            "FREE_ON_RESUME - ({'--eval_file'} if selects_the_best else set())",
+            "set()",
+        ),
+        Without(
+            "the warning", "rqa.training.checkpoint._check_fingerprint", "log.warning(..., ..., ..., ..., ...)", "pass"
+        ),
+    ),
+    Promise(
+        "The validation file that selects the model is locked on resume",
+        "training/test_checkpoint.py::test_the_validation_file_is_locked_if_it_selects_the_model",
+        Without(
+            "it is locked",
+            "rqa.training.checkpoint._check_fingerprint",
+            "{'--eval_file'} if selects_the_best else set()",
+            "set()",
+        ),
+    ),
+    Promise(
+        "Every flag of training is locked on resume, free, or free with a warning",
+        "cli/test_training_args.py::test_every_flag_of_training_is_locked_free_or_free_with_a_warning",
+        Without(
+            "a flag in its list",
+            "rqa.training.checkpoint",
+            "'--eval_file --test_file --eval_steps --per_device_eval_batch_size --max_new_tokens --max_answer_length "
+            "--embedding_batch_size --early_stopping_patience --gradient_checkpointing'.split()",
+            "'--eval_file --test_file'.split()",
+        ),
+    ),
+    Promise(
+        "More steps on resume are refused, with the way to train further",
+        "training/test_checkpoint.py::test_more_steps_on_resume_are_refused_with_the_way_to_train_further",
+        Without(
+            "the way",
+            "rqa.training.checkpoint._check_fingerprint",
+            "[NO_MORE_STEPS] if LENGTHS & {*changed} else []",
+            "[]",
+        ),
+    ),
+    Promise(
+        "A run that selects the best model resumes only with the checkpoint of the best",
+        "training/test_checkpoint.py::test_a_run_that_selects_the_best_model_resumes_only_with_its_checkpoint",
+        Without(
+            "the check",
+            f"{CHECKPOINTS}.resume",
+            "(best := self.early_stopping.best) and not (best_path := _folder(self.folder, best)).is_dir()",
+            "False",
+        ),
+        Without(
+            "its bytes are verified",
+            f"{CHECKPOINTS}.load_best",
+            "_verified(_folder(self.folder, step))",
+            "(_folder(self.folder, step), {})",
+        ),
+    ),
+    Promise(
+        "The folder of a run resumes from its newest whole checkpoint",
+        "training/test_checkpoint.py::test_the_folder_of_a_run_is_its_newest_whole_checkpoint",
+        Without(
+            "the folder of a run",
+            "rqa.training.checkpoint._find",
+            "path in (run, run / 'checkpoints') and _saved_steps(run)",
+            "False",
+        ),
+    ),
+    # The lock of a folder
+    Promise(
+        "A run is resumed only after the last process of a killed launcher has ended",
+        "recipes/test_resume.py::test_a_run_is_resumed_only_after_the_last_process_of_a_killed_launcher",
+        Without("the lock", "rqa.training.run_log.new_folder", "lock_folder(folder, break_lock=break_lock)", "pass"),
+    ),
+    Promise(
+        "An evaluation locks its folder too",
+        "recipes/test_resume.py::test_an_evaluation_is_refused_in_a_folder_that_is_in_use",
+        Without(
+            "the lock",
+            "recipes.evaluate.main",
+            "training.new_folder(accelerator, flags.output_dir, break_lock=flags.break_lock)",
+            "Path(flags.output_dir)",
+        ),
+    ),
+    Promise(
+        "Every process of a run holds its folder",
+        "training/test_run_log.py::test_other_ranks_write_only_their_lock_and_refuse_no_folder",
+        Without("each process joins", "rqa.training.run_log.new_folder", "join_lock(folder)"),
+    ),
+    Promise(
+        "The lock of a living process is never broken, and that of an ended one holds nothing",
+        "training/test_folder_lock.py::test_a_living_process_holds_the_folder_until_its_end_however_it_ends",
+        Without("a living process", "rqa.training.folder_lock._check_other", "is_here and is_locked", "False"),
+        Without(
+            "an ended process",
+            "rqa.training.folder_lock._check_other",
+            "is_here and is_locked is False",
+            "False",
+        ),
+        Without(
+            "the kernel's lock",
+            "rqa.training.folder_lock.join_lock",
+            "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+            "None",
+        ),
+    ),
+    Promise(
+        "The lock of another machine is broken only by --break_lock",
+        "training/test_folder_lock.py::test_the_lock_of_another_machine_is_broken_only_by_the_flag",
+        Without(
+            "the machine", "rqa.training.folder_lock._check_other", "is_here = holder.boot == _boot()", "is_here = True"
+        ),
+        Without("the flag", "rqa.training.folder_lock._check_other", "not break_lock", "False"),
+    ),
+    # Export
+    Promise(
+        "A compiled model is exported under the names of the plain model",
+        "training/test_checkpoint.py::test_a_compiled_model_is_exported_under_the_names_of_the_plain_model",
+        Without(
+            "the compiler's prefix",
+            "rqa.training.checkpoint._plain_state",
+            "_WRAPPERS.sub('', name).removeprefix('model.')",
+            "name.removeprefix('model.')",
+        ),
+    ),
+    Promise(
+        "Weights whose names the plain class cannot load are not exported",
+        "training/test_checkpoint.py::test_names_that_the_plain_class_cannot_load_are_not_exported",
+        Without(
+            "the check", "rqa.training.checkpoint._plain_state", "lacking | (state.keys() - weights - buffers)", "set()"
+        ),
+    ),
+    Promise(
+        "The test scores are those of the exported weights, in the dtype of the checkpoint",
+        "recipes/test_resume.py::test_the_test_scores_are_those_of_the_exported_weights_in_the_dtype_of_the_checkpoint",
+        Without(
+            "the weights are rounded", "rqa.training.checkpoint.export", "_round_weights(accelerator, model, dtype)"
+        ),
+        Without(
+            "the dtype of the checkpoint",
+            "rqa.models.auto.export_dtype",
+            "stored_dtype(name_or_path) if save_dtype == 'auto' else names[save_dtype]",
+            "names.get(save_dtype)",
+        ),
+    ),
+    Promise(
+        "Weights that overflow the dtype of the export are an error",
+        "training/test_checkpoint.py::test_weights_that_overflow_the_dtype_are_not_exported",
+        Without(
+            "the count",
+            "rqa.training.checkpoint._round_weights",
+            "(count := int(accelerator.reduce(overflows, 'sum').item()))",
+            "False",
+        ),
+    ),
     # Faults
     Promise(
         "A step whose gradient is not finite is skipped, and its examples are named",
@@ -458,6 +641,55 @@ PROMISES = (
             "by_launcher and sys.platform == 'linux'",
             "False",
         ),
+        Without(
+            "--stop_signals",
+            "rqa.training.signals.StopSignals.__init__",
+            "{*WARNING_SIGNALS, *further}",
+            "{*WARNING_SIGNALS}",
+        ),
+        Without(
+            "SIGXCPU, the warning of a time limit",
+            "rqa.training.signals.StopSignals.__init__",
+            "{*WARNING_SIGNALS, *further}",
+            "{*further}",
+        ),
+        Without(
+            "a warning that the launcher ignores",
+            "rqa.training.signals.StopSignals.__enter__",
+            "number in self.warnings or signal.getsignal(number) != signal.SIG_IGN",
+            "signal.getsignal(number) != signal.SIG_IGN",
+        ),
+    ),
+    Promise(
+        "One thread set by the user is kept under `accelerate launch`; its default of one is replaced",
+        "distributed/test_accelerator.py::test_a_single_thread_is_replaced_if_it_is_not_a_setting_of_the_user",
+        Without(
+            "the user's setting",
+            "rqa.distributed.accelerator._one_thread_by_launcher",
+            "any(word.startswith(settings) for word in words.split(b'\\0'))",
+            "False",
+        ),
+        Without(
+            "the launcher",
+            "rqa.distributed.accelerator._one_thread_by_launcher",
+            "'ACCELERATE_MIXED_PRECISION' not in os.environ or os.environ.get('OMP_NUM_THREADS') != '1'",
+            "True",
+        ),
+    ),
+    Promise(
+        "bfloat16 on a CPU that emulates it is a warning with the factor",
+        "distributed/test_accelerator.py::test_emulated_bfloat16_is_a_warning_with_the_factor",
+        Without(
+            "the check",
+            "rqa.distributed.accelerator.make_accelerator",
+            "accelerator.mixed_precision == 'bf16' and not bf16_is_fast(accelerator.device)",
+            "False",
+        ),
+    ),
+    Promise(
+        "A run that hardly changes the weights is a warning before its first step",
+        "training/test_schedule.py::test_a_run_that_hardly_changes_the_weights_is_a_warning",
+        Without("the check", STEPS, "warn_without_change(learning_rate, num_steps)"),
     ),
     Promise(
         "The same signal again stops at once",

@@ -120,6 +120,10 @@ class Fields:
         value = self._values.get(name)
         return isinstance(value, str) and not value.strip()
 
+    def leave_out(self) -> None:
+        """Count no field as unread: the object is left out as a whole."""
+        self._read.update(self._values)
+
     def flag(self, name: str) -> bool:
         """Return an optional true or false."""
         return self._value(name, bool, True) or False

@@ -15,6 +15,7 @@ _MAX_PLACES_SHOWN = 3  # of bad rows in a warning
 _MAX_FIELDS_SHOWN = 10  # that are not read, in a line of the log
 _MAX_PLACES_KEPT = 1000  # of bad rows: a file of any size needs little memory
 _MAX_NAMES_KEPT = 1000  # of fields that are not read: the keys of rows may all differ
+_MAX_FIRST_BAD_ROWS = 10_000  # without a good row before them: the file has another format
 _FEW = 0.01  # a share of bad rows that is probably not a mistake of the format
 
 
@@ -84,13 +85,16 @@ class FileReport:
         self._notes: dict[str, _Count] = {}
 
     def add_bad_row(self, where: str, *problems: str) -> None:
-        """Add a row and its problems."""
+        """Add a row and its problems. Raises DataError if no row of a long file is good: the rest is not read."""
         self.num_rows += 1
         self.num_bad_rows += 1
         if len(self.bad_rows) < _MAX_PLACES_KEPT:
             self.bad_rows.append(printable(f"{where}: {problems[0]}"))
         for problem in problems:
             self.error.add(where, problem)
+        if self.num_bad_rows == self.num_rows == _MAX_FIRST_BAD_ROWS:
+            self.error.advice = [f"{self.path}: the first {self.num_rows:,} rows are all bad: the rest is not read"]
+            raise self.error
 
     def add_row(self, where: str, row: Fields) -> None:
         """Add a row after its fields were read."""

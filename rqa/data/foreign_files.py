@@ -7,6 +7,7 @@ from rqa.data.fields import listed, quoted
 from rqa.errors import InputError
 
 SNIFFED_BYTES = 2**20  # from the start of a file
+LFS_POINTER = b"version https://git-lfs"
 _OBJECT_LINES = "expected a JSON object on each line"
 _FIRST_BYTES = {  # of a file: format and advice
     b"PAR1": ("Parquet", 'pandas.read_parquet(FILE).to_json("NAME.jsonl", orient="records", lines=True) converts it'),
@@ -22,6 +23,9 @@ _FIRST_BYTES = {  # of a file: format and advice
     b"\xff\xfe": ("UTF-16", "Save it as UTF-8"),
     b"\xfe\xff": ("UTF-16", "Save it as UTF-8"),
     b"%PDF": ("a PDF file", "Extract its text"),
+    LFS_POINTER: ("a pointer of Git LFS in place of its content", "Run git lfs pull"),
+    b"<!DOCTYPE": ("an HTML page", "Download the file itself"),
+    b"<html": ("an HTML page", "Download the file itself"),
 }
 
 

@@ -196,10 +196,12 @@ def read_passage(row: Fields) -> Passage:
 def _with_text(row: Fields, name: str, text_name: str) -> list[Fields]:
     """Return the passages of an optional list, without those that have an empty text."""
     passages = row.objects(name, optional=True)
-    kept = [passage for passage in passages if not passage.is_blank(text_name)]
-    if len(kept) < len(passages):
+    blank = [passage for passage in passages if passage.is_blank(text_name)]
+    for passage in blank:
+        passage.leave_out()
+    if blank:
         row.note(f"passages without text are left out of {name}")
-    return kept
+    return [passage for passage in passages if passage not in blank]
 
 
 def _contexts(row: Fields) -> tuple[Passage, ...]:

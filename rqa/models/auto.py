@@ -14,7 +14,7 @@ from rqa.distributed.device import AttentionKernel, attention_kernel
 from rqa.errors import InputError
 from rqa.models.decoder import AnswerLM, check_context_length, max_positions
 from rqa.models.fid import FusionInDecoder, check_encoder_decoder, fid_attention
-from rqa.models.loading import load_config, num_embeddings
+from rqa.models.loading import load_config, num_embeddings, stored_dtype
 from rqa.prompts.chat_template import TEMPLATE_DATE
 from rqa.prompts.collators import Builder, Collator, ConcatenatedCollator, ParallelCollator
 from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat, PromptBuilder, load_stop_ids, load_tokenizer
@@ -97,11 +97,10 @@ def attention_for(
 
 
 def export_dtype(name_or_path: str, save_dtype: str = "auto") -> torch.dtype:
-    """Return the dtype to export a model in: `save_dtype`; "auto" is that of the checkpoint, float32 if it has none."""
-    config = load_config(name_or_path, "generator")
-    own = config.dtype or getattr(getattr(config, "text_config", None), "dtype", None)
-    name = str(own).removeprefix("torch.") if save_dtype == "auto" else save_dtype
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+    """Return the dtype to export a model in: `save_dtype`; "auto" is that of the checkpoint, or float32."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtype = stored_dtype(name_or_path) if save_dtype == "auto" else names[save_dtype]
+    return dtype if dtype in names.values() else torch.float32
 
 
 def load_generator(

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rqa.errors import InputError
-from rqa.models.families import UNPADDED_MODELS
+from rqa.models.families import SINGLE_PROMPT_MODELS, UNPADDED_MODELS
 from rqa.models.loading import generate_ids, load_config, load_model
 from rqa.prompts.collators import IGNORE_INDEX
 
@@ -76,17 +76,20 @@ class AnswerLM(nn.Module):
 
     def _generate_by_length(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
         """Return the same as `generate`, from one call for each length of a prompt, without padding."""
-        lengths = attention_mask.sum(1)
-        distinct = sorted({*lengths.tolist()})
-        calls = torch.tensor(len(distinct), device=input_ids.device)
+        lengths = attention_mask.sum(1).tolist()
+        groups: dict[int, list[int]] = {}  # rows of equal length, or single rows
+        for row, length in enumerate(lengths):
+            groups.setdefault(row if self.config.model_type in SINGLE_PROMPT_MODELS else length, []).append(row)
+        plan = [groups[key] for key in sorted(groups)]
+        calls = torch.tensor(len(plan), device=input_ids.device)
         if options.get("synced_gpus"):  # every rank makes equally many calls
             torch.distributed.all_reduce(calls, torch.distributed.ReduceOp.MAX)
         answers: dict[int, Tensor] = {}
-        for length in (distinct + distinct[-1:] * int(calls))[: int(calls)]:
-            rows = (lengths == length).nonzero()[:, 0]
+        for rows in (plan + plan[-1:] * int(calls))[: int(calls)]:
+            length = lengths[rows[0]]
             ids = input_ids[rows, input_ids.shape[1] - length :]
             made = generate_ids(self.model, input_ids=ids, attention_mask=torch.ones_like(ids), **options)[:, length:]
-            answers |= zip(rows.tolist(), made.view(len(rows), -1, made.shape[-1]), strict=True)
+            answers |= zip(rows, made.view(len(rows), -1, made.shape[-1]), strict=True)
         pieces = [answer for row in range(len(lengths)) for answer in answers[row]]
         return nn.utils.rnn.pad_sequence(pieces, True, options.get("pad_token_id", 0))
 

@@ -35,6 +35,7 @@ UNSUPPORTED_MODELS = {
 # decoders of encoder-decoders), or attention to groups of positions.
 _HALVES = "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart trocr whisper".split()
 UNPADDED_MODELS = frozenset([*_HALVES, "deepseek_v4", "git", "rwkv"])
+SINGLE_PROMPT_MODELS = frozenset(["rwkv"])  # the state of several rows is wrong in transformers' Rwkv
 
 
 def check_family(name_or_path: str, config: PreTrainedConfig, kind: str) -> None:

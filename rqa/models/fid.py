@@ -6,6 +6,7 @@ B examples, N passages, L tokens in the longest passage, s passages in an encode
 example, T answer tokens, V vocabulary, D width, n target tokens in the whole batch.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import MoEModelOutput
 
 from rqa.distributed.device import AttentionKernel, attention_kernel
@@ -106,7 +114,11 @@ class FusionInDecoder(nn.Module):
         if unsupported := sorted(UNSUPPORTED_OPTIONS.keys() & options):
             raise ValueError("; ".join(f"{name}: {UNSUPPORTED_OPTIONS[name]}" for name in unsupported))
         memory, mask = self.encode(input_ids, attention_mask)
-        encoded = {"encoder_outputs": MoEModelOutput(last_hidden_state=memory), "attention_mask": mask}
+        encoded: dict[str, Any] = {"encoder_outputs": MoEModelOutput(last_hidden_state=memory), "attention_mask": mask}
+        is_deeper = getattr(self.config, "num_decoder_layers", 0) > getattr(self.config, "num_layers", math.inf)
+        if is_deeper and options.get("use_cache", True):
+            # generate() makes a cache of T5 with as many layers as the encoder has.
+            encoded["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         return generate_ids(self.model, **encoded, decoder_start_token_id=self.start_id, **options)[:, 1:]
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Load checkpoints: every weight, in float32; generate without the checkpoint's generation_config."""
 
+import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.hub import cached_file
 
+from rqa.data.foreign_files import LFS_POINTER
 from rqa.distributed.hub import check_checkpoint_name, quiet_transformers
 from rqa.distributed.untrusted import check_untrusted_keys, keys_in, read_settings
 from rqa.errors import InputError
@@ -28,6 +30,7 @@ SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer_config.jso
 OPTIONAL_FILE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 # Layers and experts are built one by one before weights are compared: a damaged number would take all memory.
 COUNTS, MAX_COUNT = re.compile("layer|num_.*experts"), 10_000
+LAYERS = re.compile(r"(num_|n_).*layers?|(encoder|decoder)_layers")
 ADAPTER_FILE = "adapter_config.json"
 
 
@@ -91,10 +94,23 @@ def load_model(
             f"{name_or_path}: expected every weight of {type(model).__name__}, the checkpoint lacks {len(missing)}: "
             + ", ".join(missing[:3])
         )
+    if not device and os.environ.get("LOCAL_RANK", "0") == "0":  # other ranks of FSDP have empty weights
+        _check_finite(name_or_path, model)
     if gradient_checkpointing:
         # The re-entrant variant loses gradients if the inputs require none, and its hooks do not work with DDP.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _check_finite(name_or_path: str, model: PreTrainedModel) -> None:
+    """Raise InputError if a weight is not finite: every loss and answer would follow from it, without an error."""
+    for name, parameter in model.named_parameters():
+        # The sum reads each weight once; it may overflow although every weight is finite.
+        if not parameter.sum(dtype=torch.float32).isfinite() and (count := int((~parameter.isfinite()).sum())):
+            raise InputError(
+                f"{name_or_path}: expected finite weights, got {count} values in {name} that are not. "
+                "Use an earlier checkpoint of that run, or copy the files again"
+            )
 
 
 def num_embeddings(
@@ -114,6 +130,21 @@ def num_embeddings(
                 model = auto_class.from_config(load_config(name_or_path, kind))
         embeddings: Any = model.get_input_embeddings()
         return len(embeddings.weight)
+
+
+def stored_dtype(name_or_path: str) -> torch.dtype:
+    """Return the dtype of a checkpoint: that of config.json, else that of its first floating-point weight."""
+    config = load_config(name_or_path, "generator")
+    own = config.dtype or getattr(getattr(config, "text_config", None), "dtype", None)
+    if isinstance(own, torch.dtype):
+        return own
+    for path in sorted(Path(name_or_path).glob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  # it is no mapping
+                weight: Tensor = weights.get_tensor(name)
+                if weight.is_floating_point():
+                    return weight.dtype
+    return torch.float32
 
 
 def load_generation_config(name_or_path: str, config: PreTrainedConfig) -> GenerationConfig:
@@ -151,10 +182,10 @@ def _check_settings(name_or_path: str) -> None:
                 raise InputError(f"{path}: expected a JSON object, got {type(settings).__name__}. Copy the file again")
             check_untrusted_keys(settings, path)
             for place, key, values in keys_in(settings):
-                if COUNTS.search(key) and isinstance(values[key], int) and values[key] > MAX_COUNT:
-                    raise InputError(
-                        f"{path}: expected at most {MAX_COUNT} in {place}, got {values[key]}. Copy it again"
-                    )
+                value = values[key] if isinstance(values[key], int) else 0
+                is_negative = value < 0 and LAYERS.fullmatch(key)
+                if is_negative or (value > MAX_COUNT and COUNTS.search(key)):
+                    raise InputError(f"{path}: expected 0 to {MAX_COUNT} in {place}, got {value}. Copy it again")
 
 
 def _check_folder(folder: Path) -> None:
@@ -177,6 +208,9 @@ def _check_folder(folder: Path) -> None:
 def _damaged_file(name_or_path: str) -> str:
     """Return the name of the first safetensors file in a folder that is damaged, for a message; "" if there is none."""
     for path in sorted(Path(name_or_path).glob("*.safetensors")):
+        with suppress(OSError), path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                return f"{path.name} is a pointer of Git LFS, not its content. Run git lfs pull. "
         try:
             safe_open(path, "pt")
         except (SafetensorError, OSError):

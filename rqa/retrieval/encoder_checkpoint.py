@@ -191,6 +191,7 @@ def load_encoder(name: str, folder: Path, device: torch.device, truncate_dim: in
         _check_loaded(name, part, loading, reads_pooler=_reads_pooler(model))
     for module in model.modules():
         _check_tokenizer(name, module)
+        _check_positions(name, module)
     _check_embeddings(name, model.eval())
     return model
 
@@ -215,6 +216,20 @@ def _check_embeddings(name: str, model: "SentenceTransformer") -> None:
         raise InputError(
             f"{name}: expected one dimension, got queries of dimension {dimensions[0]} and passages of {dimensions[1]}"
         )
+
+
+def _check_positions(name: str, module: torch.nn.Module) -> None:
+    """Raise InputError if texts may be longer than the positions that the encoder has embeddings of."""
+    is_transformer = any(isinstance(part, PreTrainedModel) for part in module.children())
+    length = getattr(module, "max_seq_length", None) or 0
+    for place, part in module.named_modules() if is_transformer else ():
+        if place.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
+            first = 0 if part.padding_idx is None else part.padding_idx + 1  # of RoBERTa's family
+            if length > (limit := part.num_embeddings - first):
+                raise InputError(
+                    f"{name}: expected a max_seq_length of at most {limit}, the positions of the encoder, "
+                    f"in sentence_bert_config.json or tokenizer_config.json, got {length}. Correct it"
+                )
 
 
 @contextmanager

@@ -58,6 +58,25 @@ def test_a_file_without_a_good_row_is_an_error_at_any_number(write):
         load_examples(write(BAD, BAD), max_bad_rows=100)
 
 
+@pytest.mark.parametrize("read", [load_examples, read_examples, open_passages])
+def test_a_long_file_without_a_good_row_is_not_read_to_its_end(write, monkeypatch, read):
+    """A gzip bomb would take hours."""
+    monkeypatch.setattr("rqa.data.file_report._MAX_FIRST_BAD_ROWS", 30)
+    bad = {**BAD, "page_content": 1}
+    with pytest.raises(DataError, match=r"and 10 more\n.*the first 30 rows are all bad: the rest is not read$"):
+        read(write(*[bad] * 40))
+    if read is not read_examples:  # it reports all rows
+        with pytest.raises(DataError, match=r"and 20 more"):
+            read(write(GOOD | {"page_content": "A."}, *[bad] * 40))
+
+
+def test_fields_of_passages_that_are_left_out_are_not_named(write, logged):
+    ctxs = [{"text": "", "title": "Gate", "id": "3"}, {"text": "The guard.", "title": "Bell"}]
+    load_examples(write({**GOOD, "ctxs": ctxs}))
+    [line] = logged()
+    assert "passages without text are left out of ctxs" in line
+
+
 def test_rows_after_broken_syntax_are_never_left_out(write):
     """The number of rows that an array loses there is unknown."""
     path = write(b'[{"question": "Who?", "gold_answer": "I.", "gold_docs": []}, {"question": }, {}]', name="x.json")

@@ -42,6 +42,8 @@ def message(tmp_path, name, content, read=load_examples):
         (b"\x80\x04]\x8c\n", ["pickle", ".pkl"]),
         (b"SQLite format 3\x00\n", ["SQLite"]),
         (json.dumps(ROW).encode("utf-16"), ["UTF-16", "UTF-8"]),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["Git LFS", "git lfs pull"]),
+        (b"<!DOCTYPE html>\n<html>\n", ["HTML"]),
     ],
 )
 def test_another_format_in_a_file_of_lines(tmp_path, read, content, words):

@@ -211,7 +211,7 @@ def decoder_problems(model: PreTrainedModel, folder: Path) -> Iterator[str]:
     if any(not p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
         yield "a gradient is not finite"
 
-    prompts = [row["input_ids"][0, :n].tolist() for row, n in zip(rows, (9, 3, 14, 6), strict=True)]
+    prompts = [row["input_ids"][0, :n].tolist() for row, n in zip(rows, (6, 3, 14, 6), strict=True)]
     mask = [[0] * (14 - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     padded = [[PAD] * (14 - len(prompt)) + prompt for prompt in prompts]
     options = {"max_new_tokens": 8, "eos_token_id": EOS, "pad_token_id": PAD}

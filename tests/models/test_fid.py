@@ -10,9 +10,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from closeness import assert_same_gradients, close, gradients
 from tiny_models import EOS, PAD, VOCABULARY, decoder, save_decoder
-from tiny_seq2seq import SEQ2SEQ, random_passages, save_seq2seq, seq2seq
+from tiny_seq2seq import SEQ2SEQ, T5_IDS, T5_SIZES, random_passages, save_seq2seq, seq2seq
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSeq2SeqLM, LEDConfig, LEDForConditionalGeneration
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    LEDConfig,
+    LEDForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 import rqa.models.fid
@@ -161,6 +167,19 @@ def test_answers_are_those_of_the_published_formulation(family, options):
         expected = expected.masked_fill(over, PAD)
     assert len({tuple(row) for row in expected.tolist()}) > 1
     assert answers.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_answers_of_a_deeper_decoder_are_those_without_a_cache(options):
+    """generate() of transformers makes a cache with as many layers as the encoder has."""
+    passages = passages_alone(random_passages(LENGTHS, ANSWERS))
+    config = T5Config(**T5_SIZES | {"num_decoder_layers": 3}, **T5_IDS, initializer_factor=1.0)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        fid = FusionInDecoder(T5ForConditionalGeneration(config).eval().double())
+        expected = fid.generate(**passages, **GENERATION, **options, use_cache=False)
+        assert fid.generate(**passages, **GENERATION, **options).equal(expected)
+    assert len({tuple(row) for row in expected.tolist()}) > 1
 
 
 # Invariances

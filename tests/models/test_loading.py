@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import rqa.models.loading
 from rqa.errors import InputError
-from rqa.models.auto import load_collator
+from rqa.models.auto import export_dtype, load_collator
 from rqa.models.decoder import AnswerLM, check_context_length
 from rqa.models.families import UNSUPPORTED_MODELS
 from rqa.models.fid import FusionInDecoder
@@ -61,7 +61,43 @@ def test_a_value_that_transformers_rejects_is_an_error(tmp_path, values, message
 def test_a_number_of_layers_that_would_take_all_memory_is_an_error(tmp_path, key):
     path = save_decoder(tmp_path)
     change(path, text_config={key: 10**15})
-    refused(path, f"config.json: expected at most 10000 in text_config.{key}, got {10**15}")
+    refused(path, f"config.json: expected 0 to 10000 in text_config.{key}, got {10**15}")
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "encoder_layers"])
+def test_a_negative_number_of_layers_is_an_error(tmp_path, key):
+    path = save_decoder(tmp_path)
+    change(path, text_config={key: -1}, vision_feature_layer=-2)  # the second counts from the end
+    refused(path, f"config.json: expected 0 to 10000 in text_config.{key}, got -1")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_an_error(tmp_path, value):
+    path = save_decoder(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.norm.weight"][3] = value
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"expected finite weights, got 1 values in model\.norm\.weight"):
+        AnswerLM.from_pretrained(path)
+    weights["model.norm.weight"][2:4] = torch.finfo(torch.float32).max  # their sum overflows
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    AnswerLM.from_pretrained(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_dtype_of_a_checkpoint_is_that_of_its_config_or_else_of_its_weights(tmp_path, dtype):
+    path = save_decoder(tmp_path, decoder().to(dtype))
+    assert export_dtype(path) == dtype
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if "dtype" not in k}))
+    assert export_dtype(path) == dtype
+    assert export_dtype(path, "float16") == torch.float16
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    path = save_decoder(tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(path, "model.safetensors is a pointer of Git LFS, not its content")
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "llama"', "[]", "", "null"])

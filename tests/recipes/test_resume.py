@@ -1,5 +1,6 @@
 """A run that is killed at any moment and resumed writes the same bytes as an unbroken run."""
 
+import json
 import os
 import random
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny_models
+import torch
+from safetensors.torch import load_file
 from world import (
     ACCELERATE_LAUNCH,
     CRASH,
@@ -25,6 +28,8 @@ from world import (
     recipe_command,
     torchrun,
 )
+
+from rqa.training.folder_lock import OWN_NAME, lock_folder
 
 RESUME = {"--resume_from_checkpoint": "latest"}
 LAUNCHERS = {1: (sys.executable,), 2: torchrun(2)}
@@ -127,7 +132,9 @@ SLOW = pytest.mark.slow
 def test_resume_is_byte_identical_after_a_kill_in_an_evaluation(world, unbroken, tmp_path, processes, name):
     """A step with a checkpoint and an evaluation: the checkpoint comes first, and nothing is written between them."""
     touched = unbroken(processes)[1]
-    moment = 1 + touched.index(name, touched.index("step-00000006"))
+    saved = touched.index("step-00000006")
+    assert saved < touched.index("eval-000006")
+    moment = 1 + touched.index(name, saved)
     assert_resume_is_byte_identical(world, unbroken, processes, tmp_path / "run", [moment])
 
 
@@ -268,6 +275,14 @@ def test_a_run_is_resumed_only_after_the_last_process_of_a_killed_launcher(world
     assert outcome(tmp_path / "run") == outcome(unbroken(2)[0])
 
 
+def test_an_evaluation_is_refused_in_a_folder_that_is_in_use(world, tmp_path):
+    lock_folder(tmp_path)
+    flags = {"--model_name_or_path": world.model, "--test_file": world.test, "--output_dir": str(tmp_path)}
+    refused = launch("evaluate.py", flags, expect=2)
+    assert re.search(rf"--output_dir {tmp_path}: .*process {os.getpid()} on {os.uname().nodename}, started 20", refused)
+    assert {path.name for path in tmp_path.iterdir()} == {OWN_NAME}
+
+
 def test_the_printed_command_resumes_the_run(world, unbroken, tmp_path):
     process = start(world, tmp_path / "run", LAUNCHERS[1])
     read_until(process, "step 2/")
@@ -363,3 +378,20 @@ def test_early_stopping_exports_the_best_model(world, tmp_path):
     before = outcome(out)
     launch("swr_starling.py", flags | RESUME)
     assert outcome(out) == before
+
+
+# The dtype of the exported model
+
+
+def test_the_test_scores_are_those_of_the_exported_weights_in_the_dtype_of_the_checkpoint(world, tmp_path):
+    tiny_models.save_decoder(tmp_path / "bfloat16", tiny_models.decoder().to(torch.bfloat16))
+    flags = flags_of(world, tmp_path / "run", max_steps="3", model_name_or_path=str(tmp_path / "bfloat16"))
+    launch("swr_starling.py", flags)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "run/model/model.safetensors").values()} == {torch.bfloat16}
+    names = ("embedding_model", "embedding_max_num_to_retrieve", "max_new_tokens", "bf16", "test_file")
+    again = {f"--{name}": flags[f"--{name}"] for name in (*names, "full_dataset_file_path", "full_dataset_index_path")}
+    again |= {"--model_name_or_path": str(tmp_path / "run/model"), "--output_dir": str(tmp_path / "again")}
+    launch("evaluate.py", again | {"--per_device_eval_batch_size": "2"})
+    scores, expected = (json.loads((tmp_path / name / "score.json").read_text()) for name in ("again", "run/test"))
+    assert scores["metrics"] == expected["metrics"]
+    assert read_jsonl(tmp_path / "again/predictions.jsonl") == read_jsonl(tmp_path / "run/test/predictions.jsonl")

@@ -85,6 +85,14 @@ def transformer(folder, **options):
     return Transformer(str(folder), max_seq_length=128, **options)
 
 
+def test_texts_longer_than_the_positions_of_the_encoder_are_refused(copy):
+    positions = json.loads((copy / "config.json").read_text())["max_position_embeddings"]
+    edit(copy / "sentence_bert_config.json", max_seq_length=positions)
+    embed(copy)
+    edit(copy / "sentence_bert_config.json", max_seq_length=positions + 1)
+    assert re.search(rf"max_seq_length of at most {positions}, .* got {positions + 1}", refusal(copy))
+
+
 # Weights
 
 
