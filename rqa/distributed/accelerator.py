@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import (
     DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     broadcast_object_list,
@@ -22,6 +23,7 @@ from accelerate.utils import (
 from accelerate.utils.environment import parse_flag_from_env
 from accelerate.utils.imports import is_deepspeed_available
 from accelerate.utils.other import get_free_port
+from torch import nn
 
 from rqa.distributed.deepspeed_config import config_precision, merge_configs, read_ds_config, resolve_config
 from rqa.distributed.device import bf16_is_fast, default_device
@@ -34,6 +36,25 @@ T = TypeVar("T")
 INIT_TIMEOUT = timedelta(hours=12)
 MIN_DEEPSPEED_VERSION = "0.19.8"  # older ones compute a norm of 1.414 for a gradient of NaN
 BF16_EMULATION_FACTOR = 9  # on two cores with AVX2: 145 GFLOP/s in float32, 16 in bfloat16
+# Model types in which every weight gets a gradient from every batch. In others a weight may get none: a vision tower
+# without images, an expert without tokens, a dropped layer. A type that is not listed is safe, and a little slower.
+FULL_GRADIENT_MODELS = frozenset(
+    "bloom cohere cohere2 falcon gemma gemma2 gemma3_text glm glm4 gpt_neox gpt_oss granite llama ministral ministral3 "
+    "mistral mixtral mt5 olmo olmo2 olmo3 phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe smollm3 stablelm starcoder2 t5 "
+    "t5gemma umt5".split()
+)
+
+
+class _Accelerator(Accelerator):  # type: ignore[misc]
+    def prepare_model(self, model: nn.Module, *args: Any, **options: Any) -> nn.Module:
+        """Return the prepared model. DDP does not wait for the gradients of weights that a step does not use.
+
+        The search for them costs 0.7 ms per step for 32 layers, so that it is off for FULL_GRADIENT_MODELS.
+        """
+        is_full = getattr(getattr(model, "config", None), "model_type", "") in FULL_GRADIENT_MODELS
+        self.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=not is_full)
+        prepared: nn.Module = super().prepare_model(model, *args, **options)
+        return prepared
 
 
 def make_accelerator(
@@ -78,7 +99,7 @@ def make_accelerator(
         plugin = DeepSpeedPlugin(hf_ds_config=config)
     # sync_with_dataloader: the loop itself counts micro-batches. adjust_scheduler: there is no scheduler.
     micro_batches = GradientAccumulationPlugin(accumulation, sync_with_dataloader=False, adjust_scheduler=False)
-    accelerator = Accelerator(
+    accelerator = _Accelerator(
         mixed_precision=precision,
         gradient_accumulation_plugin=micro_batches,
         deepspeed_plugin=plugin,

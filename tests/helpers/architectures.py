@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import (
 
 from rqa.errors import InputError
 from rqa.models.decoder import AnswerLM
-from rqa.models.families import UNPADDED_MODELS, UNSUPPORTED_MODELS, check_family
+from rqa.models.families import SINGLE_PROMPT_MODELS, UNPADDED_MODELS, UNSUPPORTED_MODELS, check_family
 from rqa.models.fid import FusionInDecoder
 from rqa.models.loading import generate_ids, num_embeddings
 
@@ -430,7 +430,8 @@ def table(results: Sequence[Result]) -> str:
         use = "FiD" if result.is_fid else "decoder"
         reason = result.reason.replace("|", "\\|")
         if result.outcome == "exact" and not result.is_fid and result.model_type in UNPADDED_MODELS:
-            reason = "answers in batches of equal length"
+            one_by_one = result.model_type in SINGLE_PROMPT_MODELS
+            reason = "answers one by one" if one_by_one else "answers in batches of equal length"
         lines.append(f"| {result.model_type} | {result.class_name} | {use} | {result.outcome} | {reason} |")
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
+from architectures import tiny_model
 from plain_loop import (
     CALM,
     GLOBAL_BATCHES,
@@ -29,6 +30,7 @@ from plain_loop import (
 from tiny_models import decoder
 from world import hand_over, results_of
 
+from rqa.distributed.accelerator import make_accelerator
 from rqa.models.decoder import AnswerLM
 from rqa.training.loop import train_steps
 from rqa.training.optim import make_optimizer
@@ -41,6 +43,8 @@ LAYOUTS_OF_MORE = {  # and their processes and accumulation; three have odd micr
     "3 x (1 x 3)": (3, 1),
     "3 x (2 x 2)": (3, 2),
 }
+# Weights without gradient: a vision tower; compressors that only rows of some length need; experts without tokens.
+PARTLY_TRAINED = ("gemma3", "deepseek_v4", "longcat_flash")
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +57,11 @@ def start(accumulation=1, model=None, *, dropout=0.0):
     plugin = GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False, adjust_scheduler=False)
     accelerator = Accelerator(cpu=True, mixed_precision="no", gradient_accumulation_plugin=plugin)
     model = AnswerLM(decoder(dropout=dropout)) if model is None else model
+    return accelerator, *accelerator.prepare(model, make_optimizer(model, weight_decay=0.1))
+
+
+def start_partly_trained(family, accumulation):
+    accelerator, model = make_accelerator(accumulation, bf16=False), AnswerLM(tiny_model(family, False))
     return accelerator, *accelerator.prepare(model, make_optimizer(model, weight_decay=0.1))
 
 
@@ -92,6 +101,33 @@ def test_more_ranks_equal_a_plain_loop(launched, layout):
 @pytest.fixture
 def two(launched):
     return launched[2]
+
+
+def run_partly_trained(family, accumulation):
+    """Return the loss of each step and the weights after it, without and with a resume after the second step."""
+    whole, first = start_partly_trained(family, accumulation), start_partly_trained(family, accumulation)
+    losses = [(step.loss, step.gradient_norm) for step in steps_of(*whole)]
+    list(steps_of(*first, num_steps=2))
+    second = start_partly_trained(family, accumulation)
+    second[1].load_state_dict(copy.deepcopy(first[1].state_dict()))
+    second[2].load_state_dict(copy.deepcopy(first[2].state_dict()))
+    list(steps_of(*second, first_step=2))
+    return losses, weights(whole[1]), weights(second[1])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("family", PARTLY_TRAINED)
+def test_two_ranks_equal_one_if_some_weights_get_no_gradient(two, monkeypatch, family, accumulation):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    before = weights(AnswerLM(tiny_model(family, False)))
+    losses, expected, _ = run_partly_trained(family, accumulation)
+    for rank in two:
+        found_losses, found, resumed = rank[family, accumulation]
+        assert found_losses == [pytest.approx(step, rel=1e-4) for step in losses]
+        assert_same(found, expected, rtol=1e-4, atol=2e-6)
+        assert_same(resumed, found, rtol=0, atol=0)
+        unchanged = [{name for name in before if torch.equal(of[name], before[name])} for of in (expected, found)]
+        assert unchanged[0] == unchanged[1] != set()
 
 
 def test_dropout_differs_between_steps_ranks_and_seeds(two):
@@ -194,4 +230,6 @@ if __name__ == "__main__":
     layouts = {name: accumulation for name, (processes, accumulation) in LAYOUTS_OF_MORE.items() if processes == world}
     results = {name: run(accumulation) for name, accumulation in layouts.items()}
     results["poisoned"] = list(poisoned([1, NAN, 1, 1e30]))
+    if world == 2:
+        results |= {(family, n): run_partly_trained(family, n) for family in PARTLY_TRAINED for n in (1, 2)}
     hand_over(results, Path(sys.argv[1]))
