@@ -141,6 +141,26 @@ PROMISES = (
             "False",
         ),
     ),
+    Promise(
+        "2 processes equal one if weights get no gradient (a vision tower, an expert), also after a resume",
+        "training/test_loop.py::test_two_ranks_equal_one_if_some_weights_get_no_gradient",
+        Without(
+            "DDP searches for weights that a step does not use",
+            "rqa.distributed.accelerator._Accelerator.prepare_model",
+            "find_unused_parameters=not is_full",
+            "find_unused_parameters=False",
+        ),
+    ),
+    Promise(
+        "Models whose weights all get a gradient are prepared as by Accelerate",
+        "distributed/test_accelerator.py::test_a_model_whose_weights_all_get_a_gradient_is_prepared_as_by_accelerate",
+        Without(
+            "their list",
+            "rqa.distributed.accelerator._Accelerator.prepare_model",
+            "find_unused_parameters=not is_full",
+            "find_unused_parameters=True",
+        ),
+    ),
     # DeepSpeed, FSDP
     Promise(
         "ZeRO-1, 2 and 3 equal a plain loop, and skip a gradient that is not finite",

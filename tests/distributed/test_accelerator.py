@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
@@ -15,12 +16,20 @@ from accelerate.utils.launch import (
     prepare_multi_gpu_env,
     prepare_simple_launcher_cmd_env,
 )
+from accelerate.utils.other import get_free_port
+from architectures import tiny_model
+from tiny_models import random_batch
+from tiny_seq2seq import random_passages
+from torch.nn.parallel import DistributedDataParallel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 from world import ROOT
 
 from rqa.cli.parser import parse_args
 from rqa.cli.training_args import OptimizationArgs
-from rqa.distributed.accelerator import load_deepspeed_config, make_accelerator
+from rqa.distributed.accelerator import FULL_GRADIENT_MODELS, leave_group, load_deepspeed_config, make_accelerator
 from rqa.errors import InputError
+from rqa.models.decoder import AnswerLM
+from rqa.models.fid import FusionInDecoder
 
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "DS_ACCELERATOR")
 
@@ -78,6 +87,42 @@ def test_the_environment_does_not_change_gradient_accumulation(monkeypatch):
         with accelerator.accumulate(model):
             synced.append(accelerator.sync_gradients)
     assert (accelerator.gradient_accumulation_steps, synced) == (3, [False, False, True] * 2)
+
+
+@pytest.mark.parametrize("model_type", sorted(FULL_GRADIENT_MODELS))
+def test_every_weight_of_the_listed_models_gets_a_gradient_from_one_token(model_type):
+    is_fid = model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    model = (FusionInDecoder if is_fid else AnswerLM)(tiny_model(model_type, is_fid)).train()
+    assert model.config.model_type == model_type
+    model(**(random_passages([[1]], [1]) if is_fid else random_batch([(1, 1)]))).sum().backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """Be the only rank of a process group: torchrun's environment, in which Accelerate uses DDP."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(get_free_port()))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    leave_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_model_whose_weights_all_get_a_gradient_is_prepared_as_by_accelerate(group):
+    """Also after a model with other weights."""
+
+    def settings(accelerator, model_type):
+        prepared = accelerator.prepare(AnswerLM(tiny_model(model_type, False)))
+        assert isinstance(prepared, DistributedDataParallel)
+        simple = (bool, int, float, str)
+        return {name: value for name, value in vars(prepared).items() if isinstance(value, simple)}
+
+    accelerator = make_accelerator(bf16=False)
+    other, full = settings(accelerator, "gemma3"), settings(accelerator, "llama")
+    assert full == settings(Accelerator(), "llama")
+    assert other == full | {"find_unused_parameters": True}
 
 
 def test_processes_that_do_not_communicate_are_an_error_with_the_right_command(monkeypatch):
