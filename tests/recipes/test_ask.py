@@ -238,7 +238,11 @@ class Terminal:
 def test_a_user_in_a_terminal(run, flags, tmp_path):
     """Streaming, sources, a stopped answer, a new conversation, end."""
     question = QUESTIONS[0]
-    flags = flags | {"--max_new_tokens": "200"}
+    endless = tiny_models.decoder()  # Ctrl-C must come before the end of an answer
+    with torch.no_grad():
+        endless.lm_head.weight[tiny_models.EOS] = 0
+    model = tiny_models.save_decoder(tmp_path / "endless", endless)
+    flags = flags | {"--max_new_tokens": "200", "--model_name_or_path": model}
     _, out, _ = run(flags, stdin=f"{question}\n".encode())
     first = out.removesuffix("\n")
     _, out, _ = run(flags, stdin=f"{question}\n{question}\n/sources\n".encode())
