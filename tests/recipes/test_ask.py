@@ -16,6 +16,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import tiny_models
+import torch
 from tiny_seq2seq import save_seq2seq
 from world import ROOT, World, write_jsonl
 
