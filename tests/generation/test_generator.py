@@ -142,7 +142,7 @@ def assert_same_files_and_equally_many_calls(ranks):
         ]
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("num_ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_answers_are_byte_identical_on_more_ranks(tmp_path, num_ranks):
     assert_same_files_and_equally_many_calls(results_of(__file__, tmp_path, processes=num_ranks))
 

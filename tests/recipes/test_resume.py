@@ -107,7 +107,9 @@ def assert_resume_is_byte_identical(world, unbroken, processes, out, moments):
     assert not [path for path in out.rglob(".*partial*") if "model" not in path.name]
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.55, 0.75, 0.97])
+@pytest.mark.parametrize(
+    "share", [0.02, pytest.param(0.3, marks=pytest.mark.slow), 0.55, pytest.param(0.75, marks=pytest.mark.slow), 0.97]
+)
 def test_resume_is_byte_identical_after_a_kill(world, unbroken, tmp_path, share):
     """Killed before the first checkpoint, within a save, and after the last step."""
     assert_resume_is_byte_identical(world, unbroken, 1, tmp_path / "run", [1 + int(share * len(unbroken(1)[1]))])
