@@ -129,6 +129,7 @@ def main() -> int:
                 precision=precision,
                 zero=zero,
                 gradient_checkpointing=lm.gradient_checkpointing,
+                lora=models.planned_adapter(lm.model_name_or_path, lm.lora),
                 **cli.options(optim, "optim", "group_by_length", "seed"),
                 **cli.options(prompt, *PROMPT_SIZES),
             )

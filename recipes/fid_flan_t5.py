@@ -38,7 +38,7 @@ def main() -> int:
     collator.check([*evals, *tests], refusal_answer=mix.refusal_answer)
     accelerator = distributed.make_accelerator(**optim.accelerator_options)
     attention = models.attention_for(accelerator, name, is_fid=True, use_flash_attention=lm.use_flash_attention)
-    dtype = models.export_dtype(name, output.save_dtype)
+    weights = {"dtype": models.export_dtype(name, output.save_dtype), "merge_adapter": lm.merge_adapter}
     folder = training.new_folder(accelerator, **output.folder_options)
 
     # Passages: the retriever is frozen. It runs once, and its memory is free before training.
@@ -56,9 +56,9 @@ def main() -> int:
     training.log_rows(first_rows, collator.builder.tokenizer)
 
     # Model
-    memory = {"gradient_checkpointing": lm.gradient_checkpointing, "encoder_batch_size": prompt.encoder_batch_size}
-    is_sharded = distributed.is_sharded(accelerator)
-    model = models.FusionInDecoder.from_pretrained(name, attention=attention, sync_encoder_calls=is_sharded, **memory)
+    calls = {"encoder_batch_size": prompt.encoder_batch_size, "sync_encoder_calls": distributed.is_sharded(accelerator)}
+    load_options = lm.load_options(accelerator.mixed_precision)
+    model = models.FusionInDecoder.from_pretrained(name, attention=attention, **calls, **load_options)
     optimizer = training.make_optimizer(model, optim.optim, weight_decay=optim.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
     limits = {"batch_size": output.per_device_eval_batch_size, "max_new_tokens": prompt.generation_limit}
@@ -97,7 +97,7 @@ def main() -> int:
 
     # The best or the last model: export and test
     run.checkpoints.load_best()
-    training.export(accelerator, model, collator.builder.tokenizer, folder / "model", dtype)
+    training.export(accelerator, model, collator.builder.tokenizer, folder / "model", **weights)
     if tests:
         run.log.evaluation("test", evaluator(tests, test_hits))
     if accelerator.is_main_process:

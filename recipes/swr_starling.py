@@ -39,7 +39,7 @@ def main() -> int:
     collator.check([*evals, *tests], refusal_answer=mix.refusal_answer)
     accelerator = distributed.make_accelerator(**optim.accelerator_options)
     attention = models.attention_for(accelerator, name, use_flash_attention=lm.use_flash_attention)
-    dtype = models.export_dtype(name, output.save_dtype)
+    weights = {"dtype": models.export_dtype(name, output.save_dtype), "merge_adapter": lm.merge_adapter}
     folder = training.new_folder(accelerator, **output.folder_options)
 
     # Passages: the retriever is frozen. It runs once, and its memory is free before training.
@@ -57,7 +57,7 @@ def main() -> int:
     training.log_rows(first_rows, collator.builder.tokenizer)
 
     # Model
-    model = models.AnswerLM.from_pretrained(name, attention=attention, gradient_checkpointing=lm.gradient_checkpointing)
+    model = models.AnswerLM.from_pretrained(name, attention=attention, **lm.load_options(accelerator.mixed_precision))
     optimizer = training.make_optimizer(model, optim.optim, weight_decay=optim.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
     limits = {"batch_size": output.per_device_eval_batch_size, "max_new_tokens": prompt.generation_limit}
@@ -96,7 +96,7 @@ def main() -> int:
 
     # The best or the last model: export and test
     run.checkpoints.load_best()
-    training.export(accelerator, model, collator.builder.tokenizer, folder / "model", dtype)
+    training.export(accelerator, model, collator.builder.tokenizer, folder / "model", **weights)
     if tests:
         run.log.evaluation("test", evaluator(tests, test_hits))
     if accelerator.is_main_process:

@@ -29,7 +29,7 @@ SKIPPED = Without(
     "True",
 )
 SEEDED = Without("a seed for each step", STEPS, "torch.manual_seed(...)")
-RESTORED = Without("the state is restored", f"{CHECKPOINTS}.resume", "self.accelerator.load_state(str(path))")
+RESTORED = Without("the state is restored", f"{CHECKPOINTS}.resume", "self._load(path)")
 LOGS_BACK = Without("the logs are restored", f"{CHECKPOINTS}.resume", "self._restore_logs(..., ..., ...)")
 CLIPPED = Without("the gradient is clipped", ZERO, "0.0 if norm == math.inf else norm", "0.0")
 GATHERED = "generation gathers the weights"
@@ -1314,6 +1314,68 @@ PROMISES = (
             "{*builder.text_tokenizer.control.values()}",
         ),
     ),
+    # Low-rank adapters
+    Promise(
+        "Loss and gradients of an adapter are those of W + (alpha / rank) · B·A",
+        "models/test_lora.py::test_loss_and_gradients_are_those_of_a_dense_reference",
+        Without("alpha", "rqa.models.lora.add_adapter", "lora.alpha", "8.0"),
+        Without("float32", "rqa.models.lora._check_layers", "parameter.data.float()", "parameter.data.bfloat16()"),
+    ),
+    Promise(
+        "A saved adapter is that of peft, and is read again exactly",
+        "models/test_lora.py::test_a_saved_adapter_is_that_of_peft",
+        Without("float32 before the copy", "rqa.models.lora.load_adapter", "_check_layers(model)"),
+        Without("the names", "rqa.models.lora.save_adapter", "name.replace(f'.{_NAME}.', '.')", "name"),
+    ),
+    Promise(
+        "The merged weights are W + (alpha / rank) · B·A",
+        "models/test_lora.py::test_the_merged_state_is_that_of_peft",
+        Without("the scale", "rqa.models.lora.merged_state", "layer.scaling[_NAME] * (b @ a)", "b @ a"),
+        Without(
+            "the transposed matrix of GPT-2",
+            "rqa.models.lora.merged_state",
+            "change.T if layer.fan_in_fan_out else change",
+            "change.T if change.shape[0] == change.shape[1] else change",
+        ),
+    ),
+    Promise(
+        "An adapter that does not fit is one line",
+        "models/test_lora.py::test_an_adapter_that_does_not_fit_is_one_line",
+        Without("missing weights", "rqa.models.lora.load_adapter", "missing or loaded.unexpected_keys", "False"),
+        Without(
+            "other settings",
+            "rqa.models.lora.adapter_options",
+            "(kind := settings.get('peft_type')) != 'LORA' or changed",
+            "False",
+        ),
+    ),
+    Promise(
+        "A run with adapters writes the adapter and the merged model, and changes no other weight",
+        "recipes/test_lora_recipe.py::test_a_run_writes_an_adapter_and_the_merged_model_and_changes_no_base",
+        Without("the merged model", "rqa.training.checkpoint.export", "is_adapted and merge_adapter", "False"),
+    ),
+    Promise(
+        "A checkpoint of an adapter holds the adapter and its optimizer alone",
+        "recipes/test_lora_recipe.py::test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone",
+        Without("frozen weights are left out", "rqa.training.checkpoint._leave_out_frozen", "state.pop(name, None)"),
+    ),
+    Promise(
+        "An adapter resumes byte-identically after a kill",
+        "recipes/test_lora_recipe.py::test_resume_is_byte_identical_after_a_kill",
+        RESTORED,
+    ),
+    Promise(
+        "An adapter is resumed only with the same frozen weights",
+        "recipes/test_lora_recipe.py::test_another_base_of_the_same_size_is_refused_on_resume",
+        Without(
+            "the checksum", "rqa.training.run_log._frozen_checksum", "int(accelerator.reduce(total, 'sum').item())", "0"
+        ),
+    ),
+    Promise(
+        "The evaluation of an adapter, and of the merged model, is the test of its run",
+        "recipes/test_lora_recipe.py::test_evaluation_of_the_export_equals_the_test_of_the_run",
+        Without("the adapter is loaded", "rqa.models.loading.load_model", "load_adapter(model, Path(name_or_path))"),
+    ),
     Promise(
         "Weights that are not finite are an error",
         "models/test_loading.py::test_a_weight_that_is_not_finite_is_an_error",
@@ -1353,7 +1415,7 @@ PROMISES = (
     Promise(
         "Adapters, pickled weights and folders without config.json are one line",
         "models/test_loading.py",
-        Without("adapters", "rqa.models.loading._check_folder", "ADAPTER_FILE in names", "False"),
+        Without("adapters", "rqa.models.loading._check_folder", "ADAPTER_CONFIG in names", "False"),
         Without("no config.json", "rqa.models.loading._check_folder", "'config.json' not in names", "False"),
     ),
     Promise(

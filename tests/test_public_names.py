@@ -42,7 +42,7 @@ PUBLIC_NAMES: dict[str, str] = {
     ),
     "models": (
         "AnswerLM attention_for check_context_length export_dtype FusionInDecoder load_collator load_config "
-        "load_generator load_model max_positions"
+        "load_generator load_model Lora max_positions planned_adapter"
     ),
     "prompts": (
         "ChatFormat Collator ConcatenatedCollator EncodedExample IGNORE_INDEX INSTRUCTION load_tokenizer "

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rqa.cli.parser import at_least, flag, options, require
+from rqa.distributed.untrusted import ADAPTER_CONFIG
 from rqa.errors import InputError
 from rqa.evaluation.metrics import HIGHER_IS_BETTER
 from rqa.training.batching import BatchLayout
 from rqa.training.optim import OPTIMIZERS, OptimizerName
 from rqa.training.schedule import Schedule, learning_rate_at
 from rqa.training.trackers import TrackerName, check_tracker
+
+if TYPE_CHECKING:
+    from rqa.models.lora import Lora
 
 SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
 UNSTOPPABLE = ("SIGKILL", "SIGSTOP")  # no process can handle these
@@ -24,7 +28,7 @@ UNSTOPPABLE = ("SIGKILL", "SIGSTOP")  # no process can handle these
 FLAGS_FREE_ON_RESUME = frozenset(
     "model_name_or_path embedding_model train_file eval_file test_file full_dataset_file_path full_dataset_index_path "
     "deepspeed bf16 fp16 output_dir logging_steps save_steps save_total_limit resume_from_checkpoint report_to "
-    "run_group save_dtype stop_signals break_lock max_bad_rows".split()
+    "run_group merge_adapter save_dtype stop_signals break_lock max_bad_rows".split()
 )
 
 
@@ -42,10 +46,41 @@ class ModelArgs:
     )
     use_flash_attention: bool = flag(False, "flash attention 2 (needs CUDA and the package flash-attn)")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
+    lora_rank: int = flag(0, "rank of low-rank adapters, which are trained in place of the model's weights; 0: none")
+    lora_alpha: float | None = flag(None, "scale of the adapters, alpha / rank; default: twice the rank")
+    lora_dropout: float = flag(0.0, "dropout before the adapters")
+    lora_target_modules: str = flag("all-linear", "layers with adapters: ends of their names, such as q_proj,v_proj")
+    merge_adapter: bool = flag(False, "also export the model with its adapter added to the weights, to merged/")
+
+    @property
+    def lora(self) -> "Lora | None":
+        """The adapter to train, if any."""
+        from rqa.models.lora import ALL_LINEAR, Lora  # imports torch, which flags do not need
+
+        words = self.lora_target_modules.replace(",", " ").split()
+        targets = ALL_LINEAR if words == [ALL_LINEAR] else tuple(words)
+        alpha = 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        return Lora(self.lora_rank, alpha, self.lora_dropout, targets) if self.lora_rank else None
+
+    def load_options(self, precision: str) -> dict[str, Any]:
+        """Return keyword arguments of `load_model`."""
+        return {"gradient_checkpointing": self.gradient_checkpointing, "lora": self.lora, "precision": precision}
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
         require(self, "model_name_or_path")
+        at_least(self, 0, "lora_rank", "lora_dropout")
+        if not self.lora_target_modules.strip():
+            raise InputError("--lora_target_modules: expected all-linear, or names of layers, got none")
+        if not self.lora_dropout < 1:
+            raise InputError(f"--lora_dropout: expected less than 1, got {self.lora_dropout}")
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            raise InputError(f"--lora_alpha: expected more than 0, got {self.lora_alpha}")
+        for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+            if not self.lora_rank and getattr(self, name) != getattr(ModelArgs(), name):
+                raise InputError(f"--{name}: no effect without --lora_rank. Set --lora_rank 16, or remove the flag")
+        if self.merge_adapter and not self.lora_rank and not Path(self.model_name_or_path, ADAPTER_CONFIG).is_file():
+            raise InputError("--merge_adapter: no effect without an adapter. Set --lora_rank 16, or remove the flag")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
+from rqa.distributed.untrusted import ADAPTER_CONFIG, read_settings
 from rqa.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,23 @@ def check_checkpoint_name(name_or_path: str) -> None:
             log.warning("%s: models are read from its cache alone", reason)
     if is_offline_mode() and not _is_cached(name_or_path):
         raise InputError(f"{expected}, got no such folder. The hub's cache lacks this model, and {reason}")
+
+
+def is_adapter(name_or_path: str) -> bool:
+    """Return True for a folder with a low-rank adapter, which names its base model."""
+    return Path(name_or_path, ADAPTER_CONFIG).is_file()
+
+
+def base_model(name_or_path: str) -> str:
+    """Return the name of the base model of an adapter; of another checkpoint its own name."""
+    if not is_adapter(name_or_path):
+        return name_or_path
+    path = Path(name_or_path, ADAPTER_CONFIG)
+    settings = read_settings(path)
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{path}: expected the base model's name in base_model_name_or_path, got {base!r}")
+    return base
 
 
 @cache

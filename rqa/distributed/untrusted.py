@@ -13,6 +13,7 @@ from rqa.errors import InputError
 
 # Every JSON file with settings: of models, tokenizers, processors, generation, and modules of sentence-transformers.
 SETTINGS_FILES = ("*config*.json", "modules.json")
+ADAPTER_CONFIG = "adapter_config.json"
 LIBRARY_CLASSES = ("sentence_transformers.", "torch.nn.")  # classes that settings may name by their module
 
 
@@ -40,7 +41,7 @@ def check_untrusted_folder(folder: Path) -> None:
     An adapter is refused too: with peft installed, transformers loads the base model that the adapter names.
     """
     for path in sorted({path for pattern in SETTINGS_FILES for path in folder.rglob(pattern)}):
-        if path.name == "adapter_config.json":
+        if path.name == ADAPTER_CONFIG:
             raise InputError(
                 f"{path}: expected a whole checkpoint, got an adapter. "
                 "Merge it into its base model with peft's merge_and_unload, and save the result"

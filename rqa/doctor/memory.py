@@ -23,11 +23,13 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoModelForS
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.pytorch_utils import Conv1D
 
 from rqa.data.passage_selection import GeneratorInput, select_passages
 from rqa.data.records import Example, Passage, distinct
 from rqa.distributed.deepspeed_config import config_precision, read_ds_config, resolve_config
 from rqa.models.fid import ENCODER_CALLS
+from rqa.models.lora import Lora, layers_with_adapters
 from rqa.prompts.collators import EncodedExample
 from rqa.terminal import Progress, track
 from rqa.training.batching import BatchLayout, num_positions, steps_per_epoch, training_batches
@@ -162,14 +164,16 @@ def training_memory(
     processes: int = 1,
     zero: Mapping[str, Any] | None = None,
     gradient_checkpointing: bool = False,
+    lora: Lora | None = None,
     encoder_batch_size: int | None = None,
 ) -> tuple[int, dict[str, int]]:
     """Return P, and the peak of memory on one device in bytes, by use.
 
-    `rows` are the largest micro-batch, `precision` is "no", "bf16" or "fp16", `zero` is the block zero_optimization of
-    DeepSpeed's JSON. "activations" are all tensors of forward and backward except gradients, with the copies of the
-    weights in 16 bits. They are left out for models that cannot be simulated, because their operations depend on the
-    content (mixtures of experts, LED). "communication" is the copies of weights or gradients that DDP and ZeRO make.
+    `rows` are the largest micro-batch, `precision` is "no", "bf16" or "fp16", `zero` is the block zero_optimization
+    of DeepSpeed's JSON. "activations" are all tensors of forward and backward except gradients, with the copies of
+    the weights in 16 bits. With `lora` the weights are frozen, in 16 bits if the precision is "bf16". They are left
+    out for models that cannot be simulated, because their operations depend on the content (mixtures of experts,
+    LED). "communication" is the copies of weights or gradients that DDP and ZeRO make.
 
     Measured on a CPU (Llama, GPT-2, T5 and BART of 21 to 32 million parameters in float32 and bfloat16, AdamW and
     Adafactor, gradient checkpointing), the resident set grew by 1.00 to 1.06 of the estimate. For ZeRO-1, -2 and -3 of
@@ -179,21 +183,26 @@ def training_memory(
     is_half = zero is not None and precision != "no"
     with Progress("estimating memory"), FakeTensorMode():
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        dtype = torch.bfloat16 if is_half else torch.float32
+        frozen_in_16_bits = lora is not None and precision == "bf16"
+        dtype = torch.bfloat16 if is_half or frozen_in_16_bits else torch.float32
         # With eager a mixture of experts fails without a page of log.
         model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, experts_implementation="eager")  # type: ignore[no-untyped-call]
         if model.config._attn_implementation == "sdpa" and not config.is_encoder_decoder:
             model.set_attn_implementation(_WITHOUT_MASK)
+        if lora:
+            _add_adapter(model, lora, torch.bfloat16 if is_half else torch.float32)
         model.train()
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        shapes = [parameter.shape for parameter in model.parameters()]
-        total, states = sum(shape.numel() for shape in shapes), OPTIMIZERS[optim].state_bytes(shapes)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        shapes = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
+        trained, states = sum(shape.numel() for shape in shapes), OPTIMIZERS[optim].state_bytes(shapes)
         if zero is None:
-            buckets = {"communication": 4 * total} if processes > 1 else {}  # DDP's, of all gradients
-            held = {"weights": 4 * total, "gradients": 4 * total, "optimizer": states, **buckets}
+            weights = sum(parameter.nbytes for parameter in model.parameters())
+            buckets = {"communication": 4 * trained} if processes > 1 else {}  # DDP's, of all gradients
+            held = {"weights": weights, "gradients": 4 * trained, "optimizer": states, **buckets}
         else:
-            held = _held_by_zero(total, states, 2 if is_half else 4, processes, zero)
+            held = _held_by_zero(total, trained, states, 2 if is_half else 4, processes, zero)
         # With accumulation the gradients exist throughout. Without it they appear while the activations are freed.
         late_gradients = held["gradients"] if accumulation == 1 and zero is None else 0
         autocast = precision != "no" and zero is None
@@ -201,14 +210,49 @@ def training_memory(
             peak = _simulated_peak(model, rows, autocast, late_gradients > 0, encoder_batch_size)
         except RuntimeError:  # torch's error if the shape of a result depends on the content
             return total, held
-    in_optimizer_step = 4 * total // processes if is_half else 0  # gradients in float32
+    in_optimizer_step = 4 * trained // processes if is_half else 0  # gradients in float32
     return total, held | {"activations": max(peak - late_gradients, in_optimizer_step, 0)}
 
 
-def _held_by_zero(total: int, states: int, size: int, processes: int, zero: Mapping[str, Any]) -> dict[str, int]:
+class _AdaptedLinear(nn.Module):
+    """A layer with a low-rank adapter, as peft computes it; peft's own cannot be built in FakeTensorMode."""
+
+    def __init__(self, layer: nn.Linear | Conv1D, lora: Lora, dtype: torch.dtype) -> None:
+        super().__init__()
+        rows, columns = layer.weight.shape
+        num_in, num_out = (columns, rows) if isinstance(layer, nn.Linear) else (rows, columns)
+        self.layer, self.dropout = layer, nn.Dropout(lora.dropout) if lora.dropout else nn.Identity()
+        self.a = nn.Linear(num_in, lora.rank, bias=False, dtype=dtype)
+        self.b = nn.Linear(lora.rank, num_out, bias=False, dtype=dtype)
+        self.scaling = lora.alpha / lora.rank
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the layer: T5 reads its dtype."""
+        return self.layer.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the output of layer and adapter."""
+        result: Tensor = self.layer(inputs)
+        change = self.b(self.a(self.dropout(inputs.to(self.a.weight.dtype)))) * self.scaling
+        total: Tensor = (result + change).to(result.dtype)
+        return total
+
+
+def _add_adapter(model: PreTrainedModel, lora: Lora, dtype: torch.dtype) -> None:
+    """Freeze a model, and add adapters of `dtype`."""
+    model.requires_grad_(False)
+    for name, layer in layers_with_adapters(model, lora).items():
+        model.set_submodule(name, _AdaptedLinear(layer, lora, dtype))
+
+
+def _held_by_zero(
+    total: int, trained: int, states: int, size: int, processes: int, zero: Mapping[str, Any]
+) -> dict[str, int]:
     """Return the bytes of ZeRO, with weights and gradients of `size`: Rajbhandari et al., 2020, "ZeRO", section 3.
 
-    The optimizer holds the weights in float32 and its `states`. Offloaded parts are not on the device.
+    Of `total` weights some are `trained`. The optimizer holds the weights in float32 and its `states`. Offloaded
+    parts are not on the device.
     """
     stage: int = zero["stage"]
     devices = {part: zero.get(f"offload_{part}", {}).get("device") for part in ("param", "optimizer")}
@@ -217,11 +261,11 @@ def _held_by_zero(total: int, states: int, size: int, processes: int, zero: Mapp
         gathered = size * min(total, int(zero.get("stage3_max_live_parameters", 1_000_000_000)))  # DeepSpeed's default
     else:
         bucket = zero.get("reduce_bucket_size", 500_000_000)  # DeepSpeed's default
-        gathered = 2 * size * min(total, 0 if bucket == "auto" else int(bucket))  # "auto" is one matrix
+        gathered = 2 * size * min(trained, 0 if bucket == "auto" else int(bucket))  # "auto" is one matrix
     return {
         "weights": 0 if "param" in offloaded else size * total // (processes if stage == 3 else 1),
-        "gradients": size * total // (processes if stage > 1 else 1),
-        "optimizer": 0 if "optimizer" in offloaded else (4 * total + states) // processes,
+        "gradients": size * trained // (processes if stage > 1 else 1),
+        "optimizer": 0 if "optimizer" in offloaded else (4 * trained + states) // processes,
         "communication": gathered,
     }
 

@@ -8,10 +8,13 @@ from .decoder import max_positions as max_positions
 from .fid import FusionInDecoder as FusionInDecoder
 from .loading import load_config as load_config
 from .loading import load_model as load_model
+from .lora import Lora as Lora
+from .lora import planned_adapter as planned_adapter
 
 __all__ = [
     "AnswerLM",
     "FusionInDecoder",
+    "Lora",
     "attention_for",
     "check_context_length",
     "export_dtype",
@@ -20,4 +23,5 @@ __all__ = [
     "load_generator",
     "load_model",
     "max_positions",
+    "planned_adapter",
 ]

@@ -11,6 +11,7 @@ from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example
 from rqa.distributed.accelerator import is_sharded
 from rqa.distributed.device import AttentionKernel, attention_kernel
+from rqa.distributed.hub import base_model
 from rqa.errors import InputError
 from rqa.models.decoder import AnswerLM, check_context_length, max_positions
 from rqa.models.fid import FusionInDecoder, check_encoder_decoder, fid_attention
@@ -58,7 +59,7 @@ def load_collator(
         max_prompt_length,
         chat_template_kwargs=chat_template_kwargs,
         chat_template_date=chat_template_date,
-        stop_ids=load_stop_ids(name_or_path),
+        stop_ids=load_stop_ids(base_model(name_or_path)),
     )
     return ConcatenatedCollator(builder, max_answer_length, positions, checked_pad_id(builder, num_tokens))
 
@@ -111,14 +112,15 @@ def load_generator(
     attention: AttentionKernel | None = None,
     encoder_batch_size: int | None = None,
 ) -> AnswerLM | FusionInDecoder:
-    """Load a checkpoint and prepare it for evaluation only, without memory for gradients."""
+    """Load a checkpoint or an adapter for evaluation: no gradients, and weights in the accelerator's precision."""
     model: AnswerLM | FusionInDecoder
+    options: dict[str, Any] = {"attention": attention, "precision": accelerator.mixed_precision, "is_trained": False}
     if is_fid:
         sync = is_sharded(accelerator)
         model = FusionInDecoder.from_pretrained(
-            name_or_path, encoder_batch_size=encoder_batch_size, sync_encoder_calls=sync, attention=attention
+            name_or_path, encoder_batch_size=encoder_batch_size, sync_encoder_calls=sync, **options
         )
     else:
-        model = AnswerLM.from_pretrained(name_or_path, attention=attention)
+        model = AnswerLM.from_pretrained(name_or_path, **options)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     return model

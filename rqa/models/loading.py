@@ -1,4 +1,4 @@
-"""Load checkpoints: every weight, in float32; generate without the checkpoint's generation_config."""
+"""Load checkpoints: every weight; adapters; generate without the checkpoint's generation_config."""
 
 import os
 import re
@@ -16,10 +16,11 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.hub import cached_file
 
 from rqa.data.foreign_files import LFS_POINTER
-from rqa.distributed.hub import check_checkpoint_name, quiet_transformers
-from rqa.distributed.untrusted import check_untrusted_keys, keys_in, read_settings
+from rqa.distributed.hub import base_model, check_checkpoint_name, is_adapter, quiet_transformers
+from rqa.distributed.untrusted import ADAPTER_CONFIG, check_untrusted_keys, keys_in, read_settings
 from rqa.errors import InputError
 from rqa.models.families import check_family
+from rqa.models.lora import Lora, add_adapter, load_adapter
 from rqa.terminal import Progress
 
 FILE_ERRORS = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError)
@@ -31,7 +32,6 @@ OPTIONAL_FILE = {"_raise_exceptions_for_missing_entries": False, "_raise_excepti
 # Layers and experts are built one by one before weights are compared: a damaged number would take all memory.
 COUNTS, MAX_COUNT = re.compile("layer|num_.*experts"), 10_000
 LAYERS = re.compile(r"(num_|n_).*layers?|(encoder|decoder)_layers")
-ADAPTER_FILE = "adapter_config.json"
 
 
 def load_config(name_or_path: str, kind: str) -> PreTrainedConfig:
@@ -40,6 +40,7 @@ def load_config(name_or_path: str, kind: str) -> PreTrainedConfig:
     `kind` is "decoder", "encoder-decoder", or "generator" for either. Raises InputError if there is no model of this
     kind, if a file is not valid or has a key that runs code, or if the weights are quantized.
     """
+    name_or_path = base_model(name_or_path)
     check_checkpoint_name(name_or_path)
     _check_settings(name_or_path)
     with _value_errors(name_or_path, kind):
@@ -65,22 +66,32 @@ def load_model(
     *,
     attention: str | None = None,
     gradient_checkpointing: bool = False,
+    lora: Lora | None = None,
+    precision: str = "no",
+    is_trained: bool = True,
     device: str | None = None,
 ) -> PreTrainedModel:
-    """Load a checkpoint with float32 parameters: in bfloat16, steps with a small learning rate round to zero.
+    """Load a checkpoint, or an adapter with its base model.
 
+    Weights that are trained are in float32: in bfloat16, steps with a small learning rate round to zero. The others are
+    in bfloat16 if the `precision` is "bf16": all of them if the model is not trained, else those that `lora` freezes.
     Without `attention` the model uses sdpa, or eager attention if it has no sdpa (Gemma 2, with soft-capped scores).
     With `gradient_checkpointing` activations are computed again in the backward pass. On the `device` "meta" all files
     are checked, and no weight is read. Raises InputError if the checkpoint is not of this `kind`, is damaged, or lacks
     weights, which transformers would fill with random numbers.
     """
     config = load_config(name_or_path, kind)
+    has_own_adapter, base = is_adapter(name_or_path), base_model(name_or_path)
+    if has_own_adapter and lora:
+        raise InputError(f"--lora_rank: {name_or_path} has an adapter, which is trained further. Remove the flag")
+    is_frozen = has_own_adapter or lora is not None or not is_trained
+    dtype = torch.bfloat16 if is_frozen and precision == "bf16" else torch.float32
     model: PreTrainedModel
     with Progress(f"loading {name_or_path}"), _file_errors(name_or_path, kind):
         model, loading = auto_class.from_pretrained(
-            name_or_path,
+            base,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=attention,
             experts_implementation=None,
             device_map=device and {"": device},
@@ -91,11 +102,15 @@ def load_model(
         )
     if missing := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
         raise InputError(
-            f"{name_or_path}: expected every weight of {type(model).__name__}, the checkpoint lacks {len(missing)}: "
+            f"{base}: expected every weight of {type(model).__name__}, the checkpoint lacks {len(missing)}: "
             + ", ".join(missing[:3])
         )
     if not device and os.environ.get("LOCAL_RANK", "0") == "0":  # other ranks of FSDP have empty weights
         _check_finite(name_or_path, model)
+    if has_own_adapter:
+        load_adapter(model, Path(name_or_path))
+    elif lora:
+        add_adapter(model, lora)
     if gradient_checkpointing:
         # The re-entrant variant loses gradients if the inputs require none, and its hooks do not work with DDP.
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -121,7 +136,7 @@ def num_embeddings(
     Raises InputError as `load_model` does, before anything else is loaded. Of a hub name, which may need a download,
     only the configuration is checked, and of a folder without weights unless it `needs_weights`.
     """
-    folder = Path(name_or_path)
+    folder = Path(base_model(name_or_path))
     with quiet_transformers(), _value_errors(name_or_path, kind):
         if folder.is_dir() and (needs_weights or any(folder.glob("*.safetensors"))):
             model = load_model(auto_class, name_or_path, kind, device="meta")
@@ -149,6 +164,7 @@ def stored_dtype(name_or_path: str) -> torch.dtype:
 
 def load_generation_config(name_or_path: str, config: PreTrainedConfig) -> GenerationConfig:
     """Return the generation_config.json of a checkpoint, or, without one, the values of its config.json."""
+    name_or_path = base_model(name_or_path)
     with _value_errors(name_or_path, "generator"):
         if cached_file(name_or_path, "generation_config.json", **OPTIONAL_FILE) is None:
             return GenerationConfig.from_model_config(config)
@@ -190,9 +206,9 @@ def _check_settings(name_or_path: str) -> None:
 
 def _check_folder(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    if ADAPTER_FILE in names:  # with the package peft, transformers would load the base model that it names
+    if ADAPTER_CONFIG in names:  # transformers would load the base model that it names
         raise InputError(
-            f"{folder}: expected a whole checkpoint, got an adapter ({ADAPTER_FILE}). "
+            f"{folder}: expected a whole checkpoint as base model, got an adapter. "
             "Merge it into its base model with peft's merge_and_unload, and save the result"
         )
     if "config.json" not in names:

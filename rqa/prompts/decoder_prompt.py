@@ -71,11 +71,16 @@ class Prompt(NamedTuple):
 
 
 def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a checkpoint. Raises InputError if there is none, or if its files are damaged."""
+    """Load the tokenizer of a checkpoint; that of its base model for an adapter without one.
+
+    Raises InputError if there is none, or if its files are damaged.
+    """
     from transformers import AutoTokenizer  # takes a second to import, and flags need only ChatFormat
 
-    from rqa.distributed.hub import check_checkpoint_name
+    from rqa.distributed.hub import base_model, check_checkpoint_name
 
+    if not Path(name_or_path, "tokenizer_config.json").is_file():
+        name_or_path = base_model(name_or_path)
     check_checkpoint_name(name_or_path)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)

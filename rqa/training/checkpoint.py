@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedType
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rqa import __version__
 from rqa.atomic_files import atomic_file, atomic_folder, publish_folder, read_manifest, sha256_of, write_manifest
 from rqa.distributed.accelerator import call_on_main
 from rqa.errors import InputError
+from rqa.models.lora import has_adapter, merged_state, save_adapter
 from rqa.terminal import Progress, track
 from rqa.training.early_stopping import EarlyStopping
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+MERGED = "merged"
 METRICS = "metrics.jsonl"
 LOGS = (METRICS, "timings.jsonl")
 MAX_FAILURES_IN_A_ROW = 3
@@ -77,6 +79,7 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self.fingerprint = json.loads(json.dumps(self.fingerprint))  # as a manifest returns it
+        self.accelerator.register_save_state_pre_hook(_leave_out_frozen)
 
     def save(self, step: int) -> bool:
         """Save the state after a step. Return False if that failed; raise OSError after three failures in a row.
@@ -100,10 +103,12 @@ class Checkpoints:
     def _write(self, step: int) -> str:
         """Write a checkpoint, and delete older ones. Return "" or the problem."""
         final, partial = _folder(self.folder, step), _folder(self.folder, step, ".partial")
+        is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        options = {"exclude_frozen_parameters": True} if is_deepspeed else {}
         with Progress(f"step {step}: saving a checkpoint"):
             problem = (
                 self._attempt(lambda: self._create(partial))
-                or self._attempt(lambda: self.accelerator.save_state(str(partial)), everywhere=True)
+                or self._attempt(lambda: self.accelerator.save_state(str(partial), **options), everywhere=True)
                 or self._attempt(lambda: self._publish(step, partial, final))
             )
         if problem and self.accelerator.is_main_process:
@@ -177,8 +182,7 @@ class Checkpoints:
         for name, installed in _versions().items():
             if manifest["versions"].get(name) != installed:
                 log.warning("%s: written with %s %s, now %s", path, name, manifest["versions"].get(name), installed)
-        with Progress(f"loading {path}"):
-            self.accelerator.load_state(str(path))
+        self._load(path)
         self.early_stopping.values = dict(manifest["evaluations"])
         if (best := self.early_stopping.best) and not (best_path := _folder(self.folder, best)).is_dir():
             problem = f"{path}: expected the checkpoint of the best evaluation too, {best_path}, got no such folder"
@@ -198,8 +202,13 @@ class Checkpoints:
         """
         if step := self.early_stopping.best:
             path, _ = call_on_main(self.accelerator, lambda: _verified(_folder(self.folder, step)))
-            with Progress(f"loading {path}"):
-                self.accelerator.load_state(str(path))
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        """Load trained weights and the optimizer; frozen weights are those of the base model."""
+        is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        with Progress(f"loading {path}"):
+            self.accelerator.load_state(str(path), **{"load_module_strict" if is_deepspeed else "strict": False})
 
     def _restore_logs(self, path: Path, step: int, added_to_metrics: str) -> None:
         """Restore the logs of the checkpoint at `path`, and delete later checkpoints: their steps are repeated."""
@@ -214,6 +223,14 @@ class Checkpoints:
             if later > step:
                 log.info("%s is deleted: it is later than step %d", _folder(self.folder, later), step)
                 shutil.rmtree(_folder(self.folder, later))
+
+
+def _leave_out_frozen(models: Sequence[nn.Module], states: Sequence[dict[str, Any]], _folder: str) -> None:
+    """Remove frozen weights from the states that are saved. DeepSpeed and FSDP save their own."""
+    for model, state in zip(models, states, strict=False):
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                state.pop(name, None)
 
 
 def _folder(folder: Path, step: int, suffix: str = "") -> Path:
@@ -307,25 +324,48 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     path: Path,
     dtype: torch.dtype = torch.float32,
+    *,
+    merge_adapter: bool = False,
 ) -> None:
     """Write the plain model inside the prepared wrapper `model`, and its tokenizer, to the folder `path`.
 
-    The weights of `model` are rounded to `dtype` in place, so that later evaluations are those of the exported model.
-    The plain class loads it. The folder is whole or does not exist; an older one is replaced. Every rank calls this.
+    The weights of `model` are rounded to `dtype` in place, so that later evaluations are those of the exported
+    model. The plain class loads it. Of a model with an adapter, `path` gets the adapter alone, in float32.
+    `merge_adapter` adds the adapter to the weights, rounds them to `dtype`, and writes that plain model to the
+    folder "merged" beside it. A folder is whole or does not exist; an older one is replaced. Every rank calls this.
     Raises InputError if a weight is not finite in `dtype`.
     """
-    _round_weights(accelerator, model, dtype)
+    plain: PreTrainedModel = accelerator.unwrap_model(model, keep_torch_compile=False).model
+    is_adapted = has_adapter(plain)
+    if not is_adapted:
+        _round_weights(accelerator, model, dtype)
     with Progress(f"exporting the model to {path}"):
         state = accelerator.get_state_dict(model)
         if accelerator.is_main_process:
-            plain = accelerator.unwrap_model(model, keep_torch_compile=False).model
+            state = _plain_state(state, plain)
             with atomic_folder(path) as partial:
-                plain.save_pretrained(partial, state_dict=_plain_state(state, plain, dtype))
-                config = copy.deepcopy(plain.config)
-                config.dtype = dtype  # save_pretrained writes that of the module
-                config.save_pretrained(partial)
+                if is_adapted:
+                    save_adapter(plain, state, partial)
+                else:
+                    _save_plain(plain, state, partial, dtype)
                 tokenizer.save_pretrained(partial)
+            if is_adapted and merge_adapter:
+                with torch.device("meta"):
+                    base = type(plain)(plain.config)
+                with atomic_folder(path.with_name(MERGED)) as partial:
+                    _save_plain(base, merged_state(plain, state), partial, dtype)
+                    tokenizer.save_pretrained(partial)
         accelerator.wait_for_everyone()
+
+
+def _save_plain(plain: PreTrainedModel, state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    """Write the `state` of a plain model, with weights of `dtype`, and its settings."""
+    weights = {_WRAPPERS.sub("", name) for name, _ in plain.named_parameters(remove_duplicate=False)}
+    rounded = {name: tensor.to(dtype) if name in weights else tensor for name, tensor in state.items()}
+    plain.save_pretrained(folder, state_dict=rounded)
+    config = copy.deepcopy(plain.config)
+    config.dtype = dtype  # save_pretrained writes that of the module
+    config.save_pretrained(folder)
 
 
 def _round_weights(accelerator: Accelerator, model: nn.Module, dtype: torch.dtype) -> None:
@@ -334,20 +374,23 @@ def _round_weights(accelerator: Accelerator, model: nn.Module, dtype: torch.dtyp
         return
     overflows = torch.zeros((), device=accelerator.device)
     for parameter in model.parameters():
-        for part in (parameter.data, getattr(parameter, "ds_tensor", None)):  # ZeRO-3 keeps its shard in ds_tensor
-            if part is not None:
-                local = part.to_local() if hasattr(part, "to_local") else part  # of FSDP2
-                overflows += (~local.copy_(local.to(dtype)).isfinite()).sum()
+        for part in local_parts(parameter):
+            overflows += (~part.copy_(part.to(dtype)).isfinite()).sum()
     name = str(dtype).removeprefix("torch.")
     if count := int(accelerator.reduce(overflows, "sum").item()):
         raise InputError(f"--save_dtype {name}: expected finite weights, got {count} that overflow. Set another dtype.")
     log.info("the weights are rounded to %s, for the exported model and its test", name)
 
 
-def _plain_state(
-    prepared: Mapping[str, torch.Tensor], plain: PreTrainedModel, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """Return the state of a prepared model as that of the plain model in it, with weights of `dtype`.
+def local_parts(parameter: nn.Parameter) -> Iterator[Tensor]:
+    """Yield the tensors of a parameter on this rank: ZeRO-3 keeps its shard in ds_tensor, FSDP2 in a DTensor."""
+    for part in (parameter.data, getattr(parameter, "ds_tensor", None)):
+        if part is not None:
+            yield part.to_local() if hasattr(part, "to_local") else part
+
+
+def _plain_state(prepared: Mapping[str, Tensor], plain: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the state of a prepared model as that of the model in it.
 
     Raises RuntimeError if a name is missing or unknown: the plain class could not load it.
     """
@@ -360,4 +403,4 @@ def _plain_state(
     lacking = weights - plain.all_tied_weights_keys.keys() - state.keys()
     if wrong := lacking | (state.keys() - weights - buffers):
         raise RuntimeError(f"export: the names of weights are not those of {type(plain).__name__}: {sorted(wrong)[:3]}")
-    return {name: tensor.to(dtype) if name in weights else tensor for name, tensor in state.items()}
+    return state

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
@@ -24,10 +25,11 @@ from rqa.distributed.device import peak_memory_gib
 from rqa.errors import InputError
 from rqa.evaluation.evaluate import Scores
 from rqa.evaluation.results import StepRecord, TimingRecord, read_run, to_line
+from rqa.models.lora import has_adapter
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieval
 from rqa.terminal import printable
-from rqa.training.checkpoint import Checkpoints
+from rqa.training.checkpoint import Checkpoints, local_parts
 from rqa.training.early_stopping import EarlyStopping
 from rqa.training.folder_lock import join_lock, lock_folder
 from rqa.training.loop import Step
@@ -188,6 +190,7 @@ def run_fingerprint(
     Files are compared by content. Some training `rows` stand for the tokenizer and the prompts.
     """
     plugin = accelerator.state.deepspeed_plugin
+    frozen = {"frozen weights": _frozen_checksum(accelerator, model)} if has_adapter(model) else {}
     return {
         **locked_flags,
         "processes": accelerator.num_processes,
@@ -195,6 +198,7 @@ def run_fingerprint(
         "mixed precision": accelerator.mixed_precision,
         "torch.compile": accelerator.state.dynamo_plugin.backend.value.lower(),
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
+        **frozen,
         "tokens of the first rows": _digest(rows),
         **{
             f"--{name}_file": _digest([replace(example, where="") for example in examples])
@@ -202,6 +206,16 @@ def run_fingerprint(
         },
         "retriever": retrieval.fingerprint if retrieval else "none",
     }
+
+
+def _frozen_checksum(accelerator: Accelerator, model: nn.Module) -> int:
+    """Return a checksum of the weights that checkpoints leave out: sums of their bits, over all ranks."""
+    total = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    for number, parameter in enumerate(model.parameters(), 1):
+        for part in local_parts(parameter) if not parameter.requires_grad else ():
+            bits = {2: torch.int16, 4: torch.int32}[part.element_size()]
+            total += number * part.view(bits).sum(dtype=torch.int64)
+    return int(accelerator.reduce(total, "sum").item())
 
 
 def _digest(values: Sequence[Any]) -> str:

@@ -14,6 +14,7 @@ from rqa.cli.parser import flat, parse_args
 from rqa.cli.training_args import FLAGS_FREE_ON_RESUME, ModelArgs, OptimizationArgs, RunArgs, flags_locked_on_resume
 from rqa.data.jsonl import parse_object
 from rqa.errors import InputError
+from rqa.models.lora import Lora
 from rqa.training.checkpoint import FREE_ON_RESUME
 
 CONFIGS = Path(__file__).parents[2] / "recipes/configs"
@@ -99,6 +100,30 @@ def test_a_truth_value_resumes_from_the_latest_checkpoint(value, checkpoint):
     assert args.folder_options["resume"] == bool(checkpoint)
 
 
+def test_the_adapter_of_the_flags():
+    assert ModelArgs("m").lora is None
+    assert ModelArgs("m", lora_rank=8).lora == Lora(8, 16, 0.0, "all-linear")
+    names = ModelArgs("m", lora_rank=8, lora_alpha=4.0, lora_dropout=0.1, lora_target_modules="q_proj, v_proj").lora
+    assert names == Lora(8, 4.0, 0.1, ("q_proj", "v_proj"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"lora_rank": -1}, "--lora_rank"),
+        ({"lora_rank": 1, "lora_dropout": 1.0}, "--lora_dropout: expected less than 1"),
+        ({"lora_rank": 1, "lora_alpha": 0.0}, "--lora_alpha: expected more than 0"),
+        ({"lora_rank": 1, "lora_target_modules": " "}, "--lora_target_modules"),
+        ({"lora_alpha": 8.0}, "--lora_alpha: no effect without --lora_rank"),
+        ({"lora_target_modules": "q_proj"}, "--lora_target_modules: no effect without --lora_rank"),
+        ({"merge_adapter": True}, "--merge_adapter: no effect without an adapter"),
+    ],
+)
+def test_flags_of_adapters_are_checked(flags, message):
+    with pytest.raises(InputError, match=message):
+        ModelArgs("m", **flags).check()
+
+
 def test_further_signals_are_named_with_and_without_their_prefix():
     assert RunArgs("o", stop_signals="SIGUSR1, usr2").further_signals == (signal.SIGUSR1, signal.SIGUSR2)
     assert RunArgs("o").further_signals == ()
@@ -109,7 +134,8 @@ LOCKED = set(
     "use_flash_attention query_prefix passage_prefix index_factory embedding_max_num_to_retrieve query_history "
     "passage_order gold_dropout hard_negatives refusal_answer learning_rate num_train_epochs max_steps "
     "per_device_train_batch_size gradient_accumulation_steps group_by_length lr_scheduler_type warmup_ratio "
-    "weight_decay max_grad_norm optim seed metric_for_best_model".split()
+    "weight_decay max_grad_norm optim seed metric_for_best_model "
+    "lora_rank lora_alpha lora_dropout lora_target_modules".split()
 )
 
 

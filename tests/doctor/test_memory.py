@@ -21,6 +21,7 @@ from rqa.distributed.accelerator import make_accelerator
 from rqa.doctor.memory import EXTRA_CANDIDATES, encoder_calls, forecast_epoch, sample_inputs, training_memory
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
+from rqa.models.lora import Lora, add_adapter
 from rqa.prompts.collators import EncodedExample
 from rqa.training.batching import BatchLayout, training_batches
 from rqa.training.loop import train_steps
@@ -178,6 +179,7 @@ def measured(model, batch, *, bf16, keeps):
     return allocated(run)
 
 
+LORA = Lora(3, 6.0, dropout=0.1)
 # CPU kernels allocate buffers of their own in bfloat16 and with gradient checkpointing.
 DECODER_CASES = [
     *((family, False, {}, 0.02) for family in DECODERS if family != "mixtral"),
@@ -186,12 +188,17 @@ DECODER_CASES = [
     ("gemma2", True, {"gradient_checkpointing": True}, 0.03),
     ("qwen2", False, {"gradient_checkpointing": True}, 0.03),
     ("llama", False, {"accumulation": 1}, 0.02),
+    ("llama", False, {"lora": LORA}, 0.02),
+    ("llama", True, {"lora": LORA}, 0.08),
+    ("llama", False, {"lora": LORA, "gradient_checkpointing": True}, 0.05),
+    ("gpt2", True, {"lora": LORA}, 0.08),
 ]
 FID_CASES = [
     *((family, False, {}, 0.02) for family in ("t5", "bart", "two_berts", "t5gemma")),
     ("bart", True, {}, 0.05),
     ("mt5", False, {"encoder_batch_size": 3}, 0.03),
     ("bart", False, {"gradient_checkpointing": True}, 0.15),
+    ("t5", False, {"lora": LORA}, 0.04),
 ]
 
 
@@ -199,7 +206,13 @@ def assert_as_allocated(model, rows, batch, bf16, options, tolerance):
     """Check the estimate without weights and optimizer states."""
     options = {"accumulation": 2} | options
     number, held = training_memory(model.config, rows, precision="bf16" if bf16 else "no", **options)
+    if lora := options.get("lora"):
+        model.model.to(torch.bfloat16 if bf16 else torch.float32)
+        add_adapter(model.model, lora)
+        trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        assert (held["gradients"], held["optimizer"]) == (trained, 2 * trained)
     assert number == sum(parameter.numel() for parameter in model.parameters())
+    assert held["weights"] == sum(parameter.nbytes for parameter in model.parameters())
     if options.get("gradient_checkpointing"):
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
     keeps = options["accumulation"] == 1
@@ -238,6 +251,17 @@ def test_states_are_those_of_the_optimizer(optim):
     assert held["optimizer"] == sum(value.untyped_storage().nbytes() for value in states)
     assert held["gradients"] == sum(parameter.grad.nbytes for parameter in model.parameters())
     assert held["weights"] == sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_zero_divides_only_the_states_of_trained_weights():
+    number, held = training_memory(decoder().config, [row(9)], lora=LORA, zero={"stage": 2}, processes=4)
+    model = decoder()
+    add_adapter(model, LORA)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert number == sum(parameter.numel() for parameter in model.parameters())
+    assert held["weights"] == 2 * number
+    assert held["gradients"] == 2 * trained // 4
+    assert held["optimizer"] == 12 * trained // 4
 
 
 def per_parameter(processes=4, **options):

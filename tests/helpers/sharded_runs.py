@@ -59,7 +59,13 @@ def run_until(recipe, flags, by, touches=0):
 
 def outcome(out):
     """Return the files that two runs with the same flags have in common, byte for byte."""
-    return {name: (out / name).read_bytes() for name in ("metrics.jsonl", "model/model.safetensors")}
+    return {path.name: path.read_bytes() for path in (out / "metrics.jsonl", weights_file(out))}
+
+
+def weights_file(out):
+    """Return the exported weights of a run, those of a model or of an adapter."""
+    [path] = (out / "model").glob("*.safetensors")
+    return path
 
 
 def assert_same_run(out, expected):
@@ -69,7 +75,7 @@ def assert_same_run(out, expected):
         assert row == pytest.approx(expected_row, rel=3e-4)
     for row, expected_row in zip(*(read_jsonl(o / "test/predictions.jsonl") for o in (out, expected)), strict=True):
         assert (row["answer"], row["passages"]) == (expected_row["answer"], expected_row["passages"])
-    trained, expected_weights = (load_file(o / "model/model.safetensors") for o in (out, expected))
+    trained, expected_weights = (load_file(weights_file(o)) for o in (out, expected))
     assert trained.keys() == expected_weights.keys()
     for name, tensor in expected_weights.items():
         torch.testing.assert_close(trained[name], tensor, rtol=3e-3, atol=3e-4)

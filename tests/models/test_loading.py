@@ -203,10 +203,14 @@ def test_a_folder_without_config_json_is_an_error(tmp_path):
     refused(str(tmp_path), r"expected a checkpoint folder, got no config\.json in it")
 
 
-def test_an_adapter_is_an_error(tmp_path):
+def test_an_adapter_without_its_base_model_is_an_error(tmp_path):
     path = save_decoder(tmp_path)
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model"}')
-    refused(path, r"expected a whole checkpoint, got an adapter .*merge_and_unload")
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text('{"base_model_name_or_path": "no/model"}')
+    with pytest.raises(InputError, match=r"^no/model: expected a checkpoint folder or a hub name"):
+        load_collator(path)
+    settings.write_text('{"base_model_name_or_path": ""}')
+    refused(path, r"adapter_config\.json: expected the base model's name")
 
 
 def test_pickled_weights_are_an_error_with_the_way_to_convert_them(tmp_path):
