@@ -83,17 +83,18 @@ def main() -> int:
             run.log.step(step)
             is_stopped = signals.stop_requested()
             is_due = is_stopped or step.number % output.save_steps == 0 or step.number == num_steps
-            saved = is_due and run.checkpoints.save(step.number)  # before the evaluation, which may be killed
+            if is_due:
+                run.checkpoints.save(step.number)  # before the evaluation, which may be killed
             if evals and not is_stopped and (step.number % output.eval_steps == 0 or step.number == num_steps):
                 scores = evaluator(evals, eval_hits)
                 run.log.evaluation(f"eval-{step.number:06d}", scores)
                 run.early_stopping.add(step.number, scores.metrics)
                 is_stopped = signals.stop_requested()
                 if is_due or is_stopped or step.number == run.early_stopping.best or run.early_stopping.should_stop:
-                    saved = run.checkpoints.save(step.number)  # of a saved step only the evaluation
+                    run.checkpoints.save(step.number)  # of a saved step only the evaluation
             if is_stopped:
                 training.log_resume_command(accelerator, folder, step.number)
-                return int(not saved)
+                return int(not run.checkpoints.wait())
 
     # The best or the last model: export and test
     run.checkpoints.load_best()

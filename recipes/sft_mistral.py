@@ -29,8 +29,7 @@ def main() -> int:
     name, k = lm.model_name_or_path, search.embedding_max_num_to_retrieve
 
     # Records and prompts: errors in the files are raised before anything is loaded.
-    row_options = cli.row_options(files, search, prompt, is_sft=True)
-    splits = train, evals, tests = data.load_splits(*files.paths, **row_options)
+    splits = train, evals, tests = data.load_splits(*files.paths, **cli.row_options(files, search, prompt, is_sft=True))
     data.warn_without_gold(train)
     unseen = evals, tests
     is_gold = retrieval.uses_only_gold(search.embedding_model, unseen)
@@ -84,17 +83,18 @@ def main() -> int:
             run.log.step(step)
             is_stopped = signals.stop_requested()
             is_due = is_stopped or step.number % output.save_steps == 0 or step.number == num_steps
-            saved = is_due and run.checkpoints.save(step.number)  # before the evaluation, which may be killed
+            if is_due:
+                run.checkpoints.save(step.number)  # before the evaluation, which may be killed
             if evals and not is_stopped and (step.number % output.eval_steps == 0 or step.number == num_steps):
                 scores = evaluator(evals, eval_hits)
                 run.log.evaluation(f"eval-{step.number:06d}", scores)
                 run.early_stopping.add(step.number, scores.metrics)
                 is_stopped = signals.stop_requested()
                 if is_due or is_stopped or step.number == run.early_stopping.best or run.early_stopping.should_stop:
-                    saved = run.checkpoints.save(step.number)  # of a saved step only the evaluation
+                    run.checkpoints.save(step.number)  # of a saved step only the evaluation
             if is_stopped:
                 training.log_resume_command(accelerator, folder, step.number)
-                return int(not saved)
+                return int(not run.checkpoints.wait())
 
     # The best or the last model: export and test
     run.checkpoints.load_best()

@@ -8,10 +8,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+HASH_THREADS = 8  # SHA-256 takes 1.6 GB/s of one core; a disk array delivers several times that
 
 
 @contextmanager
@@ -97,6 +100,12 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_all(paths: Iterable[Path]) -> list[str]:
+    """Return the SHA-256 of each file, several at a time."""
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        return list(pool.map(sha256_of, paths))
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ A checkpoint is a folder, OUTPUT_DIR/checkpoints/step-00000050, that is whole or
 another name, with a manifest of the size and SHA-256 of every file, flushed to the disk and renamed. Older checkpoints
 are deleted after that. A later evaluation of the same step replaces only the manifest. All ranks must see the same
 folder.
+
+Training stops while the state is written to files. A thread of the main process does the rest: hashes, flush, rename.
 """
 
 import copy
@@ -12,7 +14,8 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rqa import __version__
-from rqa.atomic_files import atomic_file, atomic_folder, publish_folder, read_manifest, sha256_of, write_manifest
+from rqa.atomic_files import atomic_file, atomic_folder, publish_folder, read_manifest, sha256_of_all, write_manifest
 from rqa.distributed.accelerator import call_on_main
 from rqa.errors import InputError
 from rqa.models.lora import has_adapter, merged_state, save_adapter
-from rqa.terminal import Progress, track
+from rqa.terminal import Progress
 from rqa.training.early_stopping import EarlyStopping
 
 log = logging.getLogger(__name__)
@@ -76,44 +79,57 @@ class Checkpoints:
     keep: int = field(default=2, kw_only=True)
     failures: int = field(default=0, init=False)  # in a row
     last_step: int = field(default=0, init=False)  # that `save` was called for, or that was resumed from
+    _problem: str | None = field(default=None, init=False)  # "" or that of writing; None if nothing waits
+    _publication: Future[None] | None = field(default=None, init=False)  # on the main process
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), init=False)
 
     def __post_init__(self) -> None:
         self.fingerprint = json.loads(json.dumps(self.fingerprint))  # as a manifest returns it
         self.accelerator.register_save_state_pre_hook(_leave_out_frozen)
 
-    def save(self, step: int) -> bool:
-        """Save the state after a step. Return False if that failed; raise OSError after three failures in a row.
-
-        A second call for the same step adds the evaluation since the first; if that failed, it is not repeated.
-        """
+    def save(self, step: int) -> None:
+        """Start to save the state after a step; `wait` waits for the end. A second call adds the evaluation since."""
+        is_saved = self.wait()
         if step != self.last_step:
-            self.last_step = step
-            problem = self._write(step)
+            self.last_step, self._problem = step, self._write(step)
+            if self._problem:
+                self.wait()
+            elif self.accelerator.is_main_process:
+                evaluations = replace(self.early_stopping, values=dict(self.early_stopping.values))
+                self._publication = self._thread.submit(self._publish, step, evaluations)
+        elif not is_saved or (problem := self._attempt(lambda: self._add_evaluation(step))):
+            self._forget(step, problem if is_saved else "")
+
+    def wait(self) -> bool:
+        """Wait until the last checkpoint is whole. Return False if it failed; raise OSError after three in a row."""
+        if self._problem is not None:
+            publication, problem = self._publication, self._problem
+            self._publication = self._problem = None
+            problem = problem or self._attempt(lambda: publication and publication.result())
             self.failures = self.failures + 1 if problem else 0
-        else:
-            problem = "" if self.failures else self._attempt(lambda: self._add_evaluation(step))
+            if problem:
+                self._forget(self.last_step, problem)
+            if problem and self.accelerator.is_main_process:
+                shutil.rmtree(_folder(self.folder, self.last_step, ".partial"), ignore_errors=True)  # makes room
+            if self.failures == MAX_FAILURES_IN_A_ROW:
+                raise OSError(f"{self.folder}: {self.failures} checkpoints in a row could not be written: {problem}")
+        return not self.failures
+
+    def _forget(self, step: int, problem: str) -> None:
+        """Log the problem of a save, if there is one. Only a saved step can be the best."""
         if problem:
             log.error("step %d: the checkpoint could not be written: %s", step, problem)
-        if is_missing := bool(problem or self.failures):
-            self.early_stopping.values.pop(step, None)  # only a saved step can be the best
-        if self.failures == MAX_FAILURES_IN_A_ROW:
-            raise OSError(f"{self.folder}: {self.failures} checkpoints in a row could not be written: {problem}")
-        return not is_missing
+        self.early_stopping.values.pop(step, None)
 
     def _write(self, step: int) -> str:
-        """Write a checkpoint, and delete older ones. Return "" or the problem."""
-        final, partial = _folder(self.folder, step), _folder(self.folder, step, ".partial")
+        """Write the state after a step to a partial folder. Return "" or the problem."""
+        partial = _folder(self.folder, step, ".partial")
         is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         options = {"exclude_frozen_parameters": True} if is_deepspeed else {}
         with Progress(f"step {step}: saving a checkpoint"):
-            problem = (
-                self._attempt(lambda: self._create(partial))
-                or self._attempt(lambda: self.accelerator.save_state(str(partial), **options), everywhere=True)
-                or self._attempt(lambda: self._publish(step, partial, final))
+            return self._attempt(lambda: self._create(partial)) or self._attempt(
+                lambda: self.accelerator.save_state(str(partial), **options), everywhere=True
             )
-        if problem and self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)  # makes room on a full disk
-        return problem
 
     def _attempt(self, write: Callable[[], object], *, everywhere: bool = False) -> str:
         """Run `write`, on the main process or `everywhere`. Return "" or the problem on all ranks."""
@@ -129,28 +145,34 @@ class Checkpoints:
         return (problem or "another rank failed") if self.accelerator.reduce(failed, "sum").item() else ""
 
     def _create(self, partial: Path) -> None:
+        """Create a partial folder with the logs of the steps so far."""
         for leftover in partial.parent.glob(".*.partial"):
             shutil.rmtree(leftover)
         partial.mkdir(parents=True)
-
-    def _publish(self, step: int, partial: Path, final: Path) -> None:
-        """Add the logs and the manifest to a written state, rename it, and delete older checkpoints."""
         for name in LOGS:
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, partial / name)
+
+    def _publish(self, step: int, evaluations: EarlyStopping) -> None:
+        """Add the manifest to a partial folder, rename it, and delete older checkpoints. Runs in a thread."""
+        partial = _folder(self.folder, step, ".partial")
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        digests = sha256_of_all(files)
         manifest = {
             "format": FORMAT,
             "step": step,
             "fingerprint": self.fingerprint,
-            "evaluations": list(self.early_stopping.values.items()),
+            "evaluations": list(evaluations.values.items()),
             "versions": _versions(),
-            "files": {str(path.relative_to(partial)): [path.stat().st_size, sha256_of(path)] for path in files},
+            "files": {
+                str(path.relative_to(partial)): [path.stat().st_size, digest]
+                for path, digest in zip(files, digests, strict=True)
+            },
         }
         write_manifest(partial / MANIFEST, manifest)
-        publish_folder(partial, final)
+        publish_folder(partial, _folder(self.folder, step))
         for old in _saved_steps(self.folder)[: -self.keep]:
-            if old != self.early_stopping.best:
+            if old != evaluations.best:
                 shutil.rmtree(_folder(self.folder, old))
 
     def _add_evaluation(self, step: int) -> None:
@@ -200,6 +222,7 @@ class Checkpoints:
 
         Raises InputError if its checkpoint is missing or damaged.
         """
+        self.wait()
         if step := self.early_stopping.best:
             path, _ = call_on_main(self.accelerator, lambda: _verified(_folder(self.folder, step)))
             self._load(path)
@@ -283,12 +306,15 @@ def _verified(path: Path) -> tuple[Path, dict[str, Any]]:
             f"{path}: expected a checkpoint of format {FORMAT}, got format {written}. Resume with the version of rqa "
             "that wrote it, or start in a new --output_dir."
         )
-    for name, (size, digest) in track(manifest["files"].items(), f"verifying {path}", unit="files"):
-        file = path / name
+    files = {path / name: values for name, values in manifest["files"].items()}
+    for file, (size, _) in files.items():
         actual = file.stat().st_size if file.is_file() else "no file"
         if actual != size:
             raise DamagedCheckpointError(f"{file}: expected {size} bytes, got {actual}.")
-        if sha256_of(file) != digest:
+    with Progress(f"verifying {path}"):
+        digests = sha256_of_all(files)
+    for (file, (_, digest)), actual in zip(files.items(), digests, strict=True):
+        if actual != digest:
             raise DamagedCheckpointError(f"{file}: expected the SHA-256 in {MANIFEST}, got another.")
     return path, manifest
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from world import files, hand_over, results_of
 
+from rqa import atomic_files
 from rqa.atomic_files import read_manifest, write_manifest
 from rqa.errors import InputError
 from rqa.models.decoder import AnswerLM
@@ -183,7 +185,12 @@ class Run:
     def save(self, *steps):
         for step in steps:
             self.step(step)
-            assert self.checkpoints.save(step)
+            assert self.is_saved(step)
+
+    def is_saved(self, step):
+        """Save a step, wait, and return True unless that failed."""
+        self.checkpoints.save(step)
+        return self.checkpoints.wait()
 
 
 def saved_steps(folder):
@@ -207,6 +214,33 @@ def test_a_run_resumes_from_its_newest_checkpoint_with_its_logs(tmp_path, log):
     assert (tmp_path / "metrics.jsonl").read_text() == "5\n10\n"
     assert not (tmp_path / "timings.jsonl").exists()
     assert "step 10" in log.text
+
+
+def test_training_continues_while_a_checkpoint_is_published(tmp_path, monkeypatch):
+    run, may_hash, hashed = Run(tmp_path, metric="f1"), threading.Event(), []
+
+    def slow(path, sha256_of=atomic_files.sha256_of):
+        hashed.append((path.parent.name, may_hash.wait(20)))
+        return sha256_of(path)
+
+    monkeypatch.setattr(atomic_files, "sha256_of", slow)
+    run.step(5)
+    run.checkpoints.save(5)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".step-00000005.partial"]
+    run.step(6)
+    run.early_stopping.add(5, {"f1": 1.0})
+    run.step(10)
+    threading.Timer(0.5, may_hash.set).start()
+    run.checkpoints.save(10)  # waits
+    assert (tmp_path / "checkpoints/step-00000005").exists()
+    assert run.checkpoints.wait()
+    assert all(in_time for _, in_time in hashed)
+    for step, lines in ((10, "5\n6\n10\n"), (5, "5\n")):
+        again = Run(tmp_path, metric="f1")
+        assert again.checkpoints.resume(str(tmp_path / f"checkpoints/step-{step:08}")) == step
+        assert again.weight.item() == step
+        assert again.early_stopping.values == ({5: 1.0} if step == 10 else {})
+        assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
 @pytest.mark.parametrize("named", ["run", "run/checkpoints", "run/checkpoints/"])
@@ -241,7 +275,7 @@ def test_an_evaluation_is_added_to_a_saved_step_and_changes_only_the_manifest(tm
         if number == 1:
             run.log("evaluation")
             run.early_stopping.add(5, {"f1": 3.0})
-        assert run.checkpoints.save(5)
+        assert run.is_saved(5)
         assert {name for name in files(folder) if before.get(name) != (folder / name).read_bytes()} == {"manifest.json"}
     run.log("of step 6")
     again = Run(tmp_path, metric="f1")
@@ -249,7 +283,7 @@ def test_an_evaluation_is_added_to_a_saved_step_and_changes_only_the_manifest(tm
     assert (tmp_path / "metrics.jsonl").read_text() == "5\nevaluation\n"
     assert again.early_stopping.values == {5: 3.0}
     again.log("another")
-    assert again.checkpoints.save(5)
+    assert again.is_saved(5)
     Run(tmp_path, metric="f1").checkpoints.resume("latest")
     assert (tmp_path / "metrics.jsonl").read_text() == "5\nevaluation\nanother\n"
 
@@ -266,7 +300,7 @@ def test_a_failure_while_an_evaluation_is_added_leaves_the_checkpoint_whole(tmp_
 
     with monkeypatch.context() as broken:
         broken.setattr(where, name, fail)
-        assert not run.checkpoints.save(5)
+        run.checkpoints.save(5)
     assert run.early_stopping.best is None  # only a saved step can be the best
     again = Run(tmp_path, metric="f1")
     assert again.checkpoints.resume("latest") == 5
@@ -282,9 +316,9 @@ def test_a_failed_save_is_not_repeated_for_the_same_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run.accelerator, "save_state", fail)
     for step in (5, 10):
-        assert not run.checkpoints.save(step)
+        assert not run.is_saved(step)
         run.early_stopping.add(step, {"f1": 1.0})
-        assert not run.checkpoints.save(step)
+        assert not run.is_saved(step)
     assert len(calls) == 2
     assert run.early_stopping.best is None
 
@@ -521,16 +555,16 @@ def test_training_continues_after_a_failed_checkpoint(tmp_path, log, monkeypatch
 
     with monkeypatch.context() as broken:
         broken.setattr(run.accelerator, "save_state", fail)
-        assert not run.checkpoints.save(10)
-        assert not run.checkpoints.save(15)
+        assert not run.is_saved(10)
+        assert not run.is_saved(15)
     assert re.search(rf"step 10: .*{type(error).__name__}: {error}", log.text)
     assert saved_steps(tmp_path) == [5]
     assert run.early_stopping.best is None  # only a saved step can be the best
     run.save(20)  # resets the count of failures
     monkeypatch.setattr(run.accelerator, "save_state", fail)
-    assert [run.checkpoints.save(step) for step in (25, 30)] == [False, False]
+    assert [run.is_saved(step) for step in (25, 30)] == [False, False]
     with pytest.raises(OSError, match="3 checkpoints in a row"):
-        run.checkpoints.save(35)
+        run.is_saved(35)
     assert saved_steps(tmp_path) == [5, 20]
 
 
@@ -552,7 +586,7 @@ def fail_on_one_of_two_ranks(folder):
         with torch.no_grad():
             run.weight.fill_(step)
         accelerator.save_state = fail if step == 10 and not accelerator.is_main_process else save_state
-        results.append(run.checkpoints.save(step))
+        results.append(run.is_saved(step))
     with torch.no_grad():
         run.weight.fill_(99)
     results += [run.checkpoints.resume("latest"), run.weight.item()]
