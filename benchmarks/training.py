@@ -106,9 +106,7 @@ def main() -> None:
     model.forward, accelerator.backward, optimizer.step = map(
         timer, (model.forward, accelerator.backward, optimizer.step)
     )
-    micro_batches = training.training_batches(
-        len(train), layout, encode, collator.collate, optim.seed, optim.group_by_length
-    )
+    micro_batches = training.training_batches(len(train), layout, encode, collator.collate, **optim.order_options)
     steps = training.train_steps(accelerator, model, optimizer, micro_batches, **optim.loop_options(optim.max_steps))
     start = time.perf_counter()
     for _ in islice(steps, optim.max_steps):

@@ -75,7 +75,7 @@ def main() -> int:
 
     # Loop
     batches = training.training_batches(
-        len(train), layout, encode, collator.collate, optim.seed, optim.group_by_length, run.first_step
+        len(train), layout, encode, collator.collate, distributed.gather_lists, run.first_step, **optim.order_options
     )
     steps = training.train_steps(accelerator, model, optimizer, batches, first_step=run.first_step, **loop)
     with training.StopSignals(accelerator, output.further_signals) as signals:

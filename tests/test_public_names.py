@@ -19,8 +19,8 @@ PUBLIC_NAMES: dict[str, str] = {
         "REFUSAL_ANSWER select_passages Turn warn_without_gold"
     ),
     "distributed": (
-        "attention_kernel AttentionKernel bf16_is_fast default_device is_sharded leave_group make_accelerator "
-        "peak_memory_gib"
+        "attention_kernel AttentionKernel bf16_is_fast default_device gather_lists is_sharded leave_group "
+        "make_accelerator peak_memory_gib"
     ),
     "doctor": (
         "control_token_finding estimate_training exit_status Finding KINDS length_findings planned_sharding "

@@ -112,6 +112,11 @@ class OptimizationArgs:
         own = options(self, "bf16", "fp16", "deepspeed")
         return {"accumulation": self.gradient_accumulation_steps, "flags": flags, **own}
 
+    @property
+    def order_options(self) -> dict[str, Any]:
+        """Keyword arguments of `training_batches`: the order of the examples."""
+        return options(self, "seed", "group_by_length")
+
     def layout(self, processes: int, rank: int) -> BatchLayout:
         """Return the layout of a global batch."""
         return BatchLayout(self.per_device_train_batch_size, self.gradient_accumulation_steps, processes, rank)

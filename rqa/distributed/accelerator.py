@@ -19,6 +19,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast_object_list,
     compare_versions,
+    gather_object,
 )
 from accelerate.utils.environment import parse_flag_from_env
 from accelerate.utils.imports import is_deepspeed_available
@@ -155,6 +156,12 @@ def call_on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
         raise error
     value: T = result
     return value
+
+
+def gather_lists(items: list[T]) -> list[T]:
+    """Return the items of all ranks, in the order of the ranks; every rank must call this."""
+    gathered: list[T] = gather_object(items)
+    return gathered
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -86,10 +86,11 @@ def forecast_epoch(
         rows = [rng.choice(rows) for _ in range(num_examples)]
     steps = steps_per_epoch(num_examples, layout)
     micro_batches: list[Rows] = []
+    order: dict[str, Any] = {"seed": seed, "group_by_length": group_by_length}
     for rank in track(range(layout.processes), "planning an epoch", unit="ranks"):
         own = replace(layout, rank=rank)
         plan = training_batches(
-            num_examples, own, lambda _, at: [rows[i] for i in at], lambda batch: {"rows": batch}, seed, group_by_length
+            num_examples, own, lambda _, at: [rows[i] for i in at], lambda batch: {"rows": batch}, **order
         )
         micro_batches += [batch["rows"] for step in islice(plan, steps) for batch in step if batch["rows"]]
 

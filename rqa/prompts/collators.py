@@ -8,6 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100  # the label of a position without a target
 CACHE_TOKEN_BUDGET = 4_000_000  # tokens of cached examples, about 150 MB
+
+_LOCK = Lock()  # an evaluation encodes while a thread encodes the next rows of training: cache and tokenizer are shared
 
 Batch = dict[str, Tensor]
 Builder = PromptBuilder | PassagePromptBuilder
@@ -95,17 +98,19 @@ class Collator(ABC):
         with Progress("encoding", unit="examples") as progress:
             watch = Stopwatch()
             for item in inputs:
-                row = self._cache.pop(item, None)
-                if row is None or watch.is_recorded:
-                    self._cached_tokens -= 0 if row is None else len(row)
-                    row = self._encode(item)
-                    self._cached_tokens += len(row)
-                self._cache[item] = row
+                with _LOCK:
+                    row = self._cache.pop(item, None)
+                    if row is None or watch.is_recorded:
+                        self._cached_tokens -= 0 if row is None else len(row)
+                        row = self._encode(item)
+                        self._cached_tokens += len(row)
+                    self._cache[item] = row
                 rows.append(row)
                 watch.lap("prompt", 1, row.num_prompt_tokens)
                 progress.advance()
-        while self._cached_tokens > CACHE_TOKEN_BUDGET:
-            self._cached_tokens -= len(self._cache.pop(next(iter(self._cache))))
+        with _LOCK:
+            while self._cached_tokens > CACHE_TOKEN_BUDGET:
+                self._cached_tokens -= len(self._cache.pop(next(iter(self._cache))))
         return rows
 
     def check(

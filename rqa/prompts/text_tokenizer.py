@@ -47,10 +47,12 @@ class TextTokenizer:
     def encode(self, texts: Sequence[str], *, is_inner: bool = False) -> list[Encoding]:
         """Return ids and offsets of texts, without control tokens; `is_inner` texts follow a control token."""
         backend = self._inner if is_inner else self._first
-        # The tokenizer may share its backend, and sets these properties at each call.
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
+        # The tokenizer may share its backend, and sets these properties at each call. They are not set while another
+        # thread may use the backend: that is an error of tokenizers.
+        if not backend.encode_special_tokens or backend.truncation or backend.padding:
+            backend.encode_special_tokens = True
+            backend.no_truncation()
+            backend.no_padding()
         return backend.encode_batch(texts, add_special_tokens=False)
 
     def template_ids(self, text: str) -> list[int]:

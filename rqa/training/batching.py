@@ -5,9 +5,10 @@ Rows of similar length share a micro-batch, for little padding. All ranks have a
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Row = TypeVar("Row", bound=Sized)
 
@@ -94,28 +95,73 @@ def training_batches(
     layout: BatchLayout,
     encode: Callable[[int, Sequence[int]], Sequence[Row]],
     collate: Callable[[Sequence[Row]], Mapping[str, Any]],
+    gather: Callable[[list[Row]], list[Row]] | None = None,
+    first_step: int = 0,
+    *,
     seed: int,
     group_by_length: bool = True,
-    first_step: int = 0,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the micro-batches of this rank for one step after another, epoch after epoch, without end.
 
-    `encode(epoch, positions)` returns the rows of a window of steps; the `len` of a row is its length. `collate` makes
-    a batch from some rows, or one without targets from none. The key "examples" is added: the examples' positions.
-    The first step is `first_step`, the same as without an interruption.
+    `encode(epoch, positions)` returns the rows of a window of steps; the `len` of a row is its length. A thread calls
+    it for the next window while the caller trains on this one. `collate` makes a batch from some rows, or one without
+    targets from none. The key "examples" is added: the examples' positions. The first step is `first_step`, the same as
+    without an interruption.
+
+    With `gather`, such as `rqa.distributed.gather_lists`, each rank encodes only its share of a window. It returns the
+    rows of all ranks, in the order of the ranks; every rank must then take every step.
     """
-    per_epoch = steps_per_epoch(num_examples, layout)
-    first_epoch, skip = divmod(first_step, per_epoch)
-    for epoch in count(first_epoch):
-        order = epoch_order(num_examples, seed=seed, epoch=epoch)
-        for start in range(skip // layout.window * layout.window, per_epoch, layout.window):
-            positions = order[start * layout.global_batch : (start + layout.window) * layout.global_batch]
-            rows = encode(epoch, positions)
+    windows = _windows(num_examples, layout, seed, first_step)
+    share = slice(layout.rank, None, layout.processes) if gather else slice(None)
+    with ThreadPoolExecutor(1, "encoding") as pool:
+
+        def encode_next() -> tuple[_Window, Future[Sequence[Row]]]:
+            window = next(windows)
+            return window, pool.submit(encode, window.epoch, window.positions[share])
+
+        following = encode_next()
+        while True:
+            window, encoding = following
+            rows = encoding.result()
+            following = encode_next()
+            if gather:
+                rows = _interleaved(gather(list(rows)), layout.processes)
             lengths = [len(row) for row in rows]
-            plans = plan_steps(lengths, layout, group_by_length=group_by_length, seed=f"{seed}/{epoch}/{start}")
-            for plan in plans[max(0, skip - start) :]:
+            plan_seed = f"{seed}/{window.epoch}/{window.start}"
+            plans = plan_steps(lengths, layout, group_by_length=group_by_length, seed=plan_seed)
+            for plan in plans[window.skip :]:
                 yield [
-                    {**collate([rows[i] for i in micro_batch]), "examples": [positions[i] for i in micro_batch]}
+                    {**collate([rows[i] for i in micro_batch]), "examples": [window.positions[i] for i in micro_batch]}
                     for micro_batch in plan[layout.rank]
                 ]
-        skip = 0
+
+
+class _Window(NamedTuple):
+    """Steps of an epoch, from `start` on, whose examples are distributed together; `skip` of them are done."""
+
+    epoch: int
+    start: int
+    positions: list[int]
+    skip: int
+
+
+def _windows(num_examples: int, layout: BatchLayout, seed: int, first_step: int) -> Iterator[_Window]:
+    per_epoch = steps_per_epoch(num_examples, layout)
+    first_epoch, done = divmod(first_step, per_epoch)
+    for epoch in count(first_epoch):
+        order = epoch_order(num_examples, seed=seed, epoch=epoch)
+        for start in range(done // layout.window * layout.window, per_epoch, layout.window):
+            positions = order[start * layout.global_batch : (start + layout.window) * layout.global_batch]
+            yield _Window(epoch, start, positions, max(0, done - start))
+        done = 0
+
+
+def _interleaved(by_rank: Sequence[Row], processes: int) -> list[Row]:
+    """Return the rows of a window in order: rank r has encoded the rows r, r + processes, r + 2 · processes, …"""
+    rows: list[Any] = [None] * len(by_rank)
+    first = 0
+    for rank in range(processes):
+        size = len(rows[rank::processes])
+        rows[rank::processes] = by_rank[first : first + size]
+        first += size
+    return rows

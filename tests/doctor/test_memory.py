@@ -88,9 +88,8 @@ def test_random_passages_of_the_corpus_are_added_to_the_gold():
 
 
 def batches_of(rows, layout, group_by_length, seed, steps):
-    plan = training_batches(
-        len(rows), layout, lambda _, at: [rows[i] for i in at], lambda b: {"b": b}, seed, group_by_length
-    )
+    order = {"seed": seed, "group_by_length": group_by_length}
+    plan = training_batches(len(rows), layout, lambda _, at: [rows[i] for i in at], lambda b: {"b": b}, **order)
     return [batch["b"] for step in islice(plan, steps) for batch in step if batch["b"]]
 
 

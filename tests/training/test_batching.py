@@ -1,12 +1,16 @@
 """batching: every example once an epoch, the same steps in every layout, a resume from a position."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
+from threading import Barrier, Event
+from threading import enumerate as enumerate_threads
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rqa.errors import InputError
 from rqa.training import batching
 from rqa.training.batching import (
     BatchLayout,
@@ -123,7 +127,7 @@ def test_steps_are_a_pure_function_of_the_seed(grouped):
         assert list(map(examples, runs[0][:37])) == [sorted(order[i : i + 8]) for i in range(0, 296, 8)]
 
 
-def test_encode_is_called_once_per_window():
+def test_encode_is_called_once_per_window_and_one_window_ahead():
     calls = []
 
     def encode(epoch, rows):
@@ -131,8 +135,60 @@ def test_encode_is_called_once_per_window():
         return [Row(row) for row in rows]
 
     n = 2 * WINDOW + 1
-    list(islice(training_batches(n, BatchLayout(1), encode, collate, seed=0, first_step=WINDOW), n))
-    assert calls == [(0, WINDOW), (0, 1), (1, WINDOW)]
+    batches = training_batches(n, BatchLayout(1), encode, collate, first_step=WINDOW, seed=0)
+    list(islice(batches, n))
+    batches.close()  # waits for the window ahead
+    assert calls == [(0, WINDOW), (0, 1), (1, WINDOW), (1, WINDOW)]
+
+
+def test_the_next_window_is_encoded_while_this_one_is_consumed():
+    is_encoded = {0: Event(), 1: Event()}
+
+    def encode(epoch, rows):
+        if epoch < 2:
+            is_encoded[epoch].set()
+            return [Row(row) for row in rows]
+        raise InputError(f"row {rows[0]}")
+
+    batches = training_batches(WINDOW, BatchLayout(WINDOW), encode, collate, seed=0)
+    next(batches)
+    assert is_encoded[1].wait(20)
+    next(batches)
+    with pytest.raises(InputError, match="row"):  # in the step that needs it
+        next(batches)
+    assert not [thread for thread in enumerate_threads() if thread.name.startswith("encoding")]
+
+
+@pytest.mark.parametrize("layout", [(2, 3, 3), (1, 1, 5), (3, 1, 1)])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_ranks_that_encode_a_share_have_the_batches_of_ranks_that_encode_everything(layout, grouped):
+    """Threads stand in for the ranks."""
+    n, processes = 2 * WINDOW + 7, layout[2]
+    count = 2 * steps_per_epoch(n, BatchLayout(*layout)) + 1
+    barrier, shares, encoded = Barrier(processes), [[]] * processes, [0] * processes
+
+    def run(rank):
+        def gather(rows):
+            shares[rank] = rows
+            barrier.wait(20)
+            everywhere = list(chain(*shares))
+            barrier.wait(20)
+            return everywhere
+
+        def encode(_epoch, rows):
+            encoded[rank] += len(rows)
+            return [Row(row) for row in rows]
+
+        batches = training_batches(
+            n, BatchLayout(*layout, rank), encode, collate, gather, seed=0, group_by_length=grouped
+        )
+        return list(islice(batches, count))
+
+    with ThreadPoolExecutor(processes) as ranks:
+        by_rank = list(ranks.map(run, range(processes)))
+    planned = zip(*[[[batch["rows"] for batch in step] for step in steps] for steps in by_rank], strict=True)
+    assert list(planned) == global_steps(n, *layout, count, group_by_length=grouped)
+    assert max(encoded) <= -(-(3 * n + 2 * WINDOW) // processes) + 12
 
 
 def test_a_global_batch_may_be_larger_than_a_window():
