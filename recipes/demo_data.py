@@ -2,7 +2,7 @@
 
     python recipes/demo_data.py --output_dir data/stdlib
 
-The passages are the docstrings of the interpreter's public modules, classes, functions and methods. Each question is
+The passages are the docstrings of the interpreter's public modules, classes, exceptions and functions. Each question is
 about one of them; the answer is the docstring's first sentence. The same interpreter writes the same bytes.
 """
 
@@ -40,10 +40,9 @@ QUESTIONS = {
     "class": "What is the class `{name}` in the module `{place}`?",
     "exception": "What does the exception `{name}` in the module `{place}` mean?",
     "function": "What does the function `{name}` in the module `{place}` do?",
-    "method": "What does the method `{name}` of the class `{place}` do?",
 }
 CALL = re.compile(r"[\w.]+ ?\(.*\)(\s*(->|=>|--+>?)[^,.]*)?")  # a line of a docstring that shows a call
-MAX_CHARACTERS = 1200  # of a passage: about 300 tokens, so that several fit into a prompt
+MAX_CHARACTERS = 400  # of a passage: about 100 tokens, so that several fit into a short prompt
 
 
 def main() -> None:
@@ -100,22 +99,18 @@ def documented() -> Iterator[tuple[str, str, Any]]:
             home = getattr(thing, "__module__", None) or ""
             # Under its public name: json.JSONDecoder; io.StringIO of _io; os.stat of posix.
             is_private = home not in modules and (name in exported or home == f"_{module}")
-            if home == module or home.startswith(f"{module}.") or is_private:
-                yield from described(f"{module}.{name}", name, thing)
+            is_own = home == module or home.startswith(f"{module}.") or is_private
+            if is_own and (kind := kind_of(name, thing)):
+                yield kind, f"{module}.{name}", thing
 
 
-def described(title: str, qualname: str, thing: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield a public function, or a public class and the members it defines; nothing if the name is an alias."""
-    if title.rpartition(".")[2].startswith("_") or getattr(thing, "__qualname__", None) != qualname:
-        return
+def kind_of(name: str, thing: Any) -> str:
+    """Return the kind of a public class or function with a docstring; "" for all else, and if the name is an alias."""
+    if name.startswith("_") or getattr(thing, "__qualname__", None) != name or not thing.__doc__:
+        return ""
     if inspect.isclass(thing):
-        if thing.__doc__:
-            yield "exception" if issubclass(thing, BaseException) else "class", title, thing
-        for name, value in sorted(vars(thing).items()):
-            function = getattr(value, "__func__", value)  # of a static or class method
-            yield from described(f"{title}.{name}", f"{qualname}.{name}", function)
-    elif inspect.isroutine(thing) and thing.__doc__:
-        yield "method" if "." in qualname else "function", title, thing
+        return "exception" if issubclass(thing, BaseException) else "class"
+    return "function" if inspect.isroutine(thing) else ""
 
 
 def passage_text(kind: str, thing: Any) -> str:

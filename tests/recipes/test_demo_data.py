@@ -78,11 +78,11 @@ def test_environment_is_not_written(folder):
 def test_corpus_has_each_text_once_and_no_long_text(passages):
     assert len(passages) > 2000
     assert passages.duplicates == 0
-    assert max(len(passage.text) for passage in passages) <= 1200
+    assert max(len(passage.text) for passage in passages) <= 400
     assert all(passage.text.strip() for passage in passages)
     titles = [passage.title for passage in passages]
     assert len({*titles}) == len(titles)
-    assert {"textwrap", "json.JSONDecoder", "os.path.join", "os.stat", "io.StringIO", "str.join"} <= {
+    assert {"textwrap", "json.JSONDecoder", "os.path.join", "os.stat", "io.StringIO", "str"} <= {
         title.removeprefix("builtins.") for title in titles
     }
     assert not {"json.decoder.JSONDecoder", "posix.stat", "posixpath.join"} & {*titles}
@@ -108,5 +108,4 @@ def test_each_kind_has_its_question(splits):
     )
     assert questions["textwrap"][0] == "What is the module `textwrap` for?"
     assert questions["pathlib.PurePath"][0] == "What is the class `PurePath` in the module `pathlib`?"
-    assert questions["queue.Queue.put"][0] == "What does the method `put` of the class `queue.Queue` do?"
     assert questions["builtins.IndexError"][0] == "What does the exception `IndexError` in the module `builtins` mean?"
