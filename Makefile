@@ -13,26 +13,30 @@ export TOKENIZERS_PARALLELISM ?= true
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help quickstart quickstart-fid test test-unit test-slow lint clean
+.PHONY: help quickstart quickstart-fid test test-unit test-slow test-gpu lint clean
 help:
 	@echo "make quickstart      train and evaluate a small generator on the documentation of Python (about 10 minutes)"
 	@echo "make quickstart-fid  train a small fusion-in-decoder model on generated facts (about 10 minutes)"
 	@echo "make test            lint, type-check and test (about 10 minutes)"
 	@echo "make test-unit       the tests that start no processes (about 3 minutes)"
 	@echo "make test-slow       all tests, and the tests of the tests (hours)"
+	@echo "make test-gpu        the tests of one GPU (at most 8 minutes); without one they are skipped, with the reason"
 	@echo "make clean           delete the files that these commands made"
 
-.venv/installed: setup.cfg pyproject.toml constraints.txt
+# The demonstrations need less than the tests.
+.venv/demo: EXTRAS := demo
+.venv/installed: EXTRAS := demo,test
+.venv/demo .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --constraint constraints.txt --editable ".[demo,test]"
+	$(BIN)/pip install --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 # A stamp is written last, so that interrupted work is repeated. After `|` only a missing file is made, not an older one.
-data/models/made: | .venv/installed
+data/models/made: | .venv/demo
 	$(BIN)/python recipes/demo_models.py --output_dir data/models
 	touch $@
 
-data/stdlib/made: | .venv/installed
+data/stdlib/made: | .venv/demo
 	$(BIN)/python recipes/demo_data.py --output_dir data/stdlib
 	touch $@
 
@@ -48,7 +52,7 @@ quickstart: $(QUICKSTART)/after/test/score.json
 	$(BIN)/python recipes/compare.py $(QUICKSTART)/before $(QUICKSTART)/after/test --show 0
 	$(BIN)/python recipes/report.py $(QUICKSTART)/before $(QUICKSTART)/after --output $(QUICKSTART)/report.html
 
-data/facts/made: | .venv/installed
+data/facts/made: | .venv/demo
 	$(BIN)/python recipes/demo_facts.py --output_dir data/facts
 	touch $@
 
@@ -79,6 +83,9 @@ test-unit: .venv/installed
 test-slow: lint
 	$(PYTEST) -m "slow or not slow"
 	$(BIN)/python tests/mutants.py
+
+test-gpu: .venv/installed
+	timeout 480 $(BIN)/python -m pytest tests/test_gpu.py -m gpu -n 6 --dist loadgroup -rs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -61,9 +61,7 @@ def open_chat(generator: cli.GeneratorArgs, search: cli.RetrievalArgs, question:
         accelerator, name, is_fid=is_fid, use_flash_attention=generator.use_flash_attention
     )
     retriever = retrieval.open_retriever(passages, device=accelerator.device, **search.retriever_options)
-    model = models.load_generator(
-        accelerator, name, is_fid=is_fid, attention=attention, encoder_batch_size=generator.encoder_batch_size
-    )
+    model = models.load_generator(accelerator, name, attention=attention, **generator.load_options)
     generate = generation.Generator(accelerator, model, collator, 1, generator.generation_limit)
     k, history_turns = search.embedding_max_num_to_retrieve, search.query_history
     chat = generation.Chat(retriever, generate, k=k, history_turns=history_turns)

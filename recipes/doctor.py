@@ -14,7 +14,13 @@ from rqa import cli, doctor, models, training
 from rqa.errors import InputError
 from rqa.terminal import write_result
 
-PROMPT_SIZES = ("max_prompt_length", "max_passage_length", "max_answer_length", "encoder_batch_size")
+PROMPT_SIZES = (
+    "max_prompt_length",
+    "max_passage_length",
+    "max_answer_length",
+    "generation_limit",
+    "encoder_batch_size",
+)
 UNUSED_FOLDER = "unused"  # for flags of folders that a training recipe requires and writes to
 DEFAULTS = {  # micro-batch, learning rate, epochs, steps between evaluations and checkpoints
     "swr": (2, 5e-6, 2, 50),
@@ -28,7 +34,8 @@ class DoctorArgs:
     """The checks and their output."""
 
     method: Literal["swr", "sft", "fid"] = cli.flag("swr", "training recipe whose flags these are")
-    num_processes: int = cli.flag(1, "devices of the training run; memory is sharded only by --deepspeed")
+    accelerate_config: str = cli.flag("", "file of `accelerate launch`: processes, DeepSpeed, FSDP", is_path=True)
+    num_processes: int | None = cli.flag(None, "devices of the run; default: those of --accelerate_config, or 1")
     sample: int = cli.flag(1000, "examples of each file, at most, that are tokenized; drawn at random")
     fail_on: Literal["problem", "warning", "never"] = cli.flag("problem", "least severity with exit status 1")
     accept: str = cli.flag("", "names of findings that do not affect the exit status, separated by commas")
@@ -86,15 +93,17 @@ def main() -> int:
     [first, *_] = cli.parse_args(*defaults_of("swr"))
     args = cli.parse_args(*defaults_of(first.method))
     check_foreign_flags(first.method, args)
-    options, lm, files, search, mix, prompt, optim, _ = args
+    options, lm, files, search, mix, prompt, optim, run = args
+    lm.check_beside(optim.optim, "DEEPSPEED" if optim.deepspeed else "NO")
     output = cli.check_output(options.output)
     accepted = {*options.accept.replace(",", " ").split()}
     if unknown := sorted(accepted - doctor.KINDS.keys()):
         raise InputError(f"--accept: expected names of findings, got {', '.join(unknown)}")
-    precision, zero = doctor.planned_sharding(**optim.accelerator_options, processes=options.num_processes)
+    launch = cli.options(options, "num_processes", "accelerate_config")
+    processes, sharding = doctor.planned_sharding(**optim.accelerator_options, **launch)
 
     # Records
-    is_sft, layout = options.method == "sft", optim.layout(options.num_processes, 0)
+    is_sft, layout = options.method == "sft", optim.layout(processes, 0)
     retriever = replace(search, embedding_model=search.embedding_model or search.full_dataset_file_path)
     splits, findings = doctor.read_splits(*files.paths, **cli.row_options(files, retriever, prompt, is_sft=is_sft))
     corpus, corpus_findings = doctor.read_corpus(search.full_dataset_file_path)
@@ -121,15 +130,16 @@ def main() -> int:
         report["tokens"] = {split: doctor.token_lengths(rows[split]) for split in splits if rows[split]}
         if rows["train"]:
             report |= doctor.estimate_training(
-                rows["train"],
+                rows,
                 len(splits["train"]),
                 models.load_config(lm.model_name_or_path, "generator"),
                 layout,
                 num_steps=optim.num_steps,
-                precision=precision,
-                zero=zero,
+                **sharding,
+                **cli.options(run, "per_device_eval_batch_size"),
                 gradient_checkpointing=lm.gradient_checkpointing,
                 lora=models.planned_adapter(lm.model_name_or_path, lm.lora),
+                load_in_4bit=lm.load_in_4bit,
                 **cli.options(optim, "optim", "group_by_length", "seed"),
                 **cli.options(prompt, *PROMPT_SIZES),
             )

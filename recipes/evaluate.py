@@ -7,7 +7,7 @@
 
 Without --model_name_or_path the retriever alone is scored. Without --embedding_model the generator reads the passages
 of the questions ("ctxs"), or the gold passages if there are none. Writes score.json, predictions.jsonl, config.json and
-report.html; also contexts.json with --context_report, judge.jsonl with --gen_gpt4eval.
+report.html; also contexts.json with --context_report, judge.jsonl with --gen_gpt4eval. The same command resumes.
 """
 
 import logging
@@ -30,7 +30,8 @@ def main() -> None:
     name, is_fid, k = generator.model_name_or_path, generator.qa_is_fid, search.embedding_max_num_to_retrieve
 
     # Records and prompts: errors in the files are raised before anything is loaded.
-    splits = [examples] = data.load_splits(flags.test_file, **cli.row_options(flags, search, generator))
+    [rows] = data.load_splits(flags.test_file, **cli.row_options(flags, search, generator))
+    splits = [examples] = [rows[: flags.max_examples]]
     if flags.gen_gpt4eval:
         if not any(example.answers or example.unanswerable for example in examples):
             raise InputError(f"--gen_gpt4eval true: expected references in {flags.test_file}, got none to judge by")
@@ -64,29 +65,22 @@ def main() -> None:
 
     # Scores
     if name:
-        model = models.load_generator(
-            accelerator, name, is_fid=is_fid, attention=attention, encoder_batch_size=generator.encoder_batch_size
-        )
+        model = models.load_generator(accelerator, name, attention=attention, **generator.load_options)
+    limits = {"batch_size": flags.per_device_eval_batch_size, "max_new_tokens": generator.generation_limit}
+    refusal = flags.refusal_answer
     evaluator = evaluation.Evaluator(
-        accelerator,
-        model,
-        collator,
-        k=k,
-        batch_size=flags.per_device_eval_batch_size,
-        max_new_tokens=generator.generation_limit,
-        refusal_answer=flags.refusal_answer,
-        attributions=flags.attributions,
+        accelerator, model, collator, k=k, **limits, refusal_answer=refusal, attributions=flags.attributions
     )
-    scores = evaluator(examples, hits)
-    if accelerator.is_main_process:
-        scores.write(folder)
-        write_json(folder / "config.json", {**cli.flat(args), "break_lock": False})
-        log.info("%s: %s", folder, scores.summary)
+    scores = evaluator(examples, hits, folder, left_out=len(rows) - len(examples))
+    log.info("%s: %s", folder, scores.summary)
     if contexts:
-        summary = evaluation.compare_contexts(contexts, evaluator.generate, refusal_answer=flags.refusal_answer)
-        if accelerator.is_main_process:
-            evaluation.write_record(folder / "contexts.json", summary)
+        generate = evaluator.generate.resumable(folder)
+        summary = evaluation.compare_contexts(contexts, generate, refusal_answer=refusal, accelerator=accelerator)
     if accelerator.is_main_process:
+        if contexts:
+            evaluation.write_record(folder / "contexts.json", summary)
+        write_json(folder / "config.json", {**cli.flat(args), "break_lock": False})
+        scores.write(folder)  # last: until then the command resumes
         log.info("report: %s", report.write_report(folder))
         if flags.gen_gpt4eval:
             log.info("judging; to resume: python recipes/judge.py --evaluation %s", folder)

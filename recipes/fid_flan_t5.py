@@ -38,6 +38,7 @@ def main() -> int:
     collator.check([*evals, *tests], refusal_answer=mix.refusal_answer)
     accelerator = distributed.make_accelerator(**optim.accelerator_options)
     attention = models.attention_for(accelerator, name, is_fid=True, use_flash_attention=lm.use_flash_attention)
+    load_options = lm.load_options(accelerator, optim.optim)
     weights = {"dtype": models.export_dtype(name, output.save_dtype), "merge_adapter": lm.merge_adapter}
     folder = training.new_folder(accelerator, **output.folder_options)
 
@@ -57,7 +58,6 @@ def main() -> int:
 
     # Model
     calls = {"encoder_batch_size": prompt.encoder_batch_size, "sync_encoder_calls": distributed.is_sharded(accelerator)}
-    load_options = lm.load_options(accelerator.mixed_precision)
     model = models.FusionInDecoder.from_pretrained(name, attention=attention, **calls, **load_options)
     optimizer = training.make_optimizer(model, optim.optim, weight_decay=optim.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -86,8 +86,8 @@ def main() -> int:
             if is_due:
                 run.checkpoints.save(step.number)  # before the evaluation, which may be killed
             if evals and not is_stopped and (step.number % output.eval_steps == 0 or step.number == num_steps):
-                scores = evaluator(evals, eval_hits)
-                run.log.evaluation(f"eval-{step.number:06d}", scores)
+                scores = evaluator(evals, eval_hits, folder / (part := f"eval-{step.number:06d}"))
+                run.log.evaluation(part, scores)
                 run.early_stopping.add(step.number, scores.metrics)
                 is_stopped = signals.stop_requested()
                 if is_due or is_stopped or step.number == run.early_stopping.best or run.early_stopping.should_stop:
@@ -100,7 +100,7 @@ def main() -> int:
     run.checkpoints.load_best()
     training.export(accelerator, model, collator.builder.tokenizer, folder / "model", **weights)
     if tests:
-        run.log.evaluation("test", evaluator(tests, test_hits))
+        run.log.evaluation("test", evaluator(tests, test_hits, folder / "test"))
     if accelerator.is_main_process:
         run.log.info(f"report: {report.write_report(folder)}")
     return 0

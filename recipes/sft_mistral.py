@@ -31,14 +31,14 @@ def main() -> int:
     # Records and prompts: errors in the files are raised before anything is loaded.
     splits = train, evals, tests = data.load_splits(*files.paths, **cli.row_options(files, search, prompt, is_sft=True))
     data.warn_without_gold(train)
-    unseen = evals, tests
-    is_gold = retrieval.uses_only_gold(search.embedding_model, unseen)
+    is_gold = retrieval.uses_only_gold(search.embedding_model, unseen := splits[1:])
     passages = None if is_gold else retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, unseen)
     collator = models.load_collator(name, **prompt.collator_options)
     collator.check(train, answers=True)
     collator.check([*evals, *tests])
     accelerator = distributed.make_accelerator(**optim.accelerator_options)
     attention = models.attention_for(accelerator, name, use_flash_attention=lm.use_flash_attention)
+    load_options = lm.load_options(accelerator, optim.optim)
     weights = {"dtype": models.export_dtype(name, output.save_dtype), "merge_adapter": lm.merge_adapter}
     folder = training.new_folder(accelerator, **output.folder_options)
 
@@ -58,7 +58,7 @@ def main() -> int:
     training.log_rows(first_rows, collator.builder.tokenizer)
 
     # Model
-    model = models.AnswerLM.from_pretrained(name, attention=attention, **lm.load_options(accelerator.mixed_precision))
+    model = models.AnswerLM.from_pretrained(name, attention=attention, **load_options)
     optimizer = training.make_optimizer(model, optim.optim, weight_decay=optim.weight_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
     limits = {"batch_size": output.per_device_eval_batch_size, "max_new_tokens": prompt.generation_limit}
@@ -86,8 +86,8 @@ def main() -> int:
             if is_due:
                 run.checkpoints.save(step.number)  # before the evaluation, which may be killed
             if evals and not is_stopped and (step.number % output.eval_steps == 0 or step.number == num_steps):
-                scores = evaluator(evals, eval_hits)
-                run.log.evaluation(f"eval-{step.number:06d}", scores)
+                scores = evaluator(evals, eval_hits, folder / (part := f"eval-{step.number:06d}"))
+                run.log.evaluation(part, scores)
                 run.early_stopping.add(step.number, scores.metrics)
                 is_stopped = signals.stop_requested()
                 if is_due or is_stopped or step.number == run.early_stopping.best or run.early_stopping.should_stop:
@@ -100,7 +100,7 @@ def main() -> int:
     run.checkpoints.load_best()
     training.export(accelerator, model, collator.builder.tokenizer, folder / "model", **weights)
     if tests:
-        run.log.evaluation("test", evaluator(tests, test_hits))
+        run.log.evaluation("test", evaluator(tests, test_hits, folder / "test"))
     if accelerator.is_main_process:
         run.log.info(f"report: {report.write_report(folder)}")
     return 0

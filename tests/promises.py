@@ -9,9 +9,12 @@ STEPS = "rqa.training.loop.train_steps"
 CHECKPOINTS = "rqa.training.checkpoint.Checkpoints"
 VERIFIED = "rqa.training.checkpoint._verified"
 PUBLISH = "rqa.atomic_files.publish_folder"
+QUANTIZATION = "rqa.models.quantization"
+ADAMW_BF16 = "rqa.training.adamw_bf16"
 ENCODE = "rqa.models.fid.FusionInDecoder.encode"
 ZERO = "rqa.distributed.deepspeed_config"
 SIGNIFICANCE = "rqa.evaluation.significance"
+ANSWER_STORE = "rqa.generation.answers.AnswerStore"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -263,6 +266,51 @@ PROMISES = (
         Without("a key", "recipes/configs/accelerate_zero3.yaml", "deepspeed_config_file:", "deepspeed_config_fle:"),
     ),
     Promise(
+        "A split model has the answers, losses and evidence of the whole, byte for byte",
+        "models/test_device_map.py::test_a_split_model_has_the_answers_losses_and_evidence_of_the_whole",
+        Without(
+            "it is split",
+            "rqa.cli.data_args.GeneratorArgs.load_options",
+            "None if self.device_map == 'none' else self.device_map",
+            "None",
+        ),
+    ),
+    Promise(
+        "States of a split decoder return to the device of the masks",
+        "models/test_device_map.py::test_states_of_a_decoder_return_to_the_device_of_the_masks",
+        Without("the hook", "rqa.models.loading._split", "inner.register_forward_hook(..., with_kwargs=True)"),
+    ),
+    Promise(
+        "States of a split encoder return to the device of the masks",
+        "models/test_device_map.py::test_states_of_an_encoder_return_to_the_device_of_the_masks",
+        Without("the hook", "rqa.models.loading._split", "inner.register_forward_hook(..., with_kwargs=True)"),
+    ),
+    Promise(
+        "An adapter of weights that are not on a device is refused",
+        "models/test_device_map.py::test_an_adapter_of_weights_on_disk_is_an_error",
+        Without("its weights would be empty", "rqa.models.loading._split", "'.lora_' in name", "False"),
+    ),
+    Promise(
+        "A damaged weight on disk is found before the first answer",
+        "models/test_device_map.py::test_a_weight_on_disk_that_is_not_finite_is_an_error",
+        Without(
+            "it is read",
+            "rqa.models.loading._check_finite",
+            "align_module_device(module)",
+            "__import__('contextlib').nullcontext()",
+        ),
+    ),
+    Promise(
+        "The memory of an evaluation is estimated as allocated",
+        "doctor/test_memory.py::test_memory_of_an_evaluation_is_as_allocated",
+        Without(
+            "the cache of new tokens",
+            "rqa.doctor.memory.evaluation_memory",
+            "_generation_peak(model, rows, max_new_tokens, encoder_batch_size)",
+            "(peak, cache)",
+        ),
+    ),
+    Promise(
         "Tied weights stay tied under FSDP2",
         "recipes/test_fsdp.py::test_tied_weights_stay_tied_under_fsdp2",
         Without("weights are tied again", "rqa.models.decoder.AnswerLM.tie_weights", "self.model.tie_weights()"),
@@ -298,7 +346,7 @@ PROMISES = (
         Without("the rename is flushed before older checkpoints are deleted", PUBLISH, "flush(path.parent)"),
         Without(
             "older checkpoints are deleted last",
-            f"{CHECKPOINTS}._publish",
+            f"{CHECKPOINTS}._complete",
             "publish_folder(partial, _folder(self.folder, step))\nfor old in ...: ...",
             "for old in ...: ...\npublish_folder(partial, _folder(self.folder, step))",
         ),
@@ -314,12 +362,35 @@ PROMISES = (
         ),
         Without(
             "the logs are those of the save",
-            f"{CHECKPOINTS}._publish",
+            f"{CHECKPOINTS}._complete",
             "files = ...",
             "[shutil.copyfile(self.folder / name, partial / name) for name in LOGS if (partial / name).exists()]\n"
             "files = [path for path in sorted(partial.rglob('*')) if path.is_file()]",
         ),
-        Without("the next save waits", f"{CHECKPOINTS}.save", "is_saved = self.wait()", "is_saved = True"),
+        Without("the next save waits", f"{CHECKPOINTS}.save", "is_saved = self.wait(step)", "is_saved = True"),
+    ),
+    Promise(
+        "A checkpoint that fails while training continues is not the best, nor is a step that was not better",
+        "training/test_checkpoint.py::test_a_checkpoint_that_fails_while_training_continues_is_not_the_best",
+        Without(
+            "steps that were compared with it",
+            f"{CHECKPOINTS}.wait",
+            "self._forget(self.last_step, next_step, problem)",
+            "self._forget(self.last_step, self.last_step + 1, problem)",
+        ),
+        Without(
+            "the evaluation of the next step",
+            f"{CHECKPOINTS}.wait",
+            "self._forget(self.last_step, next_step, problem)",
+            "self._forget(self.last_step, math.inf, problem)",
+        ),
+        Without("its files are deleted", f"{CHECKPOINTS}._publish", "shutil.rmtree(partial, ignore_errors=True)"),
+    ),
+    Promise(
+        "All threads hash a large file",
+        "test_atomic_files.py::test_the_checksum_of_a_file_is_that_of_its_pieces",
+        Without("the start of a piece", "rqa.atomic_files._sha256_of_piece", "file.seek(start)"),
+        Without("the end of a piece", "rqa.atomic_files._sha256_of_piece", "file.read(PIECE)", "file.read()"),
     ),
     Promise(
         "A damaged checkpoint is named, and the one before it is used",
@@ -338,7 +409,7 @@ PROMISES = (
         "training/test_checkpoint.py::test_the_best_checkpoint_is_kept_and_loaded",
         Without(
             "the best is not deleted",
-            f"{CHECKPOINTS}._publish",
+            f"{CHECKPOINTS}._complete",
             "old != evaluations.best",
             "True",
         ),
@@ -408,7 +479,7 @@ PROMISES = (
         ),
         Without(
             "training starts at the first missing step",
-            "rqa.training.batching.training_batches",
+            "rqa.training.batching._windows",
             "divmod(first_step, per_epoch)",
             "divmod(0, per_epoch)",
         ),
@@ -645,7 +716,7 @@ PROMISES = (
             "WRITE_ERRORS = ...",
             "WRITE_ERRORS = (OSError,)",
         ),
-        Without("the partial checkpoint is deleted", f"{CHECKPOINTS}.wait", "shutil.rmtree(..., ignore_errors=True)"),
+        Without("the partial checkpoint is deleted", f"{CHECKPOINTS}._write", "shutil.rmtree(..., ignore_errors=True)"),
     ),
     Promise(
         "If one rank cannot write a checkpoint, it fails on all ranks",
@@ -655,6 +726,14 @@ PROMISES = (
             f"{CHECKPOINTS}._attempt",
             "self.accelerator.reduce(failed, 'sum').item()",
             "problem",
+        ),
+        Without("the failure of the thread", f"{CHECKPOINTS}.wait", "publication and publication.result()", "None"),
+        Without(
+            "the thread ends its work if an exception ends the run",
+            "rqa.atomic_files.checksums",
+            "with ThreadPool(HASH_THREADS) as pool: ...",
+            "with __import__('concurrent.futures').futures.ThreadPoolExecutor(HASH_THREADS) as pool:\n"
+            "    return list(pool.map(sha256_of, paths))",
         ),
     ),
     Promise(
@@ -844,7 +923,12 @@ PROMISES = (
     Promise(
         "A checkpoint is the plain class's, both ways",
         "models/test_fid.py::test_checkpoints_are_loaded_and_saved_as_the_plain_class",
-        Without("float32", "rqa.models.loading.load_model", "torch.float32", "torch.bfloat16"),
+        Without(
+            "float32",
+            "rqa.models.loading.load_model",
+            "torch.bfloat16 if precision == 'bf16' else torch.float32",
+            "torch.bfloat16",
+        ),
     ),
     Promise(
         "Two processes train FiD as one does",
@@ -1268,7 +1352,9 @@ PROMISES = (
     Promise(
         "The check of a checkpoint reads no weight",
         "models/test_loading.py::test_the_check_reads_no_weight",
-        Without("tensors without content", "rqa.models.loading.num_embeddings", "device = 'meta'", "device = None"),
+        Without(
+            "tensors without content", "rqa.models.loading.num_embeddings", "device_map = 'meta'", "device_map = None"
+        ),
     ),
     Promise(
         "A value of config.json that transformers rejects is one line",
@@ -1383,14 +1469,89 @@ PROMISES = (
     Promise(
         "An adapter is resumed only with the same frozen weights",
         "recipes/test_lora_recipe.py::test_another_base_of_the_same_size_is_refused_on_resume",
-        Without(
-            "the checksum", "rqa.training.run_log._frozen_checksum", "int(accelerator.reduce(total, 'sum').item())", "0"
-        ),
+        Without("the checksum", "rqa.distributed.weights.weights_checksum", "int(total.item())", "0"),
     ),
     Promise(
         "The evaluation of an adapter, and of the merged model, is the test of its run",
         "recipes/test_lora_recipe.py::test_evaluation_of_the_export_equals_the_test_of_the_run",
         Without("the adapter is loaded", "rqa.models.loading.load_model", "load_adapter(model, Path(name_or_path))"),
+    ),
+    # Weights in 4 bits, states in 8 bits, weights in bfloat16
+    Promise(
+        "Loss and gradients of an adapter on 4 bits are those of the dequantized weights",
+        "models/test_quantization.py::test_loss_and_gradients_are_those_of_the_dequantized_weights",
+        Without("every linear layer", f"{QUANTIZATION}.quantized_layers", "layer is not output", "'gate' not in name"),
+    ),
+    Promise(
+        "Weights in 4 bits are the nearest NF4 values of their block",
+        "models/test_quantization.py::test_weights_are_the_nearest_values_of_the_paper_by_blocks",
+        Without(
+            "NF4",
+            f"{QUANTIZATION}.quantize",
+            "layer_classes.Params4bit(layer.weight.data, quant_type='nf4', module=quantized)",
+            "layer_classes.Params4bit(layer.weight.data, quant_type='fp4', module=quantized)",
+        ),
+    ),
+    Promise(
+        "Training and evaluation on 4 bits change no bit of the base",
+        "models/test_quantization.py::test_training_and_evaluation_change_no_weight_of_the_base",
+        Without("no packing in evaluation", f"{QUANTIZATION}.quantize", "quantized.support_avx512bf16_for_cpu = False"),
+    ),
+    Promise(
+        "An adapter on 4 bits is merged into the values that it was trained with",
+        "models/test_quantization.py::test_the_merged_state_computes_what_the_model_in_4_bits_computes",
+        Without(
+            "the values",
+            f"{QUANTIZATION}.dequantized",
+            "import_module('bitsandbytes.functional').dequantize_4bit(parameter.data, statistics)",
+            "parameter.data",
+        ),
+    ),
+    Promise(
+        "A base in 4 bits with another scale is another base",
+        "training/test_run_log.py::test_a_base_in_4_bits_with_another_scale_is_another_base",
+        Without(
+            "the statistics",
+            "rqa.distributed.weights.weights_checksum",
+            "(*local_parts(parameter), *quantization_tensors(parameter))",
+            "(*local_parts(parameter),)",
+        ),
+    ),
+    Promise(
+        "A run on 4 bits with states in 8 bits resumes byte-identically after a kill",
+        "recipes/test_qlora_recipe.py::test_a_run_on_4_bits_resumes_byte_identically_after_a_kill",
+        RESTORED,
+    ),
+    Promise(
+        "The evaluation in 4 bits of an adapter, and of the merged model, is the test of its run",
+        "recipes/test_qlora_recipe.py::test_evaluation_in_4_bits_and_of_the_merged_model_equals_the_test_of_the_run",
+        Without(
+            "the flag",
+            "rqa.models.auto.load_generator",
+            "{'device_map': device_map, 'load_in_4bit': load_in_4bit}",
+            "{}",
+        ),
+    ),
+    Promise(
+        "AdamW in bfloat16 is AdamW in float32, rounded to a neighbour",
+        "training/test_adamw_bf16.py::test_each_step_is_that_of_torch_in_float32_rounded_to_a_neighbour",
+        Without("the correction of the mean", f"{ADAMW_BF16}._change", "1 - beta1 ** step", "1.0"),
+        Without("weight decay", f"{ADAMW_BF16}._change", "1 - group['lr'] * group['weight_decay']", "1.0"),
+    ),
+    Promise(
+        "Small steps add up in bfloat16",
+        "training/test_adamw_bf16.py::test_small_steps_add_up",
+        Without("random rounding", f"{ADAMW_BF16}._change", "stochastic_round(value, generator)", "value"),
+    ),
+    Promise(
+        "AdamW in bfloat16 has the same random numbers on all ranks and after a resume",
+        "training/test_adamw_bf16.py::test_steps_are_the_same_after_a_resume_and_for_any_state_of_the_random_numbers",
+        Without(
+            "a seed of its own",
+            f"{ADAMW_BF16}.AdamWBf16.step",
+            "torch.Generator(parameter.device).manual_seed(seed)",
+            "torch.default_generator",
+        ),
     ),
     Promise(
         "Weights that are not finite are an error",
@@ -1895,7 +2056,7 @@ PROMISES = (
     Promise(
         "A damaged weights file of an encoder is refused when it is opened",
         "retrieval/test_encoder_checkpoint.py::test_a_damaged_weights_file_is_refused_when_the_encoder_is_opened",
-        Without("the headers are read", f"{CHECKPOINT}.checkpoint_folder", "_check_weight_files(folder, files)"),
+        Without("the headers are read", f"{CHECKPOINT}.checkpoint_folder", "_check_weight_files(files)"),
     ),
     Promise(
         "A padding token that is missing, or has no embedding, changes no vector",
@@ -1940,8 +2101,8 @@ PROMISES = (
         Without(
             "our own choice",
             f"{CHECKPOINT}.load_encoder",
-            "{'use_safetensors': True, 'dtype': torch.float32, **_OWN_CHOICE}",
-            "{'use_safetensors': True, 'dtype': torch.float32}",
+            "{'dtype': torch.float32, **_OWN_CHOICE}",
+            "{'dtype': torch.float32}",
         ),
     ),
     Promise(
@@ -2082,6 +2243,55 @@ PROMISES = (
             "rqa.data.localrqa.read_documents",
             "(pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError)",
             "(pickle.UnpicklingError, ValueError, TypeError, AttributeError)",
+        ),
+    ),
+    Promise(
+        "A killed evaluation resumes: its predictions are byte-identical",
+        "recipes/test_killed_evaluation.py::test_predictions_are_byte_identical_after_a_kill",
+        Without("answers are stored", ANSWER_STORE + ".append", "file.write(line.encode())"),
+        Without(
+            "a part of a line is removed", ANSWER_STORE + "._complete_lines", "os.truncate(self.path, len(complete))"
+        ),
+    ),
+    Promise(
+        "Stored answers are used only with equal weights, settings and prompts",
+        "generation/test_answer_store.py",
+        Without("the settings", ANSWER_STORE + "._stored", "row['settings'] == self.settings", "True"),
+        Without(
+            "the weights",
+            "rqa.generation.generator.Generator.resumable",
+            "weights_checksum(self.accelerator, model)",
+            "0",
+        ),
+        Without(
+            "the prompts",
+            "rqa.generation.answers._key",
+            "[(row.prompts, row.truncated, row.num_passages) for row in batch]",
+            "[len(row.prompts[0]) for row in batch]",
+        ),
+        Without(
+            "the checksum of a line", ANSWER_STORE + "._stored", "row.pop('checksum', None) != _checksum(row)", "0"
+        ),
+    ),
+    Promise(
+        "Two ranks resume an evaluation, and its metrics are computed once",
+        "recipes/test_killed_evaluation.py::test_two_ranks_resume_and_score_once",
+        Without(
+            "the main process alone scores",
+            "rqa.evaluation.evaluate.Evaluator.__call__",
+            "call_on_main(self.accelerator, lambda: self._scores(inputs, retrieval, results, left_out))",
+            "self._scores(inputs, retrieval, results, left_out)",
+        ),
+        Without("one process writes", ANSWER_STORE + ".append", "not self.accelerator.is_main_process", "False"),
+    ),
+    Promise(
+        "A hostile pickle of weights is an error and runs nothing",
+        "models/test_loading.py::test_a_hostile_pickle_is_an_error_and_runs_nothing",
+        Without(
+            "only weights are read",
+            "rqa.distributed.pickled_weights.read_pickled",
+            "torch.load(path, map_location='meta', weights_only=True)",
+            "torch.load(path, map_location='meta', weights_only=False)",
         ),
     ),
 )

@@ -1,5 +1,6 @@
 """Atomic files: a kill, a full disk or an exception leaves the old content or the new, whole."""
 
+import hashlib
 import os
 import resource
 import subprocess
@@ -14,6 +15,7 @@ from rqa import atomic_files
 from rqa.atomic_files import (
     atomic_file,
     atomic_folder,
+    checksums,
     publish_folder,
     read_manifest,
     write_json,
@@ -222,3 +224,15 @@ def test_a_damaged_manifest_is_an_error(path, damage):
     path.write_text(damage(path.read_text()))
     with pytest.raises(ValueError):  # noqa: PT011  # of several kinds: json's, or our own
         read_manifest(path)
+
+
+def test_the_checksum_of_a_file_is_that_of_its_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic_files, "PIECE", 4)
+    contents = {tmp_path / f"{size}": os.urandom(size) for size in (0, 1, 4, 5, 8, 1001)}
+    for path, content in contents.items():
+        path.write_bytes(content)
+    pieces = [[content[at : at + 4] for at in range(0, len(content), 4)] for content in contents.values()]
+    assert checksums([*contents]) == [
+        hashlib.sha256(b"".join(hashlib.sha256(piece).digest() for piece in of_file)).hexdigest() for of_file in pieces
+    ]
+    assert checksums([]) == []

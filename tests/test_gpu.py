@@ -1,18 +1,20 @@
 """The GPU: numbers, answers and files of the CPU, and less memory where less is promised. Skipped without CUDA.
 
-    python -m pytest tests/test_gpu.py -m gpu -n 6 --dist loadgroup
+    make test-gpu
 
 RQA_GPU_TESTS_ON=cpu runs the same code on a CPU, to check the tests themselves. Measured numbers are properties of the
 tests: `--junitxml FILE -o junit_family=xunit1` writes them. As a script, this file runs another one with deterministic
 kernels.
 """
 
+import copy
 import gc
 import importlib.util
 import json
 import os
 import runpy
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -46,8 +48,10 @@ from rqa.data.corpus import open_passages
 from rqa.distributed.accelerator import make_accelerator
 from rqa.distributed.device import bf16_is_fast
 from rqa.doctor.memory import training_memory
+from rqa.models.auto import load_generator
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
+from rqa.models.lora import Lora, add_adapter
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.dense import open_retriever
 from rqa.training.optim import make_optimizer
@@ -183,6 +187,44 @@ def test_training_in_bfloat16_is_close_to_float32(kind, record_property):
 BF16_FIRST, BF16_LATER = 0.005, 0.05
 
 
+KERNELS = {"sdpa": None, "flash attention 2": "flash_attention_2"}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_loss_and_gradient_in_bfloat16_are_those_of_float32_within_rounding(kernel, record_property):
+    if KERNELS[kernel] and (not IS_CUDA or importlib.util.find_spec("flash_attn") is None):
+        pytest.skip("flash-attn is not installed, or there is no CUDA device")
+    results = []
+    for precision, attention in (("no", None), ("bf16", KERNELS[kernel])):
+        model = AnswerLM(llama(256))
+        if attention:
+            model.model.set_attn_implementation(attention)
+        with accelerator_on(precision).autocast():
+            losses = model(**batch_of("decoder"))
+        losses.sum().backward()
+        results.append((losses.detach(), torch.cat([each.flatten() for each in gradients(model.model).values()])))
+    (expected_losses, expected), (losses, found) = results
+    loss_share = float((losses / expected_losses - 1).abs().max())
+    gradient_share = float((found - expected).norm() / expected.norm())
+    record_property(f"{kernel}: relative differences of losses and of the gradient", (loss_share, gradient_share))
+    assert 0 < loss_share < BF16_FIRST
+    assert gradient_share < 0.05
+
+
+def test_the_gradient_of_an_adapter_in_float32_is_that_of_the_cpu(record_property):
+    model, found = AnswerLM(llama(256)), []
+    add_adapter(model.model, Lora(4, 8.0))
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    for device in (CPU, DEVICE):
+        run_once(copy.deepcopy(model).to(device), to(device, batch_of("decoder")), found)()
+    assert all(".lora_" in name for name in found[0])
+    distances = gradient_distance(to(CPU, found[1]), found[0])
+    record_property("largest relative norm of the difference of a gradient", distances)
+    assert distances < 1e-3
+
+
 def test_training_in_float16_skips_until_its_scale_fits_and_is_then_close_to_float32(record_property):
     """The scaler begins at 65536; a step whose scaled gradient overflows changes no weight."""
     batches, options = GLOBAL_BATCHES[:1] * 20, {"learning_rate": lambda step: 1e-3}
@@ -260,6 +302,28 @@ def test_answers_of_fusion_in_decoder_in_float32_are_those_of_the_published_form
     for i, row in enumerate(expected):
         alone = {name: tensor[i : i + 1].to(DEVICE) for name, tensor in batch.items()}
         assert up_to_end(fid.generate(**alone, **options)[0].tolist()) == row
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("decoder", "model.layers.0"), ("fid", "encoder.block.0")])
+def test_answers_with_a_layer_in_cpu_memory_are_those_of_a_whole_model(tmp_path, kind, layer):
+    """As with --device_map auto: accelerate copies the layer to the GPU; on another GPU it would move the inputs."""
+    folder = save_decoder(tmp_path) if kind == "decoder" else save_seq2seq(tmp_path)
+    ids = torch.arange(5, 25).view(2, 10)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} if kind == "decoder" else dict(FID_BATCHES[0])
+    batch.pop("labels", None)
+    whole = load_generator(accelerator_on(), folder, is_fid=kind == "fid")
+    leaves = [name for name, part in whole.model.named_modules() if not [*part.children()]]
+    device_map = {name: 0 if IS_CUDA else "cpu" for name in leaves if not name.startswith(layer)}
+    split = load_generator(
+        accelerator_on(),
+        folder,
+        is_fid=kind == "fid",
+        device_map=device_map | {layer: "cpu" if IS_CUDA else "disk"},
+    )
+    assert any(parameter.is_meta for parameter in split.parameters())
+    options = {"max_new_tokens": 8, "eos_token_id": EOS, "pad_token_id": PAD}
+    answers = [model.generate(**to(DEVICE, batch), **options) for model in (whole, split)]
+    assert answers[0].equal(answers[1])
 
 
 # Retrieval
@@ -393,17 +457,21 @@ ESTIMATES = {
     "T5-base, bf16": ("fid", "bf16", False),
     "T5-base, bf16, checkpointing": ("fid", "bf16", True),
     "T5-base, fp32": ("fid", "no", False),
+    "Llama of 134 million, bf16, adapter": ("decoder", "bf16", True, Lora(16, 32.0)),
 }
 
 
 @pytest.mark.parametrize("case", ESTIMATES)
 def test_the_estimate_of_memory_is_near_the_measured_peak(case, record_property):
-    kind, precision, checkpointing = ESTIMATES[case]
+    kind, precision, checkpointing, lora = (*ESTIMATES[case], None)[:4]
     accelerator, configs = accelerator_on(precision, 2), []
 
     def train():
         model = AnswerLM(llama(768)) if kind == "decoder" else FusionInDecoder(t5(768))
         configs.append(model.config)
+        if lora:
+            model.model.to(torch.bfloat16)
+            add_adapter(model.model, lora)
         if checkpointing:
             model.model.gradient_checkpointing_enable({"use_reentrant": False})
         model, optimizer = accelerator.prepare(model, make_optimizer(model))
@@ -413,7 +481,7 @@ def test_the_estimate_of_memory_is_near_the_measured_peak(case, record_property)
         assert [step.skipped for step in steps] == [False, False]
 
     peak = peak_bytes(train)
-    options = {"precision": precision, "accumulation": 2, "gradient_checkpointing": checkpointing}
+    options = {"precision": precision, "accumulation": 2, "gradient_checkpointing": checkpointing, "lora": lora}
     number, held = training_memory(configs[0], rows_of(kind), **options)
     estimate = sum(held.values())
     sizes = {name: round(size / 2**30, 3) for name, size in held.items()}
@@ -421,6 +489,31 @@ def test_the_estimate_of_memory_is_near_the_measured_peak(case, record_property)
     assert number > 10**6
     if IS_CUDA:
         assert 0.5 < peak / estimate < 1.5
+
+
+# Speed
+
+
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362}  # dense, bfloat16, by the vendor
+
+
+def test_tokens_per_second_and_the_share_of_the_peak_are_recorded(record_property):
+    model, batch, found = AnswerLM(llama(768)), batch_of("decoder"), []
+    with accelerator_on("bf16").autocast():
+        step = run_once(model, batch, found)
+        step()
+        start = time.perf_counter()
+        for _ in range(5):
+            step()
+        float(found[-1]["lm_head.weight"].sum())  # waits for the device
+    tokens = 5 * batch["input_ids"].numel() / (time.perf_counter() - start)
+    record_property("tokens/s", round(tokens))
+    name = torch.cuda.get_device_name() if IS_CUDA else "CPU"
+    for card, peak in PEAK_TFLOPS.items():
+        if card in name:
+            number = sum(parameter.numel() for parameter in model.parameters())
+            record_property(f"share of the peak of {name}", round(6 * number * tokens / (peak * 1e12), 3))
+    assert len(found) == 6
 
 
 # Recipes
@@ -506,14 +599,22 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(unbroken, tmp_path, rec
 
 
 @pytest.mark.xdist_group("zero")
-def test_zero_2_on_one_device_equals_a_run_without_it(request, world, tmp_path, record_property):
+@pytest.mark.parametrize(("stage", "file"), [(2, "ds_config.json"), (3, "ds_zero3.json")])
+def test_zero_on_one_device_equals_a_run_without_it(request, world, tmp_path, record_property, stage, file):
+    """On a GPU by NCCL."""
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
-    launcher = (*ACCELERATE_LAUNCH, "--config_file", str(CONFIGS / "accelerate_zero2.yaml"), "--num_processes", "1")
+    launcher = (
+        *ACCELERATE_LAUNCH,
+        "--config_file",
+        str(CONFIGS / f"accelerate_zero{stage}.yaml"),
+        "--num_processes",
+        "1",
+    )
     zero = {}
     if not IS_CUDA:
         request.getfixturevalue("deepspeed_on_cpu")
-        launcher, zero = (sys.executable, DEEPSPEED_ON_CPU), {"deepspeed": str(CONFIGS / "ds_config.json")}
+        launcher, zero = (sys.executable, DEEPSPEED_ON_CPU), {"deepspeed": str(CONFIGS / file)}
     launch(RECIPES["decoder"], flags_of(world, tmp_path / "plain"), by=ACCELERATE_LAUNCH)
     launch(RECIPES["decoder"], flags_of(world, tmp_path / "zero", **zero), by=launcher)
     assert_same_run(tmp_path / "zero", tmp_path / "plain")
@@ -523,7 +624,8 @@ def test_zero_2_on_one_device_equals_a_run_without_it(request, world, tmp_path, 
         for name in ("bf16", "plain")
     ]
     record_property(
-        "largest difference of losses, ZeRO-2 bf16 to fp32", max(abs(a / b - 1) for a, b in zip(*losses, strict=True))
+        f"largest difference of losses, ZeRO-{stage} bf16 to fp32",
+        max(abs(a / b - 1) for a, b in zip(*losses, strict=True)),
     )
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
 

@@ -35,7 +35,7 @@ PUBLIC_NAMES: dict[str, str] = {
         "read_results RESAMPLES Results retrieval_scores score_intervals ScoreRecord Scores "
         "share_on_gold StepRecord TimingRecord write_record"
     ),
-    "generation": "Answer AnswerStreamer Chat ChatQuestion Generator map_batches",
+    "generation": "Answer ANSWERS_FILE AnswerStore AnswerStreamer Chat ChatQuestion Generator map_batches",
     "judge": (
         "Agreement build_requests cohens_kappa Cost Judge judge_answers JudgeRequest read_labels RESPONSES_FILE "
         "summarize Verdict"

@@ -1,12 +1,13 @@
 """Flags of data, retrieval and prompts."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rqa.cli.parser import at_least, flag, options, require
+from rqa.cli.parser import at_least, flag, options, require, require_package
 from rqa.data.jsonl import parse_object
 from rqa.data.passage_selection import REFUSAL_ANSWER, Order
 from rqa.errors import InputError
@@ -251,16 +252,35 @@ class GeneratorArgs(PromptArgs, FidPromptArgs):
     qa_is_fid: bool = flag(False, "the generator is an encoder-decoder for fusion-in-decoder")
     bf16: bool | None = flag(None, "bfloat16 autocast, true or false; default: true if the device is fast in it")
     use_flash_attention: bool = flag(False, "flash attention 2 (needs CUDA and the package flash-attn)")
+    device_map: Literal["none", "auto"] = flag(
+        "none", "auto: one process spreads the layers over its GPUs, and the rest over CPU memory and disk"
+    )
+    load_in_4bit: bool = flag(False, "hold the weights of linear layers in 4 bits (needs bitsandbytes)")
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """Keyword arguments of `load_generator`."""
+        device_map = None if self.device_map == "none" else self.device_map
+        own = options(self, "encoder_batch_size", "load_in_4bit")
+        return {"is_fid": self.qa_is_fid, "device_map": device_map, **own}
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
         super().check()
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if self.device_map != "none" and processes != "1":
+            raise InputError(
+                f"--device_map {self.device_map}: expected one process, which uses all GPUs, got {processes}. "
+                "Launch with `python recipes/evaluate.py …`"
+            )
         default = type(self)()
         kind, other = (FidPromptArgs, PromptArgs) if self.qa_is_fid else (PromptArgs, FidPromptArgs)
         unused = other.__dataclass_fields__.keys() - kind.__dataclass_fields__
         if changed := sorted(name for name in unused if getattr(self, name) != getattr(default, name)):
             is_fid, flags = str(self.qa_is_fid).lower(), ", --".join(changed)
             raise InputError(f"--qa_is_fid {is_fid}: --{flags} would have no effect. Remove it")
+        if self.load_in_4bit:
+            require_package("--load_in_4bit", "bitsandbytes", "quantized")
 
     @property
     def collator_options(self) -> dict[str, Any]:

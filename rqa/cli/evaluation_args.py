@@ -15,6 +15,7 @@ class EvaluationArgs(RowArgs):
     """The examples, the output, and the parts of the evaluation."""
 
     test_file: str = flag("", "examples: .jsonl, .jsonl.gz or .json", "eval_data_path", is_path=True)
+    max_examples: int | None = flag(None, "the first examples of the file, for a quick look; default: all")
     output_dir: str = flag("", "new folder for the scores and the predictions", is_path=True)
     break_lock: bool = flag(False, "replace the lock of a process on a machine that is off or cannot be reached")
     refusal_answer: str = flag(REFUSAL_ANSWER, "reference of examples that are unanswerable")
@@ -35,7 +36,7 @@ class EvaluationArgs(RowArgs):
         """Raise InputError for values that are not allowed."""
         super().check()
         require(self, "test_file", "output_dir")
-        at_least(self, 1, "per_device_eval_batch_size")
+        at_least(self, 1, "per_device_eval_batch_size", "max_examples")
 
     def check_beside(self, generator: GeneratorArgs, search: RetrievalArgs, judging: JudgeArgs) -> None:
         """Raise InputError if a flag has no effect, or cannot work, because of another."""

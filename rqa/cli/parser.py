@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -48,6 +49,12 @@ def require(args: Any, *names: str) -> None:
         if not getattr(args, name):
             help = type(args).__dataclass_fields__[name].metadata["help"]
             raise InputError(f"--{name} is required: {help.partition('; empty:')[0]}")
+
+
+def require_package(flag: str, package: str, extra: str) -> None:
+    """Raise InputError if the package that a flag needs is not installed; an extra of rqa installs it."""
+    if find_spec(package) is None:
+        raise InputError(f'{flag}: the package {package} is not installed. Run `pip install ".[{extra}]"`')
 
 
 def at_least(args: Any, least: float, *names: str) -> None:

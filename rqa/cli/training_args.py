@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rqa.cli.parser import at_least, flag, options, require
+from rqa.cli.parser import at_least, flag, options, require, require_package
 from rqa.distributed.untrusted import ADAPTER_CONFIG
 from rqa.errors import InputError
 from rqa.evaluation.metrics import HIGHER_IS_BETTER
@@ -18,6 +18,8 @@ from rqa.training.schedule import Schedule, learning_rate_at
 from rqa.training.trackers import TrackerName, check_tracker
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from rqa.models.lora import Lora
 
 SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -50,6 +52,7 @@ class ModelArgs:
     lora_alpha: float | None = flag(None, "scale of the adapters, alpha / rank; default: twice the rank")
     lora_dropout: float = flag(0.0, "dropout before the adapters")
     lora_target_modules: str = flag("all-linear", "layers with adapters: ends of their names, such as q_proj,v_proj")
+    load_in_4bit: bool = flag(False, "hold the frozen weights of linear layers in 4 bits (QLoRA; needs bitsandbytes)")
     merge_adapter: bool = flag(False, "also export the model with its adapter added to the weights, to merged/")
 
     @property
@@ -62,9 +65,30 @@ class ModelArgs:
         alpha = 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
         return Lora(self.lora_rank, alpha, self.lora_dropout, targets) if self.lora_rank else None
 
-    def load_options(self, precision: str) -> dict[str, Any]:
-        """Return keyword arguments of `load_model`."""
-        return {"gradient_checkpointing": self.gradient_checkpointing, "lora": self.lora, "precision": precision}
+    def load_options(self, accelerator: "Accelerator", optim: OptimizerName) -> dict[str, Any]:
+        """Return keyword arguments of `load_model`. Raises InputError if they do not fit optimizer and launch."""
+        import torch
+
+        self.check_beside(optim, accelerator.distributed_type.value)
+        own = options(self, "gradient_checkpointing", "lora", "load_in_4bit")
+        dtype = getattr(torch, OPTIMIZERS[optim].weights)
+        return {**own, "precision": accelerator.mixed_precision, "trained_dtype": dtype}
+
+    def check_beside(self, optim: OptimizerName, distribution: str) -> None:
+        """Raise InputError if the flags do not work with an optimizer, or with Accelerate's type of distribution."""
+        kind = OPTIMIZERS[optim]
+        if self.load_in_4bit and not self._trains_adapter:
+            raise InputError("--load_in_4bit: no effect without an adapter. Set --lora_rank 16, or remove the flag")
+        if self.load_in_4bit and distribution in ("DEEPSPEED", "FSDP"):
+            raise InputError(f"--load_in_4bit: expected one process or DDP, got {distribution}. Remove one of them")
+        if not kind.works_under_fsdp and distribution == "FSDP":
+            raise InputError(f"--optim {optim}: expected one process or DDP, got FSDP. Set --optim adamw")
+        if kind.weights != "float32" and self._trains_adapter:
+            raise InputError(f"--optim {optim}: adapters are trained in float32. Set --optim adamw")
+
+    @property
+    def _trains_adapter(self) -> bool:
+        return self.lora_rank > 0 or Path(self.model_name_or_path, ADAPTER_CONFIG).is_file()
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
@@ -79,8 +103,10 @@ class ModelArgs:
         for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
             if not self.lora_rank and getattr(self, name) != getattr(ModelArgs(), name):
                 raise InputError(f"--{name}: no effect without --lora_rank. Set --lora_rank 16, or remove the flag")
-        if self.merge_adapter and not self.lora_rank and not Path(self.model_name_or_path, ADAPTER_CONFIG).is_file():
+        if self.merge_adapter and not self._trains_adapter:
             raise InputError("--merge_adapter: no effect without an adapter. Set --lora_rank 16, or remove the flag")
+        if self.load_in_4bit:
+            require_package("--load_in_4bit", "bitsandbytes", "quantized")
 
 
 @dataclass(frozen=True)
@@ -141,6 +167,11 @@ class OptimizationArgs:
             raise InputError(f"--max_grad_norm: expected more than 0 (inf: no clipping), got {self.max_grad_norm}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"--max_steps: expected at least 1, or -1 for --num_train_epochs, got {self.max_steps}")
+        kind = OPTIMIZERS[self.optim]
+        if kind.package:
+            require_package(f"--optim {self.optim}", kind.package, "quantized")
+        if kind.weights == "bfloat16" and not self.bf16:
+            raise InputError(f"--optim {self.optim}: the weights are in bfloat16. Set --bf16 true")
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise InputError(f"--deepspeed {self.deepspeed}: expected a JSON file, got no file of this name")
 

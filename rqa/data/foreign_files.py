@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+from rqa.atomic_files import LFS_POINTER
 from rqa.data.fields import listed, quoted
 from rqa.errors import InputError
 
 SNIFFED_BYTES = 2**20  # from the start of a file
-LFS_POINTER = b"version https://git-lfs"
+
 _OBJECT_LINES = "expected a JSON object on each line"
 _FIRST_BYTES = {  # of a file: format and advice
     b"PAR1": ("Parquet", 'pandas.read_parquet(FILE).to_json("NAME.jsonl", orient="records", lines=True) converts it'),

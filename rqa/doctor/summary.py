@@ -70,12 +70,20 @@ def print_training(report: Mapping[str, Any], sample_size: int) -> None:
     write_result(f"positions computed per token: {epoch['positions'] / tokens:.2f}")
     write_result(f"positions per token if all rows had the maximum length: {epoch['padded'] / tokens:.2f}")
     write_result("\nGiB on one device: {parameters} parameters, {precision}, {micro_batch}:".format(**report))
-    for use, size in report["bytes"].items():
-        write_result(f"  {use:14}{size / 2**30:8.2f}")
+    _print_sizes(report["bytes"])
     accuracy = "within about 10 %" if "activations" in report["bytes"] else "without activations, which are unknown"
     write_result(
         f"  {'total':14}{sum(report['bytes'].values()) / 2**30:8.2f}, {accuracy}, without the device's own use"
     )
+    if report["host_bytes"]:
+        write_result(f"  in CPU memory {report['host_bytes'] / 2**30:8.2f} for each process")
+    write_result("\nGiB on one device in recipes/evaluate.py, for the longest prompts:")
+    _print_sizes(report["evaluation_bytes"])
+
+
+def _print_sizes(sizes: Mapping[str, int]) -> None:
+    for use, size in sizes.items():
+        write_result(f"  {use:14}{size / 2**30:8.2f}")
 
 
 def write_findings(path: Path, findings: Sequence[Finding], report: Mapping[str, Any]) -> None:

@@ -27,8 +27,8 @@ class Evaluation:
     def scores(self) -> dict[str, float]:
         """The metrics that are finite, and the seconds per answer if it was timed."""
         scores = {name: value for name, value in self.score.metrics.items() if math.isfinite(value)}
-        generation = self.score.generation
-        return scores | ({"seconds": generation["seconds_per_answer"]} if generation else {})
+        seconds = (self.score.generation or {}).get("seconds_per_answer")
+        return scores | ({} if seconds is None else {"seconds": seconds})
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:

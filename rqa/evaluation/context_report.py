@@ -9,20 +9,23 @@ n questions, k passages.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from numpy.typing import ArrayLike
 
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example, Passage, distinct
+from rqa.distributed.accelerator import call_on_main
 from rqa.errors import InputError
 from rqa.evaluation.evaluate import Generate
 from rqa.evaluation.metrics import LABELS, answer_scores
 from rqa.evaluation.results import ContextsRecord, PredictionRecord
 from rqa.evaluation.significance import LEVEL, RESAMPLES, compare, interval, ratio, resampled_scores, score_intervals
-from rqa.generation.generator import Answer
+from rqa.generation.answers import Answer
 from rqa.retrieval.retrieve import Retrieved
 from rqa.terminal import track
 
@@ -135,8 +138,16 @@ def _truncated_last(best: Sequence[Passage], item: GeneratorInput) -> GeneratorI
     return replace(item, ranks=tuple(order.index(i) for i in range(len(order))))
 
 
-def compare_contexts(contexts: Contexts, generate: Generate, *, refusal_answer: str = REFUSAL_ANSWER) -> ContextsRecord:
+def compare_contexts(
+    contexts: Contexts,
+    generate: Generate,
+    *,
+    refusal_answer: str = REFUSAL_ANSWER,
+    accelerator: Accelerator | None = None,
+) -> ContextsRecord:
     """Answer all inputs in one call, equal ones once, and return the report. Every rank must call this.
+
+    Scores are computed on the main process of the `accelerator`, or on each process without one.
 
     - conditions: the scores under each, in per cent, with their intervals. `refusal` is the share of answers that are
       `refusal_answer` by the rule of `metrics.exact_match`: other words are no refusal.
@@ -146,6 +157,11 @@ def compare_contexts(contexts: Contexts, generate: Generate, *, refusal_answer: 
     """
     inputs = [*dict.fromkeys(chain(*contexts.inputs.values(), contexts.unanswerable))]
     answers = dict(zip(inputs, generate(inputs), strict=True))
+    report = partial(_report, contexts, answers, refusal_answer)
+    return call_on_main(accelerator, report) if accelerator else report()
+
+
+def _report(contexts: Contexts, answers: Mapping[GeneratorInput, Answer], refusal_answer: str) -> ContextsRecord:
     predictions = {
         name: [_prediction(item, answers[item], refusal_answer) for item in of_condition]
         for name, of_condition in track(contexts.inputs.items(), "scoring contexts", unit="contexts")
@@ -156,7 +172,7 @@ def compare_contexts(contexts: Contexts, generate: Generate, *, refusal_answer: 
         questions=len(predictions["none"]),
         unanswerable=len(unanswerable),
         left_out=contexts.left_out,
-        inputs=len(inputs),
+        inputs=len(answers),
         refusal_answer=refusal_answer,
         level=LEVEL,
         resamples=RESAMPLES,

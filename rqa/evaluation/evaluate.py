@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from rqa import __version__
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example, Passage
+from rqa.distributed.accelerator import call_on_main
 from rqa.evaluation.attribution import Attribution, CrossAttention, Losses, leave_one_out, share_on_gold
 from rqa.evaluation.metrics import (
     METRICS,
@@ -36,14 +37,15 @@ from rqa.evaluation.metrics import (
 )
 from rqa.evaluation.results import PassageRecord, PredictionRecord, ScoreRecord, write_predictions, write_record
 from rqa.evaluation.significance import LEVEL, RESAMPLES, score_intervals
+from rqa.generation.answers import ANSWERS_FILE, Answer
 from rqa.generation.batches import map_batches
-from rqa.generation.generator import Answer, Generator
+from rqa.generation.generator import Generator
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import Collator, EncodedExample
 from rqa.retrieval.retrieve import KS, Retrieval
 from rqa.terminal import track
-from rqa.timing import environment, record_spans, summarize_spans
+from rqa.timing import Span, environment, record_spans, summarize_spans
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +75,10 @@ class Scores:
         return format_scores(self.metrics) + (f"  ({notes})" if notes else "")
 
     def write(self, folder: Path) -> None:
-        """Write predictions.jsonl and score.json. Raises OSError."""
+        """Write predictions.jsonl and score.json, then remove the stored answers. Raises OSError."""
         write_predictions(folder / "predictions.jsonl", self.predictions)
         write_record(folder / "score.json", self.score)
+        (folder / ANSWERS_FILE).unlink(missing_ok=True)
 
 
 class Evaluator:
@@ -105,24 +108,64 @@ class Evaluator:
         if (model is None) != (collator is None):
             raise ValueError("model and collator: expected both or neither, got one")
         self.k, self.ks, self.refusal_answer, self.metrics = k, ks, refusal_answer, metrics
-        self.max_new_tokens, self.is_main = max_new_tokens, accelerator.is_main_process
+        self.accelerator, self.max_new_tokens = accelerator, max_new_tokens
         self.environment = environment(accelerator, batch_size)
         self.attributions: dict[str, Attribution] = {}
         self.has_generator = model is not None
         if model is not None and collator is not None:
-            self.generate: Generate = Generator(accelerator, model, collator, batch_size, max_new_tokens)
+            self.generate = Generator(accelerator, model, collator, batch_size, max_new_tokens)
             self.loss: Losses = AnswerLoss(accelerator, model, collator, batch_size)
             if "cross_attention" in attributions:
                 self.attributions["cross_attention"] = CrossAttention(accelerator, model, collator, batch_size)
             if "leave_one_out" in attributions:
                 self.attributions["leave_one_out"] = partial(leave_one_out, self.loss)
 
-    def __call__(self, examples: Sequence[Example], retrieval: Retrieval | None) -> Scores:
+    def __call__(
+        self, examples: Sequence[Example], retrieval: Retrieval | None, folder: Path | None = None, *, left_out: int = 0
+    ) -> Scores:
         """Return the scores of all examples; the prompts contain the first k passages, or gold without a retrieval.
 
         The loss is that of the first references. Examples without references are answered, and left out of all scores
-        of their answers. Times include no metric.
+        of their answers. Times include no metric. Scores are computed on the main process, and are equal on every rank.
+
+        With a `folder`, finished answers are stored in it until `Scores.write`: after a kill, the same call reads them
+        there, and generates the others. Stored answers have no times; losses and attributions are computed again.
+        `left_out` is the number of other examples in the file, for the record.
         """
+        if retrieval is not None:
+            retrieval = replace(retrieval, retrieved=[hits[: max(*self.ks, self.k)] for hits in retrieval.retrieved])
+            inputs = retrieval.inputs(examples, self.k)
+        else:
+            inputs = [GeneratorInput.from_ranked(example, example.gold_passages) for example in examples]
+        results = self._results(inputs, folder) if self.has_generator else None
+        return call_on_main(self.accelerator, lambda: self._scores(inputs, retrieval, results, left_out))
+
+    def _results(self, inputs: Sequence[GeneratorInput], folder: Path | None) -> "_Results":
+        """Answer with time measurement, then attribute, and compute the losses of the references.
+
+        The first question is answered twice: an untimed warm-up.
+        """
+        generate: Generate = self.generate if folder is None else self.generate.resumable(folder)
+        self.generate(inputs[:1])
+        start = time.perf_counter()
+        with record_spans() as spans:
+            answers = generate(inputs)
+        seconds = time.perf_counter() - start
+        answered = [replace(item, answer=answer.text) for item, answer in zip(inputs, answers, strict=True)]
+        attributions = {name: attribute(answered) for name, attribute in self.attributions.items()}
+        references = [_references(item.example, self.refusal_answer) for item in inputs]
+        scored = [replace(item, answer=own[0]) for item, own in zip(inputs, references, strict=True) if own]
+        losses = self.loss(scored) if scored else []
+        return _Results(answers, seconds, spans, references, attributions, losses)
+
+    def _scores(
+        self,
+        inputs: Sequence[GeneratorInput],
+        retrieval: Retrieval | None,
+        results: "_Results | None",
+        left_out: int,
+    ) -> Scores:
+        examples = [item.example for item in inputs]
         rows: list[Row] = [
             {"id": one.id, "question": one.question, "chat_history": one.chat_history} for one in examples
         ]
@@ -133,41 +176,30 @@ class Evaluator:
             "level": LEVEL,
             "resamples": RESAMPLES,
             "examples": len(examples),
+            "examples_left_out": left_out,
             "passages_read": f"the first {self.k} {retrieval.origin}" if retrieval else "gold",
             "runtime": {**self.environment, "warm_up": "one question, not timed", "stages": {}},
             "versions": {"rqa": __version__} | {name: version(name) for name in packages},
             "labels": {metric.name: metric.label or metric.name for metric in own} or None,
         }
         if retrieval is not None:
-            retrieval = replace(retrieval, retrieved=[hits[: max(*self.ks, self.k)] for hits in retrieval.retrieved])
-            inputs = retrieval.inputs(examples, self.k)
             _score_retrieval(score, rows, examples, retrieval, self.ks)
         else:
-            inputs = [GeneratorInput.from_ranked(example, example.gold_passages) for example in examples]
             for row, example in zip(rows, examples, strict=True):
                 row["passages"] = _passages(example, example.gold_passages)
-        if self.has_generator:
-            self._score_answers(score, rows, inputs)
+        if results is not None:
+            self._score_answers(score, rows, results)
             if self.attributions:
-                answered = [replace(item, answer=row["answer"]) for item, row in zip(inputs, rows, strict=True)]
-                _score_attributions(score, rows, answered, self.attributions)
-            scored = [(item, row) for item, row in zip(inputs, rows, strict=True) if row["references"]]
-            if scored:
-                losses = self.loss([replace(item, answer=row["references"][0]) for item, row in scored])
-                _score_losses(score, [row for _, row in scored], losses)
+                _score_attributions(score, rows, inputs, results.attributions)
+            if results.losses:
+                _score_losses(score, [row for row in rows if row["references"]], results.losses)
         predictions = [PredictionRecord(**row) for row in rows]
         return Scores(ScoreRecord(intervals=score_intervals(predictions), **score), predictions)
 
-    def _score_answers(self, score: Row, rows: Sequence[Row], inputs: Sequence[GeneratorInput]) -> None:
-        """Answer with time measurement, then score. The first question is answered twice: an untimed warm-up."""
-        self.generate(inputs[:1])
-        start = time.perf_counter()
-        with record_spans() as spans:
-            answers = self.generate(inputs)
-        seconds = time.perf_counter() - start
-        pairs = track(zip(rows, inputs, answers, strict=True), "metrics of answers", len(rows), unit="answers")
-        for row, item, answer in pairs:
-            references = _references(item.example, self.refusal_answer)
+    def _score_answers(self, score: Row, rows: Sequence[Row], results: "_Results") -> None:
+        answers = results.answers
+        pairs = zip(rows, answers, results.references, strict=True)
+        for row, answer, references in track(pairs, "metrics of answers", len(rows), unit="answers"):
             row |= {
                 "num_passages_read": answer.num_passages,
                 "answer": answer.text,
@@ -187,9 +219,11 @@ class Evaluator:
             "cut_answers": 100 * cut / len(answers),
         }
         score["examples_without_references"] = len(rows) - len(scored)
-        score["runtime"]["stages"] |= summarize_spans(spans)
+        timed = sum(not answer.is_stored for answer in answers)
+        score["runtime"] |= {"timed_answers": timed}
+        score["runtime"]["stages"] |= summarize_spans(results.spans)
         score["generation"] = {
-            "seconds_per_answer": seconds / len(answers),
+            "seconds_per_answer": results.seconds / timed if timed else None,
             "prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
             "truncated_passage_tokens": sum(answer.truncated for answer in answers),
             "truncated_prompts": sum(answer.truncated > 0 for answer in answers),
@@ -197,8 +231,20 @@ class Evaluator:
             "unfinished": cut,
             "answers_with_reasoning": sum(bool(answer.reasoning) for answer in answers),
         }
-        if self.is_main and score["metrics"]["cut_answers"] > MAX_CUT_ANSWERS:
+        if score["metrics"]["cut_answers"] > MAX_CUT_ANSWERS:
             _warn_of_cut_answers(cut, len(answers), self.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The work of the model: of every input an answer, its references and attributions; of references the loss."""
+
+    answers: Sequence[Answer]
+    seconds: float
+    spans: Sequence[Span]
+    references: Sequence[tuple[str, ...]]
+    attributions: Mapping[str, Sequence[Sequence[float]]]
+    losses: Sequence[tuple[float, int]]
 
 
 def _warn_of_cut_answers(cut: int, total: int, limit: int) -> None:
@@ -246,10 +292,12 @@ def _score_losses(score: Row, rows: Sequence[Row], losses: Sequence[tuple[float,
 
 
 def _score_attributions(
-    score: Row, rows: Sequence[Row], inputs: Sequence[GeneratorInput], attributions: Mapping[str, Attribution]
+    score: Row,
+    rows: Sequence[Row],
+    inputs: Sequence[GeneratorInput],
+    by_name: Mapping[str, Sequence[Sequence[float]]],
 ) -> None:
-    """Attribute each answer to its passages, and score the share on gold of the inputs that contain a gold passage."""
-    by_name = {name: attribute(inputs) for name, attribute in attributions.items()}
+    """Record the attributions, and score the share on gold of the inputs that contain a gold passage."""
     for i, (row, item) in enumerate(zip(rows, inputs, strict=True)):
         gold = {passage.id for passage in item.example.gold_passages}
         is_gold = [passage.id in gold for passage in item.passages]

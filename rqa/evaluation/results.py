@@ -97,12 +97,13 @@ class ScoreRecord:
     level: float
     resamples: int
     examples: int
+    examples_left_out: int = 0  # by --max_examples
     passages_read: str
     examples_without_gold: int | None = None
     examples_without_references: int = 0  # answered, not scored
     retrieval: Annotated[dict[str, Any], Has(fingerprint=str, others=float | None)] | None = None
     signatures: dict[str, str] | None = None
-    generation: Annotated[dict[str, float], Has(seconds_per_answer=float, others=float)] | None = None
+    generation: Annotated[dict[str, Any], Has(seconds_per_answer=float | None, others=float)] | None = None
     examples_that_read_gold: int | None = None
     runtime: Annotated[dict[str, Any], Has(stages=Has(others=STAGE))]
     versions: dict[str, str]
@@ -113,7 +114,10 @@ class ScoreRecord:
     def notes(self) -> list[str]:
         """The counts, if not 0, without which the scores can be misread."""
         generation = self.generation or {}
+        untimed = self.examples - self.runtime["timed_answers"] if "timed_answers" in self.runtime else 0
         counts = {
+            "examples left out by --max_examples": self.examples_left_out,
+            "answers of an earlier attempt, without times": untimed,
             "answers cut by --max_new_tokens": generation.get("unfinished", 0),
             "prompts with truncated passages": generation.get("truncated_prompts", 0),
             "answers with reasoning, which is not scored": generation.get("answers_with_reasoning", 0),

@@ -11,7 +11,8 @@ from typing import Any
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Turn
 from rqa.errors import InputError
-from rqa.generation.generator import Answer, Generator
+from rqa.generation.answers import Answer
+from rqa.generation.generator import Generator
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import KS, Retrieved, Retriever, build_query
 from rqa.terminal import plural, printable, write_result

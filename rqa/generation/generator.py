@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -10,8 +13,11 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
+from rqa import __version__
 from rqa.data.passage_selection import GeneratorInput
 from rqa.distributed.accelerator import is_sharded
+from rqa.distributed.weights import weights_checksum
+from rqa.generation.answers import ANSWERS_FILE, Answer, AnswerStore
 from rqa.generation.batches import map_batches
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
@@ -19,19 +25,6 @@ from rqa.prompts.collators import Builder, Collator, EncodedExample
 from rqa.timing import Stopwatch
 
 Show = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A generated answer, with its numbers of tokens and passages."""
-
-    text: str
-    num_tokens: int  # generated, including reasoning and the end of the answer
-    num_prompt_tokens: int
-    finished: bool  # False if max_new_tokens ended it
-    truncated: int  # passage tokens that did not fit
-    num_passages: int  # passages that fitted, at least in part
-    reasoning: str = ""  # generated before the answer
 
 
 @dataclass
@@ -49,8 +42,11 @@ class Generator:
             # FSDP then gathers weights in generate() as it does in forward().
             register_fsdp_forward_method(self._unwrapped(), "generate")
 
-    def __call__(self, inputs: Sequence[GeneratorInput]) -> list[Answer]:
-        """Return the answer to each input, in order, on every rank; every rank must call this."""
+    def __call__(self, inputs: Sequence[GeneratorInput], store: AnswerStore | None = None) -> list[Answer]:
+        """Return the answer to each input, in order, on every rank; every rank must call this.
+
+        Answers in the `store` are not generated again, and the others are added to it.
+        """
         return map_batches(
             self.accelerator,
             self.collator.encode(inputs),
@@ -58,7 +54,30 @@ class Generator:
             batch_size=self.batch_size,
             length=lambda row: row.num_prompt_tokens,
             description="generating answers",
+            store=store,
         )
+
+    def resumable(self, folder: Path) -> Callable[[Sequence[GeneratorInput]], list[Answer]]:
+        """Return a function that answers as this generator does, and keeps its answers in ANSWERS_FILE in `folder`.
+
+        If the process is killed, and the same is called again, finished batches are read from there. Every rank must
+        call this.
+        """
+        model, state = self._unwrapped(), self.accelerator.state
+        settings = {
+            "weights": weights_checksum(self.accelerator, model),
+            "device": self.accelerator.device.type,
+            "mixed precision": self.accelerator.mixed_precision,
+            "torch.compile": state.dynamo_plugin.backend.value.lower(),
+            "attention": model.config._attn_implementation,
+            "encoder batch size": getattr(model, "encoder_batch_size", None),
+            "batch size": self.batch_size,
+            "max_new_tokens": self.max_new_tokens,
+            "stop tokens": list(self.collator.builder.stop_ids),
+            "version of rqa": __version__,
+            **{f"version of {name}": version(name) for name in ("torch", "transformers")},
+        }
+        return partial(self, store=AnswerStore(self.accelerator, folder / ANSWERS_FILE, settings))
 
     def stream(self, row: EncodedExample, show: Show = lambda _text: None) -> Answer:
         """Return the answer to one encoded example, and pass its text to `show` piece by piece meanwhile."""

@@ -111,10 +111,16 @@ def load_generator(
     is_fid: bool = False,
     attention: AttentionKernel | None = None,
     encoder_batch_size: int | None = None,
+    device_map: str | Mapping[str, str | int] | None = None,
+    load_in_4bit: bool = False,
 ) -> AnswerLM | FusionInDecoder:
-    """Load a checkpoint or an adapter for evaluation: no gradients, and weights in the accelerator's precision."""
+    """Load a checkpoint or an adapter for evaluation: no gradients, and weights in the accelerator's precision.
+
+    With the `device_map` "auto", for one process, the layers are spread over its GPUs.
+    """
     model: AnswerLM | FusionInDecoder
     options: dict[str, Any] = {"attention": attention, "precision": accelerator.mixed_precision, "is_trained": False}
+    options |= {"device_map": device_map, "load_in_4bit": load_in_4bit}
     if is_fid:
         sync = is_sharded(accelerator)
         model = FusionInDecoder.from_pretrained(
@@ -122,5 +128,5 @@ def load_generator(
         )
     else:
         model = AnswerLM.from_pretrained(name_or_path, **options)
-    model = accelerator.prepare_model(model, evaluation_mode=True)
+    model = accelerator.prepare_model(model, device_placement=device_map is None, evaluation_mode=True)
     return model

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import deepspeed
 
 from rqa.distributed.hub import check_checkpoint_name, quiet_transformers
+from rqa.distributed.pickled_weights import log_pickled, pickled_files, read_pickled
 from rqa.distributed.untrusted import check_untrusted_folder, read_settings
 from rqa.errors import InputError
 from rqa.terminal import Progress
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 QUERY_PROMPTS, PASSAGE_PROMPTS = ("query",), ("document", "passage", "corpus")  # names, the first one that is set
 SETTINGS_FILE = "config_sentence_transformers.json"
 _CHECKPOINT_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_PICKLED = "pytorch_model*.bin"
 _EXPORTS = ("onnx", "openvino")  # folders for other runtimes
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # Options that a checkpoint's own files cannot replace: plain attention, plain experts, no code from the hub.
@@ -85,13 +87,16 @@ def checkpoint_folder(name_or_path: str) -> Path:
         exports = [f"{name}/*" for name in _EXPORTS]
         try:
             folder = Path(snapshot_download(name_or_path, allow_patterns=_CHECKPOINT_FILES, ignore_patterns=exports))
+            if not any(folder.rglob("*.safetensors")):
+                patterns = [*_CHECKPOINT_FILES, _PICKLED]
+                folder = Path(snapshot_download(name_or_path, allow_patterns=patterns, ignore_patterns=exports))
         except (OSError, ValueError) as error:
             raise InputError(f"{name_or_path}: expected a checkpoint folder or a hub name: {error}") from error
     files = checkpoint_files(folder)
     if not files:
         raise InputError(f"{name_or_path}: expected a checkpoint, got a folder without config.json and weights.")
     check_untrusted_folder(folder)
-    _check_weight_files(folder, files)
+    _check_weight_files(files)
     if not (modules := folder / "modules.json").exists():
         _check_architecture(name_or_path, folder / "config.json")
     elif not read_settings(modules):
@@ -101,7 +106,9 @@ def checkpoint_folder(name_or_path: str) -> Path:
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return the files that affect embeddings: weights, configurations, vocabularies."""
-    names = {path.relative_to(folder) for pattern in _CHECKPOINT_FILES for path in folder.rglob(pattern)}
+    paths = {path for pattern in _CHECKPOINT_FILES for path in folder.rglob(pattern)}
+    paths |= {path for each in folder.rglob(_PICKLED) for path in pickled_files(each.parent)}
+    names = {path.relative_to(folder) for path in paths}
     return sorted(folder / name for name in names - {Path(SETTINGS_FILE)} if name.parts[0] not in _EXPORTS)
 
 
@@ -124,23 +131,17 @@ def read_encoder_settings(folder: Path) -> Settings:
     return Settings(prompts, similarity, truncate_dim)
 
 
-def _check_weight_files(folder: Path, files: list[Path]) -> None:
-    """Raise InputError if a weights file is damaged, or if a folder has weights in the pickle format alone."""
-    weights = [path for path in files if path.suffix == ".safetensors"]
-    for path in weights:
-        try:
-            with safe_open(path, "pt"):  # reads the header, and compares it with the size of the file
-                pass
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: expected a safetensors file, got {error}. Copy the file again") from error
-    for path in sorted(folder.rglob("pytorch_model*.bin")):
-        if path.relative_to(folder).parts[0] not in _EXPORTS and not any(
-            path.parent == each.parent for each in weights
-        ):
-            raise InputError(
-                f"{path}: expected a safetensors file beside it, got none. Convert the checkpoint: "
-                "sentence_transformers.SentenceTransformer(FOLDER).save_pretrained(NEW_FOLDER)"
-            )
+def _check_weight_files(files: list[Path]) -> None:
+    """Raise InputError if a weights file is damaged, or is a pickle that would run code."""
+    for path in files:
+        if path.suffix == ".bin":
+            read_pickled(path)
+        elif path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt"):  # reads the header, and compares it with the size of the file
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{path}: expected a safetensors file, got {error}. Copy the file again") from error
 
 
 def _check_architecture(name: str, path: Path) -> None:
@@ -176,7 +177,9 @@ def load_encoder(name: str, folder: Path, device: torch.device, truncate_dim: in
     """Return the frozen model with float32 weights. Raises InputError if it cannot be loaded, or lacks weights."""
     from sentence_transformers import SentenceTransformer  # takes two seconds; a cached retrieval needs none
 
-    weights = {"use_safetensors": True, "dtype": torch.float32, **_OWN_CHOICE}
+    if any(path.suffix == ".bin" for path in checkpoint_files(folder)):
+        log_pickled(name)
+    weights = {"dtype": torch.float32, **_OWN_CHOICE}
     # Old versions of sentence-transformers do not read truncate_dim from the checkpoint.
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "truncate_dim": truncate_dim}
     with (

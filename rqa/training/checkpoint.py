@@ -11,12 +11,14 @@ Training stops while the state is written to files. A thread of the main process
 import copy
 import json
 import logging
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rqa import __version__
-from rqa.atomic_files import atomic_file, atomic_folder, publish_folder, read_manifest, sha256_of_all, write_manifest
+from rqa.atomic_files import atomic_file, atomic_folder, checksums, flush, publish_folder, read_manifest, write_manifest
 from rqa.distributed.accelerator import call_on_main
+from rqa.distributed.weights import local_parts
 from rqa.errors import InputError
 from rqa.models.lora import has_adapter, merged_state, save_adapter
+from rqa.models.quantization import dequantized
 from rqa.terminal import Progress
 from rqa.training.early_stopping import EarlyStopping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 MERGED = "merged"
 METRICS = "metrics.jsonl"
@@ -89,7 +93,7 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Start to save the state after a step; `wait` waits for the end. A second call adds the evaluation since."""
-        is_saved = self.wait()
+        is_saved = self.wait(step)
         if step != self.last_step:
             self.last_step, self._problem = step, self._write(step)
             if self._problem:
@@ -98,28 +102,32 @@ class Checkpoints:
                 evaluations = replace(self.early_stopping, values=dict(self.early_stopping.values))
                 self._publication = self._thread.submit(self._publish, step, evaluations)
         elif not is_saved or (problem := self._attempt(lambda: self._add_evaluation(step))):
-            self._forget(step, problem if is_saved else "")
+            self._forget(step, step + 1, problem if is_saved else "")
 
-    def wait(self) -> bool:
-        """Wait until the last checkpoint is whole. Return False if it failed; raise OSError after three in a row."""
+    def wait(self, next_step: float = math.inf) -> bool:
+        """Wait until the last checkpoint is whole. Return False if it failed; raise OSError after three in a row.
+
+        If it failed, its evaluation is removed, and those of later steps before `next_step`, which were not saved
+        because they were worse.
+        """
         if self._problem is not None:
             publication, problem = self._publication, self._problem
             self._publication = self._problem = None
-            problem = problem or self._attempt(lambda: publication and publication.result())
+            with Progress(f"step {self.last_step}: waiting for the checkpoint"):
+                problem = problem or self._attempt(lambda: publication and publication.result())
             self.failures = self.failures + 1 if problem else 0
             if problem:
-                self._forget(self.last_step, problem)
-            if problem and self.accelerator.is_main_process:
-                shutil.rmtree(_folder(self.folder, self.last_step, ".partial"), ignore_errors=True)  # makes room
+                self._forget(self.last_step, next_step, problem)
             if self.failures == MAX_FAILURES_IN_A_ROW:
                 raise OSError(f"{self.folder}: {self.failures} checkpoints in a row could not be written: {problem}")
         return not self.failures
 
-    def _forget(self, step: int, problem: str) -> None:
-        """Log the problem of a save, if there is one. Only a saved step can be the best."""
+    def _forget(self, step: int, end: float, problem: str) -> None:
+        """Log the problem of a save, if there is one, and remove evaluations: only a saved step can be the best."""
         if problem:
             log.error("step %d: the checkpoint could not be written: %s", step, problem)
-        self.early_stopping.values.pop(step, None)
+        values = self.early_stopping.values
+        self.early_stopping.values = {at: value for at, value in values.items() if not step <= at < end}
 
     def _write(self, step: int) -> str:
         """Write the state after a step to a partial folder. Return "" or the problem."""
@@ -127,9 +135,12 @@ class Checkpoints:
         is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         options = {"exclude_frozen_parameters": True} if is_deepspeed else {}
         with Progress(f"step {step}: saving a checkpoint"):
-            return self._attempt(lambda: self._create(partial)) or self._attempt(
+            problem = self._attempt(lambda: self._create(partial)) or self._attempt(
                 lambda: self.accelerator.save_state(str(partial), **options), everywhere=True
             )
+        if problem and self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)  # makes room on a full disk
+        return problem
 
     def _attempt(self, write: Callable[[], object], *, everywhere: bool = False) -> str:
         """Run `write`, on the main process or `everywhere`. Return "" or the problem on all ranks."""
@@ -154,10 +165,21 @@ class Checkpoints:
                 shutil.copyfile(self.folder / name, partial / name)
 
     def _publish(self, step: int, evaluations: EarlyStopping) -> None:
-        """Add the manifest to a partial folder, rename it, and delete older checkpoints. Runs in a thread."""
+        """Complete a partial folder, or delete it, which makes room on a full disk. Runs in a thread."""
         partial = _folder(self.folder, step, ".partial")
+        try:
+            self._complete(partial, step, evaluations)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _complete(self, partial: Path, step: int, evaluations: EarlyStopping) -> None:
+        """Add the manifest to a partial folder, rename it, and delete older checkpoints."""
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-        digests = sha256_of_all(files)
+        with ThreadPool(1) as disk:
+            flushed = disk.map_async(flush, files)  # while the processor hashes
+            digests = checksums(files)
+            flushed.get()
         manifest = {
             "format": FORMAT,
             "step": step,
@@ -312,7 +334,7 @@ def _verified(path: Path) -> tuple[Path, dict[str, Any]]:
         if actual != size:
             raise DamagedCheckpointError(f"{file}: expected {size} bytes, got {actual}.")
     with Progress(f"verifying {path}"):
-        digests = sha256_of_all(files)
+        digests = checksums([*files])
     for (file, (_, digest)), actual in zip(files.items(), digests, strict=True):
         if actual != digest:
             raise DamagedCheckpointError(f"{file}: expected the SHA-256 in {MANIFEST}, got another.")
@@ -358,7 +380,8 @@ def export(
     The weights of `model` are rounded to `dtype` in place, so that later evaluations are those of the exported
     model. The plain class loads it. Of a model with an adapter, `path` gets the adapter alone, in float32.
     `merge_adapter` adds the adapter to the weights, rounds them to `dtype`, and writes that plain model to the
-    folder "merged" beside it. A folder is whole or does not exist; an older one is replaced. Every rank calls this.
+    folder "merged" beside it; weights in 4 bits are there the values that the adapter was trained with. A folder is
+    whole or does not exist; an older one is replaced. Every rank calls this.
     Raises InputError if a weight is not finite in `dtype`.
     """
     plain: PreTrainedModel = accelerator.unwrap_model(model, keep_torch_compile=False).model
@@ -379,7 +402,7 @@ def export(
                 with torch.device("meta"):
                     base = type(plain)(plain.config)
                 with atomic_folder(path.with_name(MERGED)) as partial:
-                    _save_plain(base, merged_state(plain, state), partial, dtype)
+                    _save_plain(base, merged_state(plain, dequantized(plain, state)), partial, dtype)
                     tokenizer.save_pretrained(partial)
         accelerator.wait_for_everyone()
 
@@ -406,13 +429,6 @@ def _round_weights(accelerator: Accelerator, model: nn.Module, dtype: torch.dtyp
     if count := int(accelerator.reduce(overflows, "sum").item()):
         raise InputError(f"--save_dtype {name}: expected finite weights, got {count} that overflow. Set another dtype.")
     log.info("the weights are rounded to %s, for the exported model and its test", name)
-
-
-def local_parts(parameter: nn.Parameter) -> Iterator[Tensor]:
-    """Yield the tensors of a parameter on this rank: ZeRO-3 keeps its shard in ds_tensor, FSDP2 in a DTensor."""
-    for part in (parameter.data, getattr(parameter, "ds_tensor", None)):
-        if part is not None:
-            yield part.to_local() if hasattr(part, "to_local") else part
 
 
 def _plain_state(prepared: Mapping[str, Tensor], plain: PreTrainedModel) -> dict[str, Tensor]:

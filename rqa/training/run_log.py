@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
@@ -22,14 +21,16 @@ from rqa.atomic_files import write_json
 from rqa.data.records import Example
 from rqa.distributed.accelerator import call_on_main
 from rqa.distributed.device import peak_memory_gib
+from rqa.distributed.weights import weights_checksum
 from rqa.errors import InputError
 from rqa.evaluation.evaluate import Scores
 from rqa.evaluation.results import StepRecord, TimingRecord, read_run, to_line
+from rqa.generation.answers import ANSWERS_FILE
 from rqa.models.lora import has_adapter
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieval
 from rqa.terminal import printable
-from rqa.training.checkpoint import Checkpoints, local_parts
+from rqa.training.checkpoint import Checkpoints
 from rqa.training.early_stopping import EarlyStopping
 from rqa.training.folder_lock import join_lock, lock_folder
 from rqa.training.loop import Step
@@ -45,12 +46,13 @@ def new_folder(accelerator: Accelerator, path: str, *, resume: bool | None = Non
     """Create the output folder of a run, and lock it until all processes of the run have ended. Every rank calls this.
 
     Raises InputError if it is not writable, has a run's files and `resume` is not True (None: no flag to resume), or is
-    locked by another run; see `folder_lock.lock_folder` for `break_lock`.
+    locked by another run; see `folder_lock.lock_folder` for `break_lock`. An evaluation resumes in a folder with stored
+    answers.
     """
     folder = Path(path)
 
     def create() -> None:
-        if (folder / "config.json").exists() and not resume:
+        if (folder / "config.json").exists() and not resume and not (folder / ANSWERS_FILE).exists():
             or_resume = "" if resume is None else ", or resume that run: --resume_from_checkpoint latest"
             raise InputError(f"--output_dir {path}: expected no files of a run. Name a new folder{or_resume}.")
         try:
@@ -190,7 +192,7 @@ def run_fingerprint(
     Files are compared by content. Some training `rows` stand for the tokenizer and the prompts.
     """
     plugin = accelerator.state.deepspeed_plugin
-    frozen = {"frozen weights": _frozen_checksum(accelerator, model)} if has_adapter(model) else {}
+    frozen = {"frozen weights": weights_checksum(accelerator, model, only_frozen=True)} if has_adapter(model) else {}
     return {
         **locked_flags,
         "processes": accelerator.num_processes,
@@ -206,16 +208,6 @@ def run_fingerprint(
         },
         "retriever": retrieval.fingerprint if retrieval else "none",
     }
-
-
-def _frozen_checksum(accelerator: Accelerator, model: nn.Module) -> int:
-    """Return a checksum of the weights that checkpoints leave out: sums of their bits, over all ranks."""
-    total = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-    for number, parameter in enumerate(model.parameters(), 1):
-        for part in local_parts(parameter) if not parameter.requires_grad else ():
-            bits = {2: torch.int16, 4: torch.int32}[part.element_size()]
-            total += number * part.view(bits).sum(dtype=torch.int64)
-    return int(accelerator.reduce(total, "sum").item())
 
 
 def _digest(values: Sequence[Any]) -> str:

@@ -1,12 +1,17 @@
 """Flags of the recipes: values that are refused, derived values, shipped configurations."""
 
+import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from accelerate import DistributedType
 
 from rqa.atomic_files import write_json
+from rqa.cli import parser
 from rqa.cli.data_args import DataArgs, FidPromptArgs, GeneratorArgs, PassageArgs, PromptArgs, RetrievalArgs
 from rqa.cli.evaluation_args import EvaluationArgs
 from rqa.cli.judge_args import JudgeArgs
@@ -124,6 +129,47 @@ def test_flags_of_adapters_are_checked(flags, message):
         ModelArgs("m", **flags).check()
 
 
+@pytest.mark.parametrize(
+    ("args", "flag"),
+    [
+        (ModelArgs("m", lora_rank=1, load_in_4bit=True), "--load_in_4bit"),
+        (GeneratorArgs(load_in_4bit=True), "--load_in_4bit"),
+        (OptimizationArgs(optim="adamw_8bit"), "--optim adamw_8bit"),
+    ],
+)
+def test_a_missing_package_is_an_error_with_the_command_that_installs_it(monkeypatch, args, flag):
+    args.check()
+    monkeypatch.setattr(parser, "find_spec", lambda name: None if name == "bitsandbytes" else name)
+    with pytest.raises(InputError, match=re.escape(flag) + r".*bitsandbytes.*pip install \"\.\[quantized\]\""):
+        args.check()
+
+
+def test_weights_in_bfloat16_need_their_precision():
+    OptimizationArgs(optim="adamw_bf16", bf16=True).check()
+    with pytest.raises(InputError, match=r"--optim adamw_bf16: .*--bf16 true"):
+        OptimizationArgs(optim="adamw_bf16").check()
+
+
+@pytest.mark.parametrize(
+    ("distribution", "args", "optim", "message"),
+    [
+        ("FSDP", ModelArgs("m", lora_rank=1, load_in_4bit=True), "adamw", "--load_in_4bit: .*FSDP"),
+        ("DEEPSPEED", ModelArgs("m", lora_rank=1, load_in_4bit=True), "adamw", "--load_in_4bit: .*DEEPSPEED"),
+        ("FSDP", ModelArgs("m"), "adamw_8bit", "--optim adamw_8bit: .*FSDP"),
+        ("FSDP", ModelArgs("m"), "adamw_bf16", "--optim adamw_bf16: .*FSDP"),
+        ("NO", ModelArgs("m", load_in_4bit=True), "adamw", "--load_in_4bit: no effect without an adapter"),
+        ("NO", ModelArgs("m", lora_rank=1), "adamw_bf16", "--optim adamw_bf16: adapters"),
+    ],
+)
+def test_what_does_not_work_together_is_refused(distribution, args, optim, message):
+    accelerator = SimpleNamespace(distributed_type=DistributedType(distribution), mixed_precision="no")
+    with pytest.raises(InputError, match=message):
+        args.load_options(accelerator, optim)
+    accelerator.distributed_type = DistributedType.MULTI_CPU
+    expected = {"adamw_bf16": torch.bfloat16}.get(optim, torch.float32)
+    assert ModelArgs("m").load_options(accelerator, optim)["trained_dtype"] == expected
+
+
 def test_further_signals_are_named_with_and_without_their_prefix():
     assert RunArgs("o", stop_signals="SIGUSR1, usr2").further_signals == (signal.SIGUSR1, signal.SIGUSR2)
     assert RunArgs("o").further_signals == ()
@@ -135,7 +181,7 @@ LOCKED = set(
     "passage_order gold_dropout hard_negatives refusal_answer learning_rate num_train_epochs max_steps "
     "per_device_train_batch_size gradient_accumulation_steps group_by_length lr_scheduler_type warmup_ratio "
     "weight_decay max_grad_norm optim seed metric_for_best_model "
-    "lora_rank lora_alpha lora_dropout lora_target_modules".split()
+    "lora_rank lora_alpha lora_dropout lora_target_modules load_in_4bit".split()
 )
 
 

@@ -224,12 +224,13 @@ def test_the_shipped_configurations_are_valid(launched_by, path):
     assert set(map(str, raw.get("fsdp_config", {}).values())) - {"True", "2"} <= set(environment.values())
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_the_shipped_configurations_name_their_deepspeed_file(monkeypatch, launched_by, stage):
+@pytest.mark.parametrize(("stage", "offload"), [(2, ""), (3, ""), (2, "_offload"), (3, "_offload")])
+def test_the_shipped_configurations_name_their_deepspeed_file(monkeypatch, launched_by, stage, offload):
     monkeypatch.chdir(ROOT)
-    launched_by(f"recipes/configs/accelerate_zero{stage}.yaml")
+    launched_by(f"recipes/configs/accelerate_zero{stage}{offload}.yaml")
     config, where = load_deepspeed_config("")
     assert config["zero_optimization"]["stage"] == stage
+    assert ("offload_optimizer" in config["zero_optimization"]) == bool(offload)
     assert where.startswith("accelerate's deepspeed_config_file recipes/configs/ds_")
 
 

@@ -13,15 +13,27 @@ from tiny_models import DECODERS, decoder, random_batch
 from tiny_seq2seq import random_passages, seq2seq
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
-from world import DEEPSPEED_ON_CPU, hand_over, handed_over, launch, torchrun
+from transformers.modeling_outputs import BaseModelOutput
+from world import DEEPSPEED_ON_CPU, ROOT, hand_over, handed_over, launch, torchrun
 
 from rqa.data.passage_selection import GeneratorInput, select_passages
 from rqa.data.records import Example, Passage
 from rqa.distributed.accelerator import make_accelerator
-from rqa.doctor.memory import EXTRA_CANDIDATES, encoder_calls, forecast_epoch, sample_inputs, training_memory
+from rqa.distributed.deepspeed_config import read_ds_config
+from rqa.doctor.memory import (
+    EXTRA_CANDIDATES,
+    encoder_calls,
+    evaluation_memory,
+    forecast_epoch,
+    planned_sharding,
+    sample_inputs,
+    training_memory,
+)
+from rqa.errors import InputError
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
 from rqa.models.lora import Lora, add_adapter
+from rqa.models.quantization import quantize
 from rqa.prompts.collators import EncodedExample
 from rqa.training.batching import BatchLayout, training_batches
 from rqa.training.loop import train_steps
@@ -191,6 +203,9 @@ DECODER_CASES = [
     ("llama", True, {"lora": LORA}, 0.08),
     ("llama", False, {"lora": LORA, "gradient_checkpointing": True}, 0.05),
     ("gpt2", True, {"lora": LORA}, 0.08),
+    ("llama", False, {"lora": LORA, "load_in_4bit": True}, 0.05),
+    ("qwen2", True, {"lora": LORA, "load_in_4bit": True, "gradient_checkpointing": True}, 0.1),
+    ("llama", True, {"optim": "adamw_bf16"}, 0.08),
 ]
 FID_CASES = [
     *((family, False, {}, 0.02) for family in ("t5", "bart", "two_berts", "t5gemma")),
@@ -198,6 +213,7 @@ FID_CASES = [
     ("mt5", False, {"encoder_batch_size": 3}, 0.03),
     ("bart", False, {"gradient_checkpointing": True}, 0.15),
     ("t5", False, {"lora": LORA}, 0.04),
+    ("t5", False, {"lora": LORA, "load_in_4bit": True}, 0.05),
 ]
 
 
@@ -207,11 +223,19 @@ def assert_as_allocated(model, rows, batch, bf16, options, tolerance):
     number, held = training_memory(model.config, rows, precision="bf16" if bf16 else "no", **options)
     if lora := options.get("lora"):
         model.model.to(torch.bfloat16 if bf16 else torch.float32)
+        if options.get("load_in_4bit"):
+            quantize(model.model, torch.bfloat16 if bf16 else torch.float32)
         add_adapter(model.model, lora)
         trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
         assert (held["gradients"], held["optimizer"]) == (trained, 2 * trained)
-    assert number == sum(parameter.numel() for parameter in model.parameters())
-    assert held["weights"] == sum(parameter.nbytes for parameter in model.parameters())
+    if options.get("optim") == "adamw_bf16":
+        model.model.to(torch.bfloat16)
+        assert (held["gradients"], held["optimizer"]) == (2 * number, 4 * number)
+    states = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]
+    statistics = [t for s in states for t in (s.absmax, s.offset, s.code, s.state2.absmax, s.state2.code)]
+    in_4_bits = sum(p.numel() for p in model.parameters() if hasattr(p, "quant_state"))
+    assert number == sum(parameter.numel() for parameter in model.parameters()) + in_4_bits
+    assert held["weights"] == sum(tensor.nbytes for tensor in [*model.parameters(), *statistics])
     if options.get("gradient_checkpointing"):
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
     keeps = options["accumulation"] == 1
@@ -241,11 +265,16 @@ def test_a_mixture_of_experts_has_no_estimate_of_activations(caplog):
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_states_are_those_of_the_optimizer(optim):
-    model = AnswerLM(decoder())
+    model = AnswerLM(decoder().to(getattr(torch, OPTIMIZERS[optim].weights)))
     optimizer = make_optimizer(model, optim)
     model(**random_batch([(9, 3)])).sum().backward()
     optimizer.step()
-    states = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    states = [
+        value
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and name != "step" and "qmap" not in name
+    ]
     _, held = training_memory(model.config, [row(9)], optim=optim)
     assert held["optimizer"] == sum(value.untyped_storage().nbytes() for value in states)
     assert held["gradients"] == sum(parameter.grad.nbytes for parameter in model.parameters())
@@ -292,10 +321,102 @@ def test_zero_divides_states_by_the_number_of_ranks():
     assert per_parameter(zero={"stage": 3, **here}) == per_parameter(zero={"stage": 3})
     assert per_parameter(zero={"stage": 3, **offloaded}) == {
         "weights": 0,
-        "gradients": 0.5,
+        "gradients": 0,
         "optimizer": 0,
         "communication": 2,
+        "host": (2 + 12 + 4 + 2) / 4,  # weights, states with weights in 32 bits, gradients in 32 and in 16
     }
+    optimizer = {"offload_optimizer": offloaded["offload_optimizer"]}
+    number, held = training_memory(decoder().config, [row(9)], zero={"stage": 2, **auto, **optimizer}, processes=4)
+    largest = 2 * decoder().lm_head.weight.numel()
+    assert (held["gradients"], held["optimizer"], held["communication"]) == (0, 0, largest)
+    assert held["host"] == 18 * number // 4 + largest
+
+
+def test_fsdp_shards_all_and_gathers_two_layers_and_the_rest():
+    model = decoder("llama")
+    number = sum(parameter.numel() for parameter in model.parameters())
+    sizes = {"weights": 1, "gradients": 1, "optimizer": 2}
+    assert len(model.model.layers) == 2  # all weights are gathered
+    assert per_parameter(fsdp=["LlamaDecoderLayer"]) == {**sizes, "communication": 2}
+    assert per_parameter(fsdp=["LlamaDecoderLayer"], precision="no") == {**sizes, "communication": 4}
+    model.config.num_hidden_layers = 5
+    total, held = training_memory(model.config, [row(9)], fsdp=["LlamaDecoderLayer"], processes=4)
+    assert total > number
+    assert held["communication"] == 2 * number  # as of two layers
+    with pytest.raises(InputError, match=r"fsdp_transformer_layer_cls_to_wrap: expected .*LlamaDecoderLayer.* T5Block"):
+        per_parameter(fsdp=["T5Block"])
+
+
+CONFIGS = ROOT / "recipes/configs"
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "expected"),
+    [
+        ("cpu", 1, {}),
+        ("many_gpus", 8, {}),
+        ("fsdp2", 8, {"fsdp": ["MistralDecoderLayer"]}),
+        *((f"zero{stage}{more}", None, f"ds_{file}") for stage, more, file in (
+            (2, "", "config"), (3, "", "zero3"), (2, "_offload", "zero2_offload"), (3, "_offload", "zero3_offload")
+        )),
+    ],
+)  # fmt: skip
+def test_the_sharding_of_a_launch_is_that_of_its_file(monkeypatch, name, processes, expected):
+    monkeypatch.chdir(ROOT)
+    options = {"bf16": None, "fp16": False, "deepspeed": "", "flags": {}}
+    launcher = {"num_processes": None, "accelerate_config": f"recipes/configs/accelerate_{name}.yaml"}
+    number, sharding = planned_sharding(2, **options, **launcher)
+    assert sharding.pop("precision") == "bf16"
+    if isinstance(expected, str):
+        by_flag = planned_sharding(2, **options | {"deepspeed": f"recipes/configs/{expected}.json"}, num_processes=3)
+        assert by_flag == (3, {"precision": "bf16", **sharding})
+    else:
+        assert (number, sharding) == (processes, expected)
+    assert planned_sharding(2, **options, **launcher | {"num_processes": 5})[0] == 5
+
+
+@pytest.mark.parametrize("content", [None, "[]", "a: [", "\x00"])
+def test_a_file_that_is_not_of_accelerate_is_an_error(tmp_path, content):
+    path = tmp_path / "launch.yaml"
+    if content is not None:
+        path.write_text(content)
+    options = {"bf16": None, "fp16": False, "deepspeed": "", "flags": {}, "num_processes": None}
+    with pytest.raises(InputError, match=r"launch.yaml: expected a file of `accelerate config`"):
+        planned_sharding(1, **options, accelerate_config=str(path))
+
+
+@pytest.mark.parametrize(
+    ("family", "bf16", "tolerance"),
+    [("llama", False, 0.03), ("gpt2", False, 0.03), ("qwen2", True, 0.05), ("t5", False, 0.05), ("bart", False, 0.05)],
+)
+def test_memory_of_an_evaluation_is_as_allocated(family, bf16, tolerance):
+    """The peak of the prompt, and the cache after the last token."""
+    is_fid = family in ("t5", "bart")
+    model = (seq2seq(family) if is_fid else decoder(family)).eval().to(torch.bfloat16 if bf16 else torch.float32)
+    rows = [row(40, 31, 22, 33), row(39, 12, 32, 8)] if is_fid else [row(40), row(31), row(33)]
+    held = evaluation_memory(model.config, rows, max_new_tokens=9, precision="bf16" if bf16 else "no")
+    assert held["weights"] == sum(parameter.nbytes for parameter in model.parameters())
+
+    def answer(num_new=1):
+        """Return the bytes of the cache after the prompts and new tokens."""
+        if is_fid:
+            fid, batch = FusionInDecoder(model), fid_batch(rows)
+            memory, mask = fid.encode(batch["input_ids"], batch["attention_mask"])
+            ids = torch.zeros(len(rows), num_new, dtype=torch.long)
+            encoded = {"encoder_outputs": BaseModelOutput(last_hidden_state=memory), "attention_mask": mask}
+            cache = model(**encoded, decoder_input_ids=ids, use_cache=True).past_key_values
+            parts = (cache.self_attention_cache, cache.cross_attention_cache)
+        else:
+            ids = torch.zeros(len(rows), 40 + num_new - 1, dtype=torch.long)
+            parts = (model(ids, use_cache=True, logits_to_keep=1).past_key_values,)
+        return sum(kept.nbytes for part in parts for layer in part.layers for kept in (layer.keys, layer.values))
+
+    with torch.no_grad():
+        answer()
+        peak = allocated(answer)
+        assert held["cache"] == answer(9)
+        assert held["activations"] == pytest.approx(peak - answer(), rel=tolerance)
 
 
 def test_under_zero_the_model_is_in_16_bits():
@@ -338,19 +459,23 @@ SMALL = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bf16", [True, False])
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_states_under_zero_are_as_allocated(tmp_path, monkeypatch, stage, bf16):
+@pytest.mark.parametrize(("stage", "offloads"), [(1, False), (2, False), (3, False), (2, True), (3, True)])
+def test_states_under_zero_are_as_allocated(tmp_path, monkeypatch, stage, bf16, offloads):
     """Between two steps, when stages 1 and 2 have freed their gradients, and stage 3 the gathered weights."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     zero = {"stage": stage, "reduce_bucket_size": "auto", "stage3_param_persistence_threshold": 0}
+    if offloads:
+        zero |= read_ds_config(str(ROOT / f"recipes/configs/ds_zero{stage}_offload.json"))["zero_optimization"]
+        zero["stage3_param_persistence_threshold"] = 0
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": "auto"}}))
     by = (*torchrun(2), DEEPSPEED_ON_CPU)
     launch(__file__, {str(path): str(tmp_path), str(bf16): ""}, by=by)
     _, held = training_memory(SMALL, [row(9)], precision="bf16" if bf16 else "no", processes=2, zero=zero)
-    expected = held["weights"] + held["optimizer"] + (held["gradients"] if stage == 3 else 0)
+    expected = held["weights"] + held["optimizer"] + (held["gradients"] if stage == 3 else 0) + held.get("host", 0)
+    expected += held["communication"] if offloads and stage == 2 else 0
     assert handed_over(tmp_path, 2) == pytest.approx([expected] * 2, rel=0.05)
 
 

@@ -1,6 +1,7 @@
 """loading: damaged, foreign and untrusted checkpoints are one error each, before any weight is read."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def test_the_dtype_of_a_checkpoint_is_that_of_its_config_or_else_of_its_weights(
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if "dtype" not in k}))
     assert export_dtype(path) == dtype
     assert export_dtype(path, "float16") == torch.float16
+    pickled(tmp_path)
+    assert export_dtype(path) == dtype
 
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
@@ -213,13 +216,95 @@ def test_an_adapter_without_its_base_model_is_an_error(tmp_path):
     refused(path, r"adapter_config\.json: expected the base model's name")
 
 
-def test_pickled_weights_are_an_error_with_the_way_to_convert_them(tmp_path):
-    path = save_decoder(tmp_path)
-    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+def pickled(folder, **options):
+    """Replace the safetensors files of a checkpoint by pickles with the same names; return the files."""
+    for path in sorted(folder.glob("*.safetensors")):
+        torch.save(load_file(path), folder / f"{path.stem.replace('model', 'pytorch_model')}.bin", **options)
+        path.unlink()
+    for index in folder.glob("model.safetensors.index.json"):
+        text = index.read_text().replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
+        (folder / "pytorch_model.bin.index.json").write_text(text)
+        index.unlink()
+    return sorted(folder.glob("pytorch_model*.bin"))
+
+
+class Hostile:
+    """A pickle that creates a folder when it is read as Python reads it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_pickled_weights_are_those_of_the_safetensors_files(tmp_path, caplog, is_sharded, is_zip):
+    path = (sharded if is_sharded else save_decoder)(tmp_path)
+    expected = AnswerLM.from_pretrained(path).state_dict()
+    pickled(tmp_path, _use_new_zipfile_serialization=is_zip)
     load_collator(path)
-    (tmp_path / "model.safetensors").unlink()
-    refused(path, r"expected weights in safetensors files, got pytorch_model\.bin\. Load .* save_pretrained")
-    (tmp_path / "pytorch_model.bin").unlink()
+    caplog.clear()
+    with caplog.at_level("INFO", "rqa"):
+        weights = AnswerLM.from_pretrained(path).state_dict()
+    assert caplog.text.count("weights in the pickle format") == 1
+    assert weights.keys() == expected.keys()
+    assert all(weights[name].equal(expected[name]) for name in expected)
+    assert not [warning for warning in caplog.messages if "MISSING" in warning]
+
+
+def test_safetensors_files_are_preferred_to_pickles(tmp_path):
+    path = save_decoder(tmp_path)
+    torch.save(Hostile(tmp_path / "created"), tmp_path / "pytorch_model.bin")
+    load_collator(path)
+    AnswerLM.from_pretrained(path)
+    assert not (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_hostile_pickle_is_an_error_and_runs_nothing(tmp_path, is_zip):
+    path = save_decoder(tmp_path)
+    [file] = pickled(tmp_path)
+    torch.save({**torch.load(file), "more": Hostile(tmp_path / "created")}, file, _use_new_zipfile_serialization=is_zip)
+    refused(path, r"pytorch_model\.bin: expected weights, got a pickle that calls posix\.mkdir")
+    with pytest.raises(InputError, match="a pickle that calls"):
+        AnswerLM.from_pretrained(path)
+    assert not (tmp_path / "created").exists()
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("size", [0, 4, 200, -1])
+def test_a_cut_pickle_is_an_error_that_names_it(tmp_path, size, is_zip):
+    path = sharded(tmp_path)
+    shard = pickled(tmp_path, _use_new_zipfile_serialization=is_zip)[1]
+    shard.write_bytes(shard.read_bytes()[:size])
+    refused(path, rf"{shard.name}: expected weights, got a .*damaged")
+    shard.unlink()
+    refused(path, shard.name)
+
+
+def test_a_pickle_of_other_values_is_an_error(tmp_path):
+    path = save_decoder(tmp_path)
+    [file] = pickled(tmp_path)
+    weights = torch.load(file)
+    missing = "model.layers.1.mlp.up_proj.weight"
+    torch.save({name: weights[name] for name in weights if name != missing}, file)
+    refused(path, f"the checkpoint lacks 1: {missing}")
+    for other in ({"state_dict": weights}, [weights]):
+        torch.save(other, file)
+        refused(path, r"pytorch_model\.bin: expected weights by name, got other values")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(path, r"pytorch_model\.bin: expected weights, got a pointer of Git LFS")
+    weights["model.norm.weight"][3] = torch.nan
+    torch.save(weights, file)
+    with pytest.raises(InputError, match="expected finite weights"):
+        AnswerLM.from_pretrained(path)
+    file.rename(tmp_path / "consolidated.00.pth")
+    refused(path, r"expected weights in safetensors files or pytorch_model\.bin, got consolidated\.00\.pth")
+    (tmp_path / "consolidated.00.pth").unlink()
     refused(path, r"no file named model\.safetensors")
 
 

@@ -180,11 +180,13 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("device", [None, "meta"])
-def test_an_adapter_that_does_not_fit_is_one_line(tmp_path, harm, device):
+@pytest.mark.parametrize("device_map", [None, "meta"])
+def test_an_adapter_that_does_not_fit_is_one_line(tmp_path, harm, device_map):
     config, weights, message = HARMS[harm]
     with pytest.raises(InputError, match=message) as raised:
-        load_model(AutoModelForCausalLM, harmed(tmp_path, config=config, weights=weights), "decoder", device=device)
+        load_model(
+            AutoModelForCausalLM, harmed(tmp_path, config=config, weights=weights), "decoder", device_map=device_map
+        )
     assert "\n" not in str(raised.value)
 
 

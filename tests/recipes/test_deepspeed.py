@@ -22,7 +22,7 @@ from plain_loop import (
 )
 from sharded_runs import assert_same_run, flags_of, outcome, run_until, zero_config
 from tiny_models import save_decoder
-from world import DEEPSPEED_ON_CPU, hand_over, handed_over, launch, torchrun
+from world import DEEPSPEED_ON_CPU, ROOT, hand_over, handed_over, launch, torchrun
 
 from rqa.distributed.accelerator import make_accelerator
 from rqa.training.optim import make_optimizer
@@ -98,10 +98,11 @@ def test_zero_2_resume_is_byte_identical_after_a_kill(world, zero_2, tmp_path, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, 3, "ds_zero2_offload", "ds_zero3_offload"])
 def test_other_zero_stages_equal_ddp(world, plain_run, tmp_path, stage):
     """Under ZeRO-3 no rank has whole weights; it generates, exports and resumes. The retriever stays whole."""
-    more = {"deepspeed": str(zero_config(tmp_path, stage)), "full_dataset_index_path": str(tmp_path / "index")}
+    path = ROOT / f"recipes/configs/{stage}.json" if isinstance(stage, str) else zero_config(tmp_path, stage)
+    more = {"deepspeed": str(path), "full_dataset_index_path": str(tmp_path / "index")}
     encoder = folder_bytes(world.encoder)
     out = train(world, tmp_path / "run", **more)
     assert folder_bytes(world.encoder) == encoder

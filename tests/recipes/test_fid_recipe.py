@@ -117,9 +117,12 @@ def test_evaluation_of_the_saved_model_equals_the_test_of_the_run(world, one, tm
     ("recipe", "flags", "words"),
     [
         (RECIPE, {"--model_name_or_path": "{model}"}, ("encoder-decoder", "llama")),
-        (RECIPE, {"--max_passage_length": "20"}, ("history and question take",)),
-        (RECIPE, {"--fp16": "true"}, ("fp16", "GPU")),
-        ("swr_starling.py", {"--max_passage_length": None}, ("decoder", "encoder-decoder")),
+        pytest.param(*(RECIPE, {"--max_passage_length": "20"}, ("history and question take",)), marks=pytest.mark.slow),
+        pytest.param(*(RECIPE, {"--fp16": "true"}, ("fp16", "GPU")), marks=pytest.mark.slow),
+        pytest.param(
+            *("swr_starling.py", {"--max_passage_length": None}, ("decoder", "encoder-decoder")),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_invalid_input_is_an_error_before_loading(world, seq2seq, tmp_path, recipe, flags, words):

@@ -79,6 +79,7 @@ def test_evaluation_of_the_export_equals_the_test_of_the_run(world, one, tmp_pat
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(world, one, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     launch(RECIPE, lora_flags(world, tmp_path / "two"), by=torchrun(2))

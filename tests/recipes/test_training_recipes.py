@@ -295,14 +295,14 @@ def test_a_question_too_long_for_the_prompt_is_an_error_before_training(world, t
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"--use_flash_attention": "true"}, ("--use_flash_attention", "CUDA")),
-        ({"--train_file": "no/such.jsonl"}, ("no/such.jsonl",)),
+        pytest.param({"--use_flash_attention": "true"}, ("--use_flash_attention", "CUDA"), marks=pytest.mark.slow),
+        pytest.param({"--train_file": "no/such.jsonl"}, ("no/such.jsonl",), marks=pytest.mark.slow),
         ({"--max_answer_length": "2"}, ("train.jsonl:1", "answer")),
-        ({"--max_prompt_length": "20"}, ("--max_prompt_length", "20")),
+        pytest.param({"--max_prompt_length": "20"}, ("--max_prompt_length", "20"), marks=pytest.mark.slow),
         ({"--model_name_or_path": "no/such/model"}, ("no/such/model",)),
-        ({"--output_dir": "{model}"}, ("new folder",)),
-        ({"--embedding_model": ""}, ("--embedding_model", "ctxs")),
-        ({"--full_dataset_file_path": ""}, ("--full_dataset_file_path",)),
+        pytest.param({"--output_dir": "{model}"}, ("new folder",), marks=pytest.mark.slow),
+        pytest.param({"--embedding_model": ""}, ("--embedding_model", "ctxs"), marks=pytest.mark.slow),
+        pytest.param({"--full_dataset_file_path": ""}, ("--full_dataset_file_path",), marks=pytest.mark.slow),
     ],
 )
 def test_invalid_input_is_an_error_before_loading(world, flags, words):

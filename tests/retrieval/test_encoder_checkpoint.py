@@ -1,6 +1,7 @@
 """encoder_checkpoint: every weight is loaded, or the checkpoint is refused before anything is embedded."""
 
 import json
+import os
 import re
 import shutil
 from functools import partial
@@ -145,15 +146,37 @@ def test_weights_of_every_module_are_required(plain, tmp_path, change, expected)
     assert re.search(expected, refusal(dense))
 
 
+class Hostile:
+    """A pickle that creates a folder when it is read as Python reads it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
 @pytest.mark.parametrize("part", ["", "2_Dense"])
-def test_pickled_weights_alone_are_refused_with_the_conversion(plain, tmp_path, part):
+def test_pickled_weights_alone_are_loaded(plain, tmp_path, part, caplog):
     dense = save(tmp_path / "dense", transformer(plain), Pooling(32), Dense(32, 16))
-    torch.save(load_file(dense / part / "model.safetensors"), dense / part / "pytorch_model.bin")
-    expected = embed(dense)[0]
+    weights, file = load_file(dense / part / "model.safetensors"), dense / part / "pytorch_model.bin"
+    torch.save(Hostile(tmp_path / "created"), file)
+    expected, fingerprint = embed(dense), encoder_of(str(dense)).fingerprint()
     (dense / part / "model.safetensors").unlink()
-    assert "Convert" in refusal(dense)
-    assert re.search(rf"{part}/pytorch_model\.bin: expected a safetensors file", refusal(dense))
-    assert len(expected) == len(TEXTS)
+    assert re.search(rf"{part}/?pytorch_model\.bin: expected weights, got a pickle that calls", refusal(dense))
+    assert not (tmp_path / "created").exists()
+
+    torch.save(weights, file)
+    with caplog.at_level("INFO", "rqa"):
+        assert_close(embed(dense)[1], expected[1])
+    assert caplog.text.count("weights in the pickle format") == 1
+    pickled = encoder_of(str(dense)).fingerprint()
+    torch.save({name: weight + 1 for name, weight in weights.items()}, file)
+    assert len({fingerprint, pickled, encoder_of(str(dense)).fingerprint()}) == 3
+    torch.save({f"_orig_mod.{name}": weight for name, weight in weights.items()}, file)
+    assert re.search(r"Missing key|the checkpoint lacks", refusal(dense))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert re.search(r"pytorch_model\.bin: expected weights, got a damaged file", refusal(dense))
 
 
 # Settings and tokenizers

@@ -6,6 +6,8 @@ import re
 import shutil
 import sys
 import threading
+import time
+from concurrent import futures
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from rqa import atomic_files
 from rqa.atomic_files import read_manifest, write_manifest
 from rqa.errors import InputError
 from rqa.models.decoder import AnswerLM
+from rqa.training import checkpoint
 from rqa.training.checkpoint import Checkpoints, DamagedCheckpointError, export
 from rqa.training.early_stopping import EarlyStopping
 
@@ -216,25 +219,20 @@ def test_a_run_resumes_from_its_newest_checkpoint_with_its_logs(tmp_path, log):
     assert "step 10" in log.text
 
 
-def test_training_continues_while_a_checkpoint_is_published(tmp_path, monkeypatch):
-    run, may_hash, hashed = Run(tmp_path, metric="f1"), threading.Event(), []
-
-    def slow(path, sha256_of=atomic_files.sha256_of):
-        hashed.append((path.parent.name, may_hash.wait(20)))
-        return sha256_of(path)
-
-    monkeypatch.setattr(atomic_files, "sha256_of", slow)
+def test_training_continues_while_a_checkpoint_is_published(tmp_path):
+    run, may_publish = Run(tmp_path, metric="f1"), threading.Event()
+    gate = run.checkpoints._thread.submit(may_publish.wait, 60)
     run.step(5)
     run.checkpoints.save(5)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".step-00000005.partial"]
     run.step(6)
     run.early_stopping.add(5, {"f1": 1.0})
     run.step(10)
-    threading.Timer(0.5, may_hash.set).start()
+    threading.Timer(0.5, may_publish.set).start()
     run.checkpoints.save(10)  # waits
     assert (tmp_path / "checkpoints/step-00000005").exists()
     assert run.checkpoints.wait()
-    assert all(in_time for _, in_time in hashed)
+    assert gate.result()
     for step, lines in ((10, "5\n6\n10\n"), (5, "5\n")):
         again = Run(tmp_path, metric="f1")
         assert again.checkpoints.resume(str(tmp_path / f"checkpoints/step-{step:08}")) == step
@@ -482,7 +480,7 @@ def test_more_steps_on_resume_are_refused_with_the_way_to_train_further(tmp_path
 
 
 @pytest.mark.parametrize("checkpoint", ["latest", "checkpoints/step-00000005"])
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", [1, 2, 4])
 def test_a_checkpoint_of_another_format_is_refused_naming_both_formats(tmp_path, monkeypatch, checkpoint, number):
     Run(tmp_path).save(5)
     path = tmp_path / "checkpoints/step-00000005/manifest.json"
@@ -491,7 +489,7 @@ def test_a_checkpoint_of_another_format_is_refused_naming_both_formats(tmp_path,
         manifest |= {"rqa_checkpoint": manifest.pop("format"), "selection": manifest.pop("evaluations")}
     write_manifest(path, manifest)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=rf"step-00000005: expected .*format 2, got format {number}\b"):
+    with pytest.raises(InputError, match=rf"step-00000005: expected .*format 3, got format {number}\b"):
         Run(tmp_path).checkpoints.resume(checkpoint)
 
 
@@ -543,6 +541,10 @@ def test_a_checkpoint_is_renamed_after_every_byte_is_flushed(tmp_path, monkeypat
 # Failures
 
 
+def fail(*args, **options):
+    raise OSError("disk full")
+
+
 @pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("unexpected pos"), SafetensorError("I/O")])
 def test_training_continues_after_a_failed_checkpoint(tmp_path, log, monkeypatch, error):
     run = Run(tmp_path, metric="f1")
@@ -568,28 +570,70 @@ def test_training_continues_after_a_failed_checkpoint(tmp_path, log, monkeypatch
     assert saved_steps(tmp_path) == [5, 20]
 
 
+@pytest.mark.parametrize("score", [1.0, 3.0], ids=["worse", "better"])
+def test_a_checkpoint_that_fails_while_training_continues_is_not_the_best(tmp_path, log, monkeypatch, score):
+    """Step 12 was not saved, because it was worse than step 10."""
+    run = Run(tmp_path, metric="f1")
+    run.early_stopping.add(5, {"f1": 0.0})
+    run.save(5)
+    run.step(10)
+    run.early_stopping.add(10, {"f1": 2.0})
+    with monkeypatch.context() as broken:
+        broken.setattr(atomic_files, "_sha256_of_piece", fail)
+        run.checkpoints.save(10)
+        run.checkpoints._publication.exception()
+    assert saved_steps(tmp_path) == [5]
+    run.early_stopping.add(12, {"f1": 1.0})
+    run.step(15)
+    run.early_stopping.add(15, {"f1": score})
+    assert run.is_saved(15)
+    assert "step 10: the checkpoint could not be written: OSError: disk full" in log.text
+    assert run.early_stopping.values == {5: 0.0, 15: score}
+    again = Run(tmp_path, metric="f1")
+    assert again.checkpoints.resume("latest") == 15
+    again.checkpoints.load_best()
+    assert again.weight.item() == 15
+
+
+def test_three_checkpoints_that_fail_while_training_continues_stop_the_run(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    monkeypatch.setattr(atomic_files, "_sha256_of_piece", fail)
+    for step in (5, 10, 15):
+        run.checkpoints.save(step)
+    with pytest.raises(OSError, match=r"3 checkpoints in a row .*disk full"):
+        run.checkpoints.wait()
+    assert saved_steps(tmp_path) == []
+
+
 def test_a_failure_on_one_rank_is_a_failure_on_all(tmp_path):
-    assert results_of(__file__, tmp_path) == [[True, False, True, 15, 15.0]] * 2
-    assert saved_steps(tmp_path / "run") == [5, 15]
+    assert results_of(__file__, tmp_path) == [[True, False, True, False, 15, 15.0]] * 2
+    assert saved_steps(tmp_path / "run") == [15, 25]
+
+
+def checksums_at_the_end(files):
+    """Hash while Python ends, as after an exception in the next step."""
+    while not futures.thread._shutdown:
+        time.sleep(0.01)
+    return atomic_files.checksums(files)
 
 
 def fail_on_one_of_two_ranks(folder):
     accelerator = Accelerator(cpu=True)
     (folder / "run").mkdir(exist_ok=True)
     run, save_state = Run(folder / "run", accelerator=accelerator), accelerator.save_state
-
-    def fail(folder):
-        raise OSError("disk full")
-
     results = []
-    for step in (5, 10, 15):
+    for step in (5, 10, 15, 20):
         with torch.no_grad():
             run.weight.fill_(step)
         accelerator.save_state = fail if step == 10 and not accelerator.is_main_process else save_state
+        checkpoint.checksums = fail if step == 20 else atomic_files.checksums  # in a thread of the main process
         results.append(run.is_saved(step))
+    checkpoint.checksums = atomic_files.checksums
     with torch.no_grad():
         run.weight.fill_(99)
     results += [run.checkpoints.resume("latest"), run.weight.item()]
+    checkpoint.checksums = checksums_at_the_end
+    run.checkpoints.save(25)
     hand_over(results, folder)
 
 

@@ -5,14 +5,21 @@ from typing import get_args
 
 import pytest
 import torch
+from bitsandbytes.optim import AdamW8bit
 from tiny_models import decoder
 
 from rqa.cli.training_args import OptimizationArgs
 from rqa.distributed.deepspeed_config import resolve_config
 from rqa.errors import InputError
+from rqa.training.adamw_bf16 import AdamWBf16
 from rqa.training.optim import OPTIMIZERS, OptimizerName, make_optimizer
 
-KINDS = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor}
+KINDS = {
+    "adamw": torch.optim.AdamW,
+    "adafactor": torch.optim.Adafactor,
+    "adamw_8bit": AdamW8bit,
+    "adamw_bf16": AdamWBf16,
+}
 
 
 def test_the_flag_accepts_every_optimizer():
@@ -34,13 +41,14 @@ def test_weight_decay_applies_to_trainable_matrices_only(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3)], ids=str)
-def test_state_bytes_are_those_of_torch(name, shape):
-    parameter = torch.nn.Parameter(torch.ones(shape))
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3), (65, 64)], ids=str)
+def test_state_bytes_are_those_of_the_optimizer(name, shape):
+    """Without the tables of 8 bits: all parameters share them."""
+    parameter = torch.nn.Parameter(torch.ones(shape, dtype=getattr(torch, OPTIMIZERS[name].weights)))
     optimizer = OPTIMIZERS[name].make([{"params": [parameter]}])
     parameter.sum().backward()
     optimizer.step()
-    tensors = [value for key, value in optimizer.state[parameter].items() if key != "step"]
+    tensors = [value for key, value in optimizer.state[parameter].items() if key not in ("step", "qmap1", "qmap2")]
     assert OPTIMIZERS[name].state_bytes([shape]) == sum(tensor.nbytes for tensor in tensors)
 
 

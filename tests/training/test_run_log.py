@@ -10,15 +10,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_evaluations import evaluation
-from tiny_models import BOS, EOS, tokenizer
+from tiny_models import BOS, EOS, decoder, tokenizer
 from world import files, read_jsonl
 
 from rqa.cli.data_args import DataArgs, PromptArgs
 from rqa.cli.parser import flat, parse_args
 from rqa.cli.training_args import OptimizationArgs, RunArgs, flags_locked_on_resume
 from rqa.data.records import load_examples
+from rqa.distributed.weights import weights_checksum
 from rqa.errors import InputError
 from rqa.evaluation.metrics import format_scores
+from rqa.models.lora import Lora, add_adapter
+from rqa.models.quantization import quantize
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieval
 from rqa.training.folder_lock import OWN_NAME
@@ -156,6 +159,7 @@ def test_a_started_run_resumes_with_its_evaluations_and_its_config_repeats_it(tm
         run.log.step(step)
         run.early_stopping.add(step.number, {"f1": -step.number})
         run.checkpoints.save(step.number)
+        assert run.checkpoints.wait()
     assert run.early_stopping.should_stop
     run.log.step(STEPS[2])
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -180,6 +184,7 @@ def test_a_step_that_was_saved_before_its_evaluation_is_repeated_on_resume(tmp_p
     for step in STEPS[:2]:
         run.log.step(step)
     run.checkpoints.save(2)
+    assert run.checkpoints.wait()
     before = (tmp_path / "metrics.jsonl").read_bytes()
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -191,6 +196,7 @@ def test_a_step_that_was_saved_before_its_evaluation_is_repeated_on_resume(tmp_p
     again.log.evaluation("eval-000002", evaluation(0))
     again.early_stopping.values = {2: 1.0, 3: 0.0}
     again.checkpoints.save(2)
+    assert again.checkpoints.wait()
     AcceleratorState._reset_state(reset_partial_state=True)
 
     third = started(folder, resume_from_checkpoint="latest", early_stopping_patience=1)
@@ -282,3 +288,18 @@ def test_other_ranks_write_and_log_nothing(tmp_path, log):
     run_log.evaluation("test", evaluation(0))
     assert not files(tmp_path)
     assert not log.messages
+
+
+def test_a_base_in_4_bits_with_another_scale_is_another_base():
+    """Its values of 4 bits are the same."""
+    codes, sums = [], []
+    for scale in (1, 1, 2):
+        model = decoder()
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight *= scale
+        quantize(model, torch.float32)
+        add_adapter(model, Lora(2, 4.0))
+        codes.append(model.model.layers[0].mlp.up_proj.base_layer.weight.data)
+        sums.append(weights_checksum(Accelerator(cpu=True), model, only_frozen=True))
+    assert torch.equal(codes[0], codes[2])
+    assert sums[0] == sums[1] != sums[2]
