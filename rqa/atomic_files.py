@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing.pool import ThreadPool  # that of concurrent.futures starts no thread while Python ends
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -107,6 +106,8 @@ def sha256_of(path: Path) -> str:
 
 def checksums(paths: Sequence[Path]) -> list[str]:
     """Return a checksum of each file: the SHA-256 of the SHA-256 of its pieces. Threads share the pieces."""
+    from multiprocessing.pool import ThreadPool  # that of concurrent.futures starts no thread while Python ends
+
     starts = [range(0, path.stat().st_size, PIECE) for path in paths]
     pieces = [(path, start) for path, of_file in zip(paths, starts, strict=True) for start in of_file]
     with ThreadPool(HASH_THREADS) as pool:

@@ -182,5 +182,6 @@ def test_the_options_of_the_flags():
         "is_fid": True,
         "encoder_batch_size": 2,
         "device_map": "auto",
+        "load_in_4bit": False,
     }
     assert GeneratorArgs().load_options["device_map"] is None
