@@ -74,6 +74,7 @@ def evaluated(folder):
     return scores.metrics, scores.score.intervals, repr(scores.predictions), timed, len(scored), len(generated), lines
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_and_score_once(tmp_path):
     """The answers of two batches of one process are used; the main process alone computes metrics."""
     *expected, lines = evaluated(tmp_path)

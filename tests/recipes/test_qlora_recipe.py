@@ -32,6 +32,7 @@ def unbroken(world):
     return out, run_until(RECIPE, qlora_flags(world, out, merge_adapter="true"), (sys.executable,))
 
 
+@pytest.mark.slow
 def test_a_run_on_4_bits_resumes_byte_identically_after_a_kill(world, unbroken, tmp_path):
     out, touches = unbroken
     flags = qlora_flags(world, tmp_path / "broken", merge_adapter="true")

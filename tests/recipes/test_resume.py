@@ -260,6 +260,7 @@ def has_ended(pid):
         return True
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_only_after_the_last_process_of_a_killed_launcher(world, unbroken, tmp_path):
     """One of its two ranks hangs, and the other waits for it."""
     flags = flags_of(world, tmp_path / "run")
