@@ -54,7 +54,7 @@ def main() -> int:
         choice = {"k": k, "seed": optim.seed, "epoch": epoch, **mix.selection_options}
         return collator.encode(data.select_passages(train[i], train_hits.passages(i), **choice) for i in positions)
 
-    first_rows = encode(0, range(min(len(train), 1000)))
+    first_rows = encode(0, range(min(len(train), 256)))
     training.log_rows(first_rows, collator.builder.tokenizer)
 
     # Model
@@ -75,7 +75,7 @@ def main() -> int:
 
     # Loop
     batches = training.training_batches(
-        len(train), layout, encode, collator.collate, distributed.gather_lists, run.first_step, **optim.order_options
+        len(train), layout, encode, collator.collate, distributed.exchange_lists, run.first_step, **optim.order_options
     )
     steps = training.train_steps(accelerator, model, optimizer, batches, first_step=run.first_step, **loop)
     with training.StopSignals(accelerator, output.further_signals) as signals:

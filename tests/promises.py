@@ -111,6 +111,52 @@ PROMISES = (
         ),
     ),
     Promise(
+        "Ranks that encode a share of the rows have the batches of ranks that encode all",
+        "training/test_batching.py::test_ranks_that_encode_a_share_have_the_batches_of_ranks_that_encode_everything",
+        Without(
+            "each rank encodes its share",
+            "rqa.training.batching.training_batches",
+            "slice(layout.rank, None, layout.processes)",
+            "slice(0, None, layout.processes)",
+        ),
+        Without(
+            "lengths are in the order of the window",
+            "rqa.training.batching._in_order",
+            "values[rank :: len(shares)]",
+            "values[rank * len(share) : (rank + 1) * len(share)]",
+        ),
+    ),
+    Promise(
+        "Each rank receives what every rank sent to it",
+        "distributed/test_exchange.py::test_each_rank_receives_what_every_rank_sent_to_it",
+        Without(
+            "the sizes of the others",
+            "rqa.distributed.accelerator.exchange_lists",
+            "received_sizes.tolist()",
+            "sizes.tolist()",
+        ),
+    ),
+    Promise(
+        "The next rows are encoded while the model trains",
+        "training/test_batching.py::test_the_next_window_is_encoded_while_this_one_is_consumed",
+        Without(
+            "a thread",
+            "rqa.training.batching.training_batches",
+            "pool.submit(encode, window.epoch, window.positions[share])",
+            "__import__('types').SimpleNamespace(result=lambda: encode(window.epoch, window.positions[share]))",
+        ),
+    ),
+    Promise(
+        "A length that surely fits is not tokenized, and no problem is missed",
+        "prompts/test_collators.py::test_a_bound_of_the_length_finds_the_problems_of_exact_lengths",
+        Without(
+            "the normalized text",
+            "rqa.prompts.text_tokenizer.TextTokenizer.max_tokens",
+            "self._tokens_per_byte * len(text.encode()) + 2",
+            "len(text) // 2",
+        ),
+    ),
+    Promise(
         "8 ranks: mean work over most work ≥ 0.97, positions per token ≤ 1.03",
         "training/test_batching.py::test_ranks_have_equal_work_and_little_padding",
         Without(

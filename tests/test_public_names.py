@@ -19,7 +19,7 @@ PUBLIC_NAMES: dict[str, str] = {
         "REFUSAL_ANSWER select_passages Turn warn_without_gold"
     ),
     "distributed": (
-        "attention_kernel AttentionKernel bf16_is_fast default_device gather_lists is_sharded leave_group "
+        "attention_kernel AttentionKernel bf16_is_fast default_device exchange_lists is_sharded leave_group "
         "make_accelerator peak_memory_gib"
     ),
     "doctor": (

@@ -1,4 +1,4 @@
-from .accelerator import gather_lists as gather_lists
+from .accelerator import exchange_lists as exchange_lists
 from .accelerator import is_sharded as is_sharded
 from .accelerator import leave_group as leave_group
 from .accelerator import make_accelerator as make_accelerator
@@ -13,7 +13,7 @@ __all__ = [
     "attention_kernel",
     "bf16_is_fast",
     "default_device",
-    "gather_lists",
+    "exchange_lists",
     "is_sharded",
     "leave_group",
     "make_accelerator",

@@ -3,15 +3,16 @@
 import gc
 import logging
 import os
+import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedDataParallelKwargs,
@@ -19,7 +20,6 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast_object_list,
     compare_versions,
-    gather_object,
 )
 from accelerate.utils.environment import parse_flag_from_env
 from accelerate.utils.imports import is_deepspeed_available
@@ -158,10 +158,19 @@ def call_on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
     return value
 
 
-def gather_lists(items: list[T]) -> list[T]:
-    """Return the items of all ranks, in the order of the ranks; every rank must call this."""
-    gathered: list[T] = gather_object(items)
-    return gathered
+def exchange_lists(lists: Sequence[list[T]]) -> list[list[T]]:
+    """Send `lists[r]` to rank r, and return the lists that the ranks sent to this one; every rank must call this."""
+    if len(lists) == 1:
+        return [*lists]
+    device = PartialState().device
+    sent = [pickle.dumps(each) for each in lists]
+    sizes = torch.tensor([len(data) for data in sent], device=device)
+    torch.distributed.all_to_all_single(received_sizes := torch.empty_like(sizes), sizes)
+    sent_bytes = torch.frombuffer(bytearray().join(sent), dtype=torch.uint8).to(device)
+    received_bytes = sent_bytes.new_empty(sum(counts := received_sizes.tolist()))
+    torch.distributed.all_to_all_single(received_bytes, sent_bytes, counts, sizes.tolist())
+    parts = torch.split(received_bytes.cpu(), counts)
+    return [pickle.loads(part.numpy().tobytes()) for part in parts]
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -23,12 +23,15 @@ TABLES_BYTES = 4 * (16 + 256 + 1)  # of a layer: the values of 4 and of 8 bits, 
 def quantize(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
     """Replace the linear layers of a model by layers in 4 bits, on the device of this process.
 
-    Raises InputError if there is none: GPT-2 has layers of another class.
+    Raises InputError if there are none: GPT-2 has layers of another class.
     """
     layer_classes: Any = import_module("bitsandbytes.nn")  # takes seconds
     layers, device = quantized_layers(model), PartialState().device
     if not layers:
-        raise InputError(f"--load_in_4bit: expected linear layers, {model.name_or_path} has none. Remove the flag")
+        raise InputError(
+            f"--load_in_4bit: expected linear layers with multiples of {BLOCK} inputs, {model.name_or_path} has none. "
+            "Remove the flag"
+        )
     for name, layer in layers.items():
         options = {"bias": layer.bias is not None, "compute_dtype": compute_dtype, "quant_type": "nf4"}
         with torch.device("meta"):
@@ -45,13 +48,17 @@ def quantize(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
 def quantized_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Return the layers that `quantize` replaces, by name: all linear ones but the output layer.
 
-    T5 reads the dtype of its layers "wo", which stay as they are.
+    T5 reads the dtype of its layers "wo", which stay as they are. So do layers whose inputs are not a multiple of
+    BLOCK: with AVX-512 the CPU kernel of bitsandbytes (0.50.2) multiplies their values by maxima of other blocks.
     """
     output, kept = model.get_output_embeddings(), {*(model._keep_in_fp32_modules or ())}
     return {
         name: layer
         for name, layer in model.named_modules()
-        if type(layer) is nn.Linear and layer is not output and not kept & {*name.split(".")}
+        if type(layer) is nn.Linear
+        and layer is not output
+        and layer.in_features % BLOCK == 0
+        and not kept & {*name.split(".")}
     }
 
 

@@ -5,6 +5,7 @@ longest passage, T tokens in the longest answer.
 """
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ class Collator(ABC):
             error.add("--refusal_answer", f"it {refusal_problem}")
         for example in track(examples, "checking lengths", unit="examples"):
             try:
-                self.builder.prompt(GeneratorInput.from_ranked(example, ()))
+                self.builder.check_prompt(example)
             except InputError as problem:
                 error.add(example.where, str(problem))
             if answers and not (example.answers or example.unanswerable):
@@ -161,14 +162,15 @@ class Collator(ABC):
 
     def _length_problem(self, answer: str, *, is_target: bool) -> str:
         """Return the predicate of a message about an answer that is too long; "" if it fits."""
-        length = len(self.builder.answer(answer))
         prompt = self.builder.max_prompt_length if isinstance(self.builder, PromptBuilder) else 0
+        room = math.inf if self.max_positions is None else self.max_positions - prompt
+        longest = min(room, self.max_answer_length) if is_target else room
+        if self.builder.max_answer_tokens(answer) <= longest or (length := len(self.builder.answer(answer))) <= longest:
+            return ""
         if is_target and length > self.max_answer_length:
             return f"takes {length} tokens, --max_answer_length is {self.max_answer_length}"
-        if self.max_positions is not None and prompt + length > self.max_positions:
-            beside = f"beside --max_prompt_length {prompt} " if prompt else ""
-            return f"takes {length} tokens, {beside}the model has positions for {self.max_positions - prompt}"
-        return ""
+        beside = f"beside --max_prompt_length {prompt} " if prompt else ""
+        return f"takes {length} tokens, {beside}the model has positions for {room}"
 
 
 class ConcatenatedCollator(Collator):

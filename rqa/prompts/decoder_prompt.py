@@ -24,6 +24,7 @@ from rqa.prompts.answer_decoder import REASONING, AnswerDecoder, open_reasoning
 from rqa.prompts.chat_template import TEMPLATE_DATE, ChatTemplate
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,23 @@ class _Piece(NamedTuple):
     text: str
     is_template: bool = True
     rank: int = _NO_RANK
+
+
+class _Encoded(NamedTuple):
+    """The ids of pieces, and the runs of text without control tokens: position of the first id, pieces, tokens."""
+
+    ids: list[int]
+    runs: list[tuple[int, list[_Piece], "Encoding"]]
+
+    def ranks(self) -> list[int]:
+        """Return the rank of each token's passage. A token across the edge of a passage has _NO_RANK."""
+        ranks = [_NO_RANK] * len(self.ids)
+        for first, run, encoding in self.runs:
+            owner = [rank for piece in run for rank in [piece.rank] * len(piece.text)]
+            for position, (start, end) in enumerate(encoding.offsets, first):
+                if start < end and owner[start] == owner[end - 1]:
+                    ranks[position] = owner[start]
+        return ranks
 
 
 class _AroundAnswer(NamedTuple):
@@ -141,6 +159,7 @@ class PromptBuilder(AnswerDecoder):
         else:
             around = _AroundAnswer("", f"{chat.assistant_prefix}:", " ", chat.sep_sys)
             affixes = [chat.user_prefix, chat.sep_user, chat.assistant_prefix, chat.sep_sys]
+        self._start_ids = cache(lambda text: self._encode([_Piece(text)], start=False).ids)
         texts = [str(tokenizer.chat_template), *affixes, *around]
         super().__init__(tokenizer, tokenizer.eos_token_id, affixes=affixes, template=texts)
         # The tokenizer's automatic BOS begins every prompt of flags, so that a literal one would repeat it. A chat
@@ -161,8 +180,8 @@ class PromptBuilder(AnswerDecoder):
         kept = list(zip(item.passages, item.ranks, strict=True))
         truncated = 0
         while True:
-            ids, ranks = self._encode(self._pieces(item.example, kept))
-            excess = len(ids) - self.max_prompt_length
+            encoded = self._encode(self._pieces(item.example, kept))
+            ids, excess = encoded.ids, len(encoded.ids) - self.max_prompt_length
             if excess <= 0:
                 return Prompt(ids, truncated, len(kept))
             if not kept:
@@ -170,7 +189,7 @@ class PromptBuilder(AnswerDecoder):
                     f"instruction, history and question take {len(ids)} tokens, "
                     f"--max_prompt_length is {self.max_prompt_length}"
                 )
-            sizes = Counter(ranks)
+            sizes = Counter(ranks := encoded.ranks())
             dropped, rest = set(), excess
             for rank in sorted((rank for _, rank in kept), reverse=True):
                 if sizes[rank] > rest:
@@ -183,6 +202,17 @@ class PromptBuilder(AnswerDecoder):
                 return Prompt([id for i, id in enumerate(ids) if i not in cut], truncated + excess, len(kept))
             truncated += sum(sizes[rank] for rank in dropped)
             kept = [(passage, rank) for passage, rank in kept if rank not in dropped]
+
+    def check_prompt(self, example: Example) -> None:
+        """Raise InputError if the prompt of an example does not fit without passages."""
+        text = "".join(piece.text for piece in self._pieces(example, ()))
+        if len(self._bos) + self.text_tokenizer.max_tokens(text) > self.max_prompt_length:
+            self.prompt(GeneratorInput.from_ranked(example, ()))
+
+    def max_answer_tokens(self, text: str) -> int:
+        """Return an upper bound of the length of `answer(text)`."""
+        around = f"{self._header_text}{text}{self._closing}"
+        return self.text_tokenizer.max_tokens(around) + len(self.separator) + 1
 
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer, the separator after an assistant's turn, and one eos."""
@@ -212,10 +242,9 @@ class PromptBuilder(AnswerDecoder):
             pieces += [_Piece(f"{prefix[turn.role]}: "), _Piece(turn.text, False), _Piece(separator[turn.role])]
         return [*pieces, _Piece(f"{chat.assistant_prefix}:")]
 
-    def _encode(self, pieces: Iterable[_Piece], *, start: bool = True) -> tuple[list[int], list[int]]:
-        """Return the ids of `pieces` and the rank of each token's passage; without `start` other text precedes them."""
-        ids = [*self._bos] if start else []
-        ranks = [_NO_RANK] * len(ids)
+    def _encode(self, pieces: Iterable[_Piece], *, start: bool = True) -> _Encoded:
+        """Return the ids of `pieces`; without `start` other text precedes them."""
+        encoded = _Encoded([*self._bos] if start else [], [])
         run: list[_Piece] = []
         is_inner = not start
         for piece in pieces:
@@ -223,30 +252,25 @@ class PromptBuilder(AnswerDecoder):
                 if isinstance(part, str):
                     run.append(piece._replace(text=part))
                     continue
-                self._encode_run(run, ids, ranks, is_inner=is_inner)
+                self._encode_run(run, encoded, is_inner=is_inner)
                 run, is_inner = [], True
                 if part not in self._dropped:
-                    ids.append(part)
-                    ranks.append(_NO_RANK)
-        self._encode_run(run, ids, ranks, is_inner=is_inner)
-        return ids, ranks
+                    encoded.ids.append(part)
+        self._encode_run(run, encoded, is_inner=is_inner)
+        return encoded
 
-    def _encode_run(self, run: Sequence[_Piece], ids: list[int], ranks: list[int], *, is_inner: bool) -> None:
-        """Append the ids of text without control tokens. A token across the edge of a passage has _NO_RANK."""
-        if not run:
-            return
-        [encoded] = self.text_tokenizer.encode(["".join(piece.text for piece in run)], is_inner=is_inner)
-        owner = [rank for piece in run for rank in [piece.rank] * len(piece.text)]
-        ids += encoded.ids
-        for start, end in encoded.offsets:
-            inside = start < end and owner[start] == owner[end - 1]
-            ranks.append(owner[start] if inside else _NO_RANK)
+    def _encode_run(self, run: list[_Piece], encoded: _Encoded, *, is_inner: bool) -> None:
+        """Append the ids of text without control tokens."""
+        if run:
+            [encoding] = self.text_tokenizer.encode(["".join(piece.text for piece in run)], is_inner=is_inner)
+            encoded.runs.append((len(encoded.ids), run, encoding))
+            encoded.ids.extend(encoding.ids)
 
     def _ids_behind(self, text: str, pieces: Sequence[_Piece]) -> list[int]:
         """Return the ids of `pieces` behind ordinary text of the template, as in one text with it."""
         for before in (text, "\n", ""):  # where a token would cross the edge, other text precedes, at last none
-            start, _ = self._encode([_Piece(before)], start=False)
-            ids, _ = self._encode([_Piece(before), *pieces], start=False)
+            start = self._start_ids(before)
+            ids = self._encode([_Piece(before), *pieces], start=False).ids
             if ids[: len(start)] == start:
                 break
         return ids[len(start) :]

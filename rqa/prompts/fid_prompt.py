@@ -8,7 +8,7 @@ tokenizer adds around every text: "</s>" in a passage is encoded as text.
 from typing import TYPE_CHECKING, NamedTuple
 
 from rqa.data.passage_selection import GeneratorInput
-from rqa.data.records import Passage
+from rqa.data.records import Example, Passage
 from rqa.errors import InputError
 from rqa.prompts.answer_decoder import AnswerDecoder
 
@@ -52,8 +52,7 @@ class PassagePromptBuilder(AnswerDecoder):
 
         Raises InputError if history and question do not fit.
         """
-        turns = [f"{self.speakers[turn.role]}: {turn.text} " for turn in item.example.chat_history]
-        question = f"{''.join(turns)}question: {item.example.question.strip()}"
+        question = self._question(item.example)
         texts = [question + _passage_text(passage) for passage in item.passages] or [question]
         room = self.max_passage_length - len(self._opening) - len(self._closing)
         prompts, truncated, num_passages = [], 0, 0
@@ -69,10 +68,24 @@ class PassagePromptBuilder(AnswerDecoder):
             num_passages += min(len(tokens), room) > num_question_tokens
         return PassagePrompts(prompts, truncated, num_passages)
 
+    def check_prompt(self, example: Example) -> None:
+        """Raise InputError if history and question of an example do not fit."""
+        around = len(self._opening) + len(self._closing)
+        if around + self.text_tokenizer.max_tokens(self._question(example)) > self.max_passage_length:
+            self.prompt(GeneratorInput.from_ranked(example, ()))
+
+    def max_answer_tokens(self, text: str) -> int:
+        """Return an upper bound of the length of `answer(text)`."""
+        return len(self._opening) + self.text_tokenizer.max_tokens(text) + 1
+
     def answer(self, text: str) -> list[int]:
         """Return the ids of an answer, in the tokenizer's own form of a text, with one end-of-sequence token."""
         [tokens] = self._encoded([text])
         return [*self._opening, *(id for id, _ in tokens), self.eos_id]
+
+    def _question(self, example: Example) -> str:
+        turns = [f"{self.speakers[turn.role]}: {turn.text} " for turn in example.chat_history]
+        return f"{''.join(turns)}question: {example.question.strip()}"
 
     def _encoded(self, texts: list[str]) -> list[list[tuple[int, int]]]:
         """Return the tokens of each text as pairs: the id, and the position of its first character."""

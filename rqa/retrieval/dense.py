@@ -14,7 +14,7 @@ from rqa.data.corpus import PassageStore
 from rqa.errors import InputError
 from rqa.retrieval.encoder import Encoder
 from rqa.retrieval.index import FaissIndex
-from rqa.retrieval.retrieve import Retrieved, ranked
+from rqa.retrieval.retrieve import HitLists, Retrieved
 from rqa.terminal import Progress, plural
 from rqa.timing import Stopwatch
 
@@ -33,12 +33,13 @@ class DenseRetriever:
         """Return at most `k` distinct passages for each query, best first; ties are in the order of the corpus."""
         if not queries:
             return []
-        vectors, retrieved, size = self.encoder.encode_queries(queries), [], self.encoder.batch_size
+        vectors, size = self.encoder.encode_queries(queries), self.encoder.batch_size
+        retrieved: list[list[Retrieved]] = []
         watch = Stopwatch()
         with Progress("searching the index", len(queries), unit="queries") as progress:
             for start in range(0, len(vectors), size):
                 scores, rows = self.index.search(vectors[start : start + size], k)
-                retrieved += ranked(self.passages, rows, scores)
+                retrieved += HitLists.ranked(self.passages, rows, scores)
                 watch.lap("search", len(rows))
                 progress.advance(len(rows))
         return retrieved

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 from zipfile import BadZipFile
 
 import numpy as np
@@ -43,12 +43,37 @@ class Retrieved:
     score: float
 
 
-def ranked(passages: PassageStore, rows: NDArray[Any], scores: NDArray[Any]) -> list[list[Retrieved]]:
-    """Return the passages in `rows` (n, k) of the corpus, without rows of -1, and their scores (n, k)."""
-    return [
-        [Retrieved(passages[row], score) for row, score in zip(*pair, strict=True) if row >= 0]
-        for pair in zip(rows.tolist(), scores.tolist(), strict=True)
-    ]
+class HitLists(Sequence[list[Retrieved]]):
+    """`size` lists of passages, best first. `read(i)` returns a list at each access, so that memory holds no text."""
+
+    def __init__(self, size: int, read: Callable[[int], list[Retrieved]]) -> None:
+        self._size, self._read = size, read
+
+    @classmethod
+    def ranked(cls, passages: PassageStore, rows: NDArray[Any], scores: NDArray[Any]) -> "HitLists":
+        """Return the passages in `rows` (n, k) of the corpus, without rows of -1, and their scores (n, k)."""
+
+        def read(i: int) -> list[Retrieved]:
+            pairs = zip(rows[i].tolist(), scores[i].tolist(), strict=True)
+            return [Retrieved(passages[row], score) for row, score in pairs if row >= 0]
+
+        return cls(len(rows), read)
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> list[Retrieved]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Retrieved]]: ...
+    def __getitem__(self, index: int | slice) -> list[Retrieved] | list[list[Retrieved]]:
+        rows = range(self._size)[index]
+        return [*map(self._read, rows)] if isinstance(rows, range) else self._read(rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and [*self] == [*other]
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
 
 
 class Retriever(Protocol):
@@ -79,11 +104,11 @@ def build_query(example: Example, *, history_turns: int = 1) -> str:
 class Retrieval:
     """The passages of each of some examples, best first.
 
-    `seconds` is the time of retrieval, None if the result was cached or `is_given`. `stages` come from
-    `rqa.timing.summarize_spans`.
+    Passages are read from the corpus at each access to `retrieved`. `seconds` is the time of retrieval, None if the
+    result was cached or `is_given`. `stages` come from `rqa.timing.summarize_spans`.
     """
 
-    retrieved: list[list[Retrieved]]
+    retrieved: Sequence[list[Retrieved]]
     seconds: float | None
     fingerprint: str
     stages: Stages = field(default_factory=dict)
@@ -92,7 +117,9 @@ class Retrieval:
     @classmethod
     def given(cls, examples: Sequence[Example], k: int | None = None) -> "Retrieval":
         """Return the first `k` contexts of each example as a retrieval; their scores are unknown: NaN."""
-        retrieved = [[Retrieved(passage, math.nan) for passage in example.contexts[:k]] for example in examples]
+        retrieved = HitLists(
+            len(examples), lambda i: [Retrieved(passage, math.nan) for passage in examples[i].contexts[:k]]
+        )
         digest = hashlib.sha256()
         for hits in retrieved:
             digest.update(b"".join([b"%d\n" % len(hits), *(hit.passage.identity for hit in hits)]))
@@ -204,7 +231,9 @@ def retrieve_splits(
             f"--full_dataset_file_path: expected the same passages on every process, got fingerprint {corpus[:16]} on "
             f"the first and {passages.fingerprint[:16]} on this one. Start again with files that nothing changes."
         )
-    return [Retrieval(ranked(passages, *pair), seconds, fingerprint, stages) for *pair, seconds, stages in hits]
+    return [
+        Retrieval(HitLists.ranked(passages, *pair), seconds, fingerprint, stages) for *pair, seconds, stages in hits
+    ]
 
 
 def _retrieve(

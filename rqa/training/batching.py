@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import chain, count, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 Row = TypeVar("Row", bound=Sized)
@@ -95,7 +95,7 @@ def training_batches(
     layout: BatchLayout,
     encode: Callable[[int, Sequence[int]], Sequence[Row]],
     collate: Callable[[Sequence[Row]], Mapping[str, Any]],
-    gather: Callable[[list[Row]], list[Row]] | None = None,
+    exchange: Callable[[list[list[Any]]], list[list[Any]]] | None = None,
     first_step: int = 0,
     *,
     seed: int,
@@ -108,11 +108,11 @@ def training_batches(
     targets from none. The key "examples" is added: the examples' positions. The first step is `first_step`, the same as
     without an interruption.
 
-    With `gather`, such as `rqa.distributed.gather_lists`, each rank encodes only its share of a window. It returns the
-    rows of all ranks, in the order of the ranks; every rank must then take every step.
+    With `exchange`, such as `rqa.distributed.exchange_lists`, each rank encodes only its share of a window, and then
+    receives the rows of its micro-batches. Every rank must then take every step.
     """
     windows = _windows(num_examples, layout, seed, first_step)
-    share = slice(layout.rank, None, layout.processes) if gather else slice(None)
+    share = slice(layout.rank, None, layout.processes) if exchange else slice(None)
     with ThreadPoolExecutor(1, "encoding") as pool:
 
         def encode_next() -> tuple[_Window, Future[Sequence[Row]]]:
@@ -122,14 +122,15 @@ def training_batches(
         following = encode_next()
         while True:
             window, encoding = following
-            rows = encoding.result()
+            encoded = encoding.result()
             following = encode_next()
-            if gather:
-                rows = _interleaved(gather(list(rows)), layout.processes)
-            lengths = [len(row) for row in rows]
+            lengths = [len(row) for row in encoded]
+            if exchange:
+                lengths = _in_order(exchange([lengths] * layout.processes))
             plan_seed = f"{seed}/{window.epoch}/{window.start}"
-            plans = plan_steps(lengths, layout, group_by_length=group_by_length, seed=plan_seed)
-            for plan in plans[window.skip :]:
+            plans = plan_steps(lengths, layout, group_by_length=group_by_length, seed=plan_seed)[window.skip :]
+            rows = _exchanged(encoded, plans, layout, exchange) if exchange else dict(enumerate(encoded))
+            for plan in plans:
                 yield [
                     {**collate([rows[i] for i in micro_batch]), "examples": [window.positions[i] for i in micro_batch]}
                     for micro_batch in plan[layout.rank]
@@ -150,18 +151,39 @@ def _windows(num_examples: int, layout: BatchLayout, seed: int, first_step: int)
     first_epoch, done = divmod(first_step, per_epoch)
     for epoch in count(first_epoch):
         order = epoch_order(num_examples, seed=seed, epoch=epoch)
-        for start in range(done // layout.window * layout.window, per_epoch, layout.window):
-            positions = order[start * layout.global_batch : (start + layout.window) * layout.global_batch]
-            yield _Window(epoch, start, positions, max(0, done - start))
+        first = max(1, layout.window // 4) if epoch == 0 else 0  # a small window, so that training starts soon
+        starts = sorted({0, *range(first, per_epoch, layout.window)})
+        for start, end in pairwise([*starts, per_epoch]):
+            if end > done:
+                positions = order[start * layout.global_batch : end * layout.global_batch]
+                yield _Window(epoch, start, positions, max(0, done - start))
         done = 0
 
 
-def _interleaved(by_rank: Sequence[Row], processes: int) -> list[Row]:
-    """Return the rows of a window in order: rank r has encoded the rows r, r + processes, r + 2 · processes, …"""
-    rows: list[Any] = [None] * len(by_rank)
-    first = 0
-    for rank in range(processes):
-        size = len(rows[rank::processes])
-        rows[rank::processes] = by_rank[first : first + size]
-        first += size
-    return rows
+def _in_order(shares: Sequence[Sequence[int]]) -> list[int]:
+    """Return the values of a window in order: rank r has those at r, r + processes, r + 2 · processes, …"""
+    values = [0] * sum(map(len, shares))
+    for rank, share in enumerate(shares):
+        values[rank :: len(shares)] = share
+    return values
+
+
+def _exchanged(
+    encoded: Sequence[Row],
+    plans: Sequence[StepPlan],
+    layout: BatchLayout,
+    exchange: Callable[[list[list[Row]]], list[list[Row]]],
+) -> dict[int, Row]:
+    """Return the rows of this rank's micro-batches by their position in the window, from the ranks that encoded them.
+
+    Row i of the window is `encoded[i // processes]` of rank i % processes.
+    """
+    size = layout.processes
+
+    def positions(source: int, reader: int) -> list[int]:
+        planned = chain.from_iterable(micro_batch for plan in plans for micro_batch in plan[reader])
+        return [i for i in planned if i % size == source]
+
+    received = exchange([[encoded[i // size] for i in positions(layout.rank, reader)] for reader in range(size)])
+    pairs = (zip(positions(source, layout.rank), rows, strict=True) for source, rows in enumerate(received))
+    return dict(chain.from_iterable(pairs))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import DECODERS, decoder, random_batch
-from tiny_seq2seq import random_passages, seq2seq
+from tiny_models import DECODERS, decoder, random_batch, wide_decoder
+from tiny_seq2seq import random_passages, seq2seq, wide_t5
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutput
@@ -20,6 +20,7 @@ from rqa.data.passage_selection import GeneratorInput, select_passages
 from rqa.data.records import Example, Passage
 from rqa.distributed.accelerator import make_accelerator
 from rqa.distributed.deepspeed_config import read_ds_config
+from rqa.distributed.device import bf16_is_fast
 from rqa.doctor.memory import (
     EXTRA_CANDIDATES,
     encoder_calls,
@@ -247,13 +248,15 @@ def assert_as_allocated(model, rows, batch, bf16, options, tolerance):
 def test_activations_of_a_decoder_are_as_allocated(family, bf16, options, tolerance):
     sizes = [(40, 9), (31, 9), (33, 9)]
     rows = [row(prompt, answer=answer) for prompt, answer in sizes]
-    assert_as_allocated(AnswerLM(decoder(family)), rows, random_batch(sizes), bf16, options, tolerance)
+    make = wide_decoder if options.get("load_in_4bit") else decoder
+    assert_as_allocated(AnswerLM(make(family)), rows, random_batch(sizes), bf16, options, tolerance)
 
 
 @pytest.mark.parametrize(("family", "bf16", "options", "tolerance"), FID_CASES)
 def test_activations_of_fusion_in_decoder_are_as_allocated(family, bf16, options, tolerance):
     rows = [row(40, 31, 22, 33, answer=9), row(39, 12, 32, 8, answer=9)]
-    model = FusionInDecoder(seq2seq(family), encoder_batch_size=options.get("encoder_batch_size"))
+    plain = wide_t5() if options.get("load_in_4bit") else seq2seq(family)
+    model = FusionInDecoder(plain, encoder_batch_size=options.get("encoder_batch_size"))
     assert_as_allocated(model, rows, fid_batch(rows), bf16, options, tolerance)
 
 
@@ -388,7 +391,17 @@ def test_a_file_that_is_not_of_accelerate_is_an_error(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("family", "bf16", "tolerance"),
-    [("llama", False, 0.03), ("gpt2", False, 0.03), ("qwen2", True, 0.05), ("t5", False, 0.05), ("bart", False, 0.05)],
+    [
+        ("llama", False, 0.03),
+        ("gpt2", False, 0.03),
+        (
+            "qwen2",
+            True,
+            0.25 if bf16_is_fast(torch.device("cpu")) else 0.05,
+        ),  # attention in bfloat16 has buffers of its own
+        ("t5", False, 0.05),
+        ("bart", False, 0.05),
+    ],
 )
 def test_memory_of_an_evaluation_is_as_allocated(family, bf16, tolerance):
     """The peak of the prompt, and the cache after the last token."""

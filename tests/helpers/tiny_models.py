@@ -5,6 +5,7 @@ Weights are large, so that answers depend on every token of the prompt.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -102,6 +103,12 @@ def decoder(family: str = "llama", *, dropout: float = 0.0, seed: int = 0) -> Pr
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DECODERS[family](dropout)
+
+
+def wide_decoder(family: str = "llama") -> PreTrainedModel:
+    """Return a float32 model whose layers can be in 4 bits: their inputs are multiples of 64."""
+    with patch.dict(SIZES, hidden_size=64, intermediate_size=128):
+        return decoder(family)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tiny_models import EOS, PAD, VOCABULARY, tokenizer
@@ -111,6 +112,12 @@ def seq2seq(family: str = "t5", *, dropout: float = 0.0, seed: int = 0) -> PreTr
             if any(output in name for output in CROSS_OUTPUTS):
                 parameter.mul_(8)
     return model
+
+
+def wide_t5() -> PreTrainedModel:
+    """Return a float32 T5 whose layers can be in 4 bits: their inputs are multiples of 64."""
+    with patch.dict(T5_SIZES, d_model=64, d_kv=16):
+        return seq2seq("t5")
 
 
 def closing_tokenizer(opening: bool = False) -> PreTrainedTokenizerFast:

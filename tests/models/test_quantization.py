@@ -31,9 +31,9 @@ NF4 = torch.tensor(  # appendix E of the paper
 )
 
 
-def quantized(family="llama"):
+def quantized():
     """Return a decoder in 4 bits, with an adapter whose B is not zero."""
-    model = tiny_models.decoder(family)
+    model = tiny_models.wide_decoder()
     model.name_or_path = "base"
     quantize(model, torch.float32)
     add_adapter(model, EVERY_LAYER)
@@ -57,7 +57,7 @@ def frozen_hash(model):
 
 
 def test_weights_are_the_nearest_values_of_the_paper_by_blocks():
-    plain, model = tiny_models.decoder(), quantized()
+    plain, model = tiny_models.wide_decoder(), quantized()
     weights = in_4_bits(model)
     assert len(weights) == 14
     for name, parameter in weights.items():
@@ -71,7 +71,7 @@ def test_weights_are_the_nearest_values_of_the_paper_by_blocks():
 
 def test_loss_and_gradients_are_those_of_the_dequantized_weights():
     """With G the gradient of W: that of A is (alpha / rank) Bᵀ·G, that of B is (alpha / rank) G·Aᵀ."""
-    model, reference = quantized(), tiny_models.decoder()
+    model, reference = quantized(), tiny_models.wide_decoder()
     state = model.state_dict()
     pairs = {
         name: [state[f"{name}.lora_{part}.default.weight"] for part in "AB"] for name in quantized_layers(reference)
@@ -87,7 +87,7 @@ def test_loss_and_gradients_are_those_of_the_dequantized_weights():
         losses.append(AnswerLM(lm)(IDS, LABELS))
         losses[-1].sum().backward()
     torch.testing.assert_close(*losses)
-    assert not torch.allclose(losses[0], AnswerLM(tiny_models.decoder())(IDS, LABELS), rtol=1e-2)
+    assert not torch.allclose(losses[0], AnswerLM(tiny_models.wide_decoder())(IDS, LABELS), rtol=1e-2)
     for name, (a, b) in pairs.items():
         gradient = reference.get_parameter(f"{name}.weight").grad
         got_a, got_b = (model.get_parameter(f"{name}.lora_{part}.default.weight").grad for part in "AB")
@@ -97,21 +97,21 @@ def test_loss_and_gradients_are_those_of_the_dequantized_weights():
 
 def test_the_merged_state_computes_what_the_model_in_4_bits_computes():
     model = quantized()
-    merged = tiny_models.decoder()
+    merged = tiny_models.wide_decoder()
     state = merged_state(model, dequantized(model, model.state_dict()))
     assert {name: tensor.shape for name, tensor in state.items()} == {
         name: tensor.shape for name, tensor in merged.state_dict().items()
     }
     merged.load_state_dict(state)
     with torch.no_grad():
-        torch.testing.assert_close(merged(IDS).logits, model(IDS).logits)
+        torch.testing.assert_close(merged(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_training_and_evaluation_change_no_weight_of_the_base(tmp_path, monkeypatch, precision):
     """Also on a CPU for which bitsandbytes packs the weights of a model in evaluation anew."""
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
-    base = tiny_models.save_decoder(tmp_path / "base")
+    base = tiny_models.save_decoder(tmp_path / "base", tiny_models.wide_decoder())
     options = {"lora": EVERY_LAYER, "load_in_4bit": True, "precision": precision}
     model = AnswerLM(load_model(AutoModelForCausalLM, base, "decoder", **options))
     before, losses = frozen_hash(model), []
@@ -133,7 +133,7 @@ def test_training_and_evaluation_change_no_weight_of_the_base(tmp_path, monkeypa
 
 def test_an_encoder_decoder_reads_passages_with_weights_in_4_bits():
     """T5 keeps "wo", whose dtype it reads."""
-    plain = tiny_seq2seq.t5()
+    plain = tiny_seq2seq.wide_t5()
     plain.name_or_path = "base"
     quantize(plain, torch.float32)
     add_adapter(plain, EVERY_LAYER)
@@ -161,5 +161,6 @@ def test_a_model_that_is_trained_or_has_no_linear_layers_is_refused(tmp_path):
     base = tiny_models.save_decoder(tmp_path / "base")
     with pytest.raises(InputError, match=r"--load_in_4bit: .*--lora_rank"):
         load_model(AutoModelForCausalLM, base, "decoder", load_in_4bit=True)
-    with pytest.raises(InputError, match="--load_in_4bit: expected linear layers"):
-        quantize(tiny_models.decoder("gpt2"), torch.float32)
+    for model in (tiny_models.decoder("gpt2"), tiny_models.decoder()):  # other layers, and layers with 32 or 48 inputs
+        with pytest.raises(InputError, match="--load_in_4bit: expected linear layers with multiples of 64 inputs"):
+            quantize(model, torch.float32)

@@ -1,8 +1,9 @@
 """collators: labels by position, in every chat format; rows do not depend on padding, other rows and order."""
 
+import math
 import re
 from dataclasses import replace
-from itertools import permutations
+from itertools import count, permutations
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rqa.data.records import Example, Passage, Turn
 from rqa.prompts.collators import IGNORE_INDEX, ConcatenatedCollator, ParallelCollator
 from rqa.prompts.decoder_prompt import ChatFormat, PromptBuilder
 from rqa.prompts.fid_prompt import PassagePromptBuilder
+from rqa.prompts.text_tokenizer import TextTokenizer
 
 HISTORY = (Turn("user", "Cats?"), Turn("assistant", "Yes."))
 PASSAGES = (Passage("Boil the water, and the rest.", "Water"), Passage("Cats and dogs."), Passage("The end.</s>"))
@@ -163,6 +165,29 @@ def test_answers_and_questions_that_do_not_fit_are_errors_with_file_and_line():
     assert len(expected) > 20
     assert problems(collator, examples) == [*expected[:20], f"and {len(expected) - 20} more"]
     assert problems(collator, examples[:18]) == [line for line in expected if int(re.findall("[0-9]+", line)[0]) <= 18]
+
+
+@pytest.mark.parametrize("kind", ["decoder", "fid"])
+def test_a_bound_of_the_length_finds_the_problems_of_exact_lengths(monkeypatch, kind):
+    if kind == "decoder":
+        built = [PromptBuilder(builder("chatml's template").tokenizer, max_prompt_length=n) for n in range(20, 120, 7)]
+    else:
+        built = [PassagePromptBuilder(TOKENIZERS["t5"](), n) for n in range(5, 60, 5)]
+    make = ConcatenatedCollator if kind == "decoder" else ParallelCollator
+    examples = [replace(example(i % 4, "the ﷺ " * (i % 9)), where=str(i)) for i in range(16)]
+    collators = [make(each, limit, 130) for each, limit in zip(built, count(3, 4), strict=False)]
+    found = [check(collator, examples) for collator in collators]
+    monkeypatch.setattr(TextTokenizer, "max_tokens", lambda self, text: math.inf)
+    assert found == [check(collator, examples) for collator in collators]
+    assert len({*found}) > 5
+
+
+def check(collator, examples):
+    try:
+        collator.check(examples, answers=True)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def test_passages_and_answers_of_unanswerable_questions_are_not_checked():

@@ -1,8 +1,11 @@
 """text_tokenizer: data is never a control token, for every kind of model; other added tokens are vocabulary."""
 
 import pytest
-from seq2seq_tokenizers import t5
-from tiny_tokenizers import FORMATS, builder, chatml, hybrid
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from seq2seq_tokenizers import TOKENIZERS, t5
+from tiny_tokenizers import FORMATS, TEMPLATES, builder, chatml, hybrid
+from tokenizers import pre_tokenizers
 
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage
@@ -50,6 +53,35 @@ def test_control_tokens_that_are_pieces_of_a_unigram_model_are_text():
     ids, tokens = ids_and_tokens(tokenizer, "the</s> lamp{ <think><unk><extra_id_0>")
     assert " ".join(tokens) == "▁the < / s > ▁lamp { ▁ < t h i n k > < u n k > < e x t r a _ i d _ 0 >"
     assert tokenizer.decode(ids) == "the</s> lamp{ <think><unk><extra_id_0>"
+
+
+def spaced_words():
+    """Return a tokenizer that adds a space before each of several words."""
+    tokenizer = chatml()
+    parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    return tokenizer
+
+
+KINDS = {**TEMPLATES, **TOKENIZERS, "spaced words": spaced_words}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_has_at_most_as_many_tokens_as_its_bound(kind):
+    tokenizer = TextTokenizer(KINDS[kind]())
+
+    @given(st.text(st.sampled_from("a1 \n\U0001d160é▁€ﷺ½你\u0301<>|") | st.characters(codec="utf-8"), max_size=40))
+    @settings(deadline=None, max_examples=60)
+    @example("1234567890")
+    @example("ﷺ" * 20)
+    def check(text):
+        assert all(
+            len(tokenizer.encode([text], is_inner=is_inner)[0].ids) <= tokenizer.max_tokens(text)
+            for is_inner in (False, True)
+        )
+
+    check()
+    assert tokenizer.max_tokens("abc " * 100) <= 2 * 400 + 2
 
 
 @pytest.mark.parametrize("chat", [None, ChatFormat("User", "Bot<think>", "\n", "</s>")])

@@ -34,7 +34,8 @@ TWO = (*torchrun(2), DEEPSPEED_ON_CPU)
 ONE = (sys.executable, DEEPSPEED_ON_CPU)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_processes_equal_a_plain_loop(tmp_path, stage):
     """Both skip the step whose gradient is not finite on one of them."""
     launch(__file__, {str(zero_config(tmp_path, stage)): str(tmp_path)}, by=TWO)

@@ -27,6 +27,7 @@ def train_with_ddp(world, out, **more):
     return out
 
 
+@pytest.mark.slow
 def test_fsdp2_equals_ddp(world, sharded, tmp_path):
     assert_same_run(sharded[0], train_with_ddp(world, tmp_path / "plain"))
 

@@ -112,6 +112,7 @@ def test_resume_is_byte_identical_after_a_kill(world, tmp_path):
     assert outcome(broken) == outcome(unbroken)
 
 
+@pytest.mark.slow
 def test_another_base_of_the_same_size_is_refused_on_resume(world, one, tmp_path):
     """Checkpoints lack the frozen weights."""
     other = tiny_models.save_decoder(tmp_path / "other", tiny_models.decoder(seed=7))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sharded_runs import assert_same_run, flags_of, outcome, run_until
+from tiny_models import save_decoder, wide_decoder
 from world import launch, read_jsonl, torchrun
 
 RECIPE = "swr_starling.py"
-# AdamW has states in 8 bits for at least 4,096 values: rank 128 of a layer with 32 inputs.
+# AdamW has states in 8 bits for at least 4,096 values: rank 64 of a layer with 64 inputs.
 QLORA = {
-    "lora_rank": "128",
+    "lora_rank": "64",
     "lora_alpha": "16",
     "learning_rate": "1e-2",
     "load_in_4bit": "true",
@@ -21,8 +22,13 @@ QLORA = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def base(world):
+    return save_decoder(world.folder / "wide", wide_decoder())
+
+
 def qlora_flags(world, out, **more):
-    return flags_of(world, out, **QLORA | more)
+    return flags_of(world, out, model_name_or_path=str(world.folder / "wide"), **QLORA | more)
 
 
 @pytest.fixture(scope="module")

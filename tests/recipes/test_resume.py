@@ -108,7 +108,7 @@ def assert_resume_is_byte_identical(world, unbroken, processes, out, moments):
 
 
 @pytest.mark.parametrize(
-    "share", [0.02, pytest.param(0.3, marks=pytest.mark.slow), 0.55, pytest.param(0.75, marks=pytest.mark.slow), 0.97]
+    "share", [0.55, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.02, 0.3, 0.75, 0.97))]
 )
 def test_resume_is_byte_identical_after_a_kill(world, unbroken, tmp_path, share):
     """Killed before the first checkpoint, within a save, and after the last step."""
@@ -289,6 +289,7 @@ def test_an_evaluation_is_refused_in_a_folder_that_is_in_use(world, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {OWN_NAME}
 
 
+@pytest.mark.slow
 def test_the_printed_command_resumes_the_run(world, unbroken, tmp_path):
     process = start(world, tmp_path / "run", LAUNCHERS[1])
     read_until(process, "step 2/")
@@ -372,6 +373,7 @@ def test_a_run_resumes_after_its_files_moved(world, unbroken, tmp_path):
     assert outcome(tmp_path / "run") == outcome(unbroken(1)[0])
 
 
+@pytest.mark.slow
 def test_early_stopping_exports_the_best_model(world, tmp_path):
     """The learning rate is harmful: the first evaluation stays the best."""
     out = tmp_path / "run"
@@ -389,6 +391,7 @@ def test_early_stopping_exports_the_best_model(world, tmp_path):
 # The dtype of the exported model
 
 
+@pytest.mark.slow
 def test_the_test_scores_are_those_of_the_exported_weights_in_the_dtype_of_the_checkpoint(world, tmp_path):
     tiny_models.save_decoder(tmp_path / "bfloat16", tiny_models.decoder().to(torch.bfloat16))
     flags = flags_of(world, tmp_path / "run", max_steps="3", model_name_or_path=str(tmp_path / "bfloat16"))

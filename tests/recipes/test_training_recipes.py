@@ -88,7 +88,7 @@ def test_the_plain_class_loads_the_exported_model(swr):
     assert AutoTokenizer.from_pretrained(swr[0] / "model").chat_template
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_evaluation_of_the_saved_model_equals_the_test_of_the_run(swr, world, monkeypatch, processes):
     out = world.folder / f"evaluated-by-{processes}"
     flags = {
@@ -123,6 +123,7 @@ def test_evaluation_of_the_saved_model_equals_the_test_of_the_run(swr, world, mo
     assert f"{theirs['rougeL']:.2f}" in printed
 
 
+@pytest.mark.slow
 def test_a_run_repeats_from_its_config_with_a_pickled_corpus(swr, world):
     out = world.folder / "again"
     launch(
@@ -192,6 +193,7 @@ def without_scores(path: Path) -> list[dict]:
     return predictions
 
 
+@pytest.mark.slow
 def test_training_on_contexts_of_the_file_equals_training_on_retrieved_passages(swr, world, with_contexts):
     out = world.folder / "with_contexts"
     flags = {"--config": str(swr[0] / "config.json"), **with_contexts, "--output_dir": str(out)}
@@ -268,6 +270,7 @@ def test_a_question_without_contexts_is_an_error_without_a_retriever(
     assert not files(tmp_path / "never")
 
 
+@pytest.mark.slow
 def test_an_index_is_built_once_and_refused_for_another_corpus(world, tmp_path):
     flags = {"--embedding_model": world.encoder, "--document_path": world.corpus, "--index_path": str(tmp_path / "i")}
     first, second = (launch("build_index.py", flags) for _ in range(2))

@@ -138,7 +138,20 @@ def test_encode_is_called_once_per_window_and_one_window_ahead():
     batches = training_batches(n, BatchLayout(1), encode, collate, first_step=WINDOW, seed=0)
     list(islice(batches, n))
     batches.close()  # waits for the window ahead
-    assert calls == [(0, WINDOW), (0, 1), (1, WINDOW), (1, WINDOW)]
+    assert calls == [(0, WINDOW), (0, n - WINDOW - WINDOW // 4), (1, WINDOW), (1, WINDOW)]
+
+
+def test_the_first_step_waits_for_a_quarter_of_a_window():
+    calls = []
+
+    def encode(epoch, rows):
+        calls.append((epoch, len(rows)))
+        return [Row(row) for row in rows]
+
+    batches = training_batches(2 * WINDOW, BatchLayout(2), encode, collate, seed=0)
+    next(batches)
+    batches.close()
+    assert calls == [(0, WINDOW // 4), (0, WINDOW)]
 
 
 def test_the_next_window_is_encoded_while_this_one_is_consumed():
@@ -165,22 +178,23 @@ def test_ranks_that_encode_a_share_have_the_batches_of_ranks_that_encode_everyth
     """Threads stand in for the ranks."""
     n, processes = 2 * WINDOW + 7, layout[2]
     count = 2 * steps_per_epoch(n, BatchLayout(*layout)) + 1
-    barrier, shares, encoded = Barrier(processes), [[]] * processes, [0] * processes
+    barrier, sent, encoded, exchanged = Barrier(processes), [[]] * processes, [0] * processes, [0] * processes
 
     def run(rank):
-        def gather(rows):
-            shares[rank] = rows
+        def exchange(lists):
+            sent[rank] = lists
             barrier.wait(20)
-            everywhere = list(chain(*shares))
+            received = [sent[source][rank] for source in range(processes)]
             barrier.wait(20)
-            return everywhere
+            exchanged[rank] += sum(isinstance(row, Row) for row in chain(*lists))
+            return received
 
         def encode(_epoch, rows):
             encoded[rank] += len(rows)
             return [Row(row) for row in rows]
 
         batches = training_batches(
-            n, BatchLayout(*layout, rank), encode, collate, gather, seed=0, group_by_length=grouped
+            n, BatchLayout(*layout, rank), encode, collate, exchange, seed=0, group_by_length=grouped
         )
         return list(islice(batches, count))
 
@@ -189,6 +203,8 @@ def test_ranks_that_encode_a_share_have_the_batches_of_ranks_that_encode_everyth
     planned = zip(*[[[batch["rows"] for batch in step] for step in steps] for steps in by_rank], strict=True)
     assert list(planned) == global_steps(n, *layout, count, group_by_length=grouped)
     assert max(encoded) <= -(-(3 * n + 2 * WINDOW) // processes) + 12
+    window = BatchLayout(*layout).window * BatchLayout(*layout).global_batch
+    assert sum(exchanged) == 2 * n + window  # each row is sent to one rank
 
 
 def test_a_global_batch_may_be_larger_than_a_window():
@@ -225,7 +241,7 @@ def test_without_grouping_there_is_less_padding_than_in_random_micro_batches():
 
 
 def test_the_rows_of_a_step_have_similar_lengths_and_the_steps_are_shuffled():
-    planned = global_steps(WINDOW, 2, 2, 2, 2 * WINDOW // 8)
+    planned = global_steps(WINDOW, 2, 2, 2, 3 * WINDOW // 8)[WINDOW // 8 :]  # of the first epoch a window is small
     by_length = sorted(len(Row(row)) for row in range(WINDOW))
     similar = [by_length[i : i + 8] for i in range(0, WINDOW, 8)]
     groups = [sorted(len(Row(row)) for row in examples(step)) for step in planned]

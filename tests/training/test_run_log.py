@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_evaluations import evaluation
-from tiny_models import BOS, EOS, decoder, tokenizer
+from tiny_models import BOS, EOS, tokenizer, wide_decoder
 from world import files, read_jsonl
 
 from rqa.cli.data_args import DataArgs, PromptArgs
@@ -294,7 +294,7 @@ def test_a_base_in_4_bits_with_another_scale_is_another_base():
     """Its values of 4 bits are the same."""
     codes, sums = [], []
     for scale in (1, 1, 2):
-        model = decoder()
+        model = wide_decoder()
         with torch.no_grad():
             model.model.layers[0].mlp.up_proj.weight *= scale
         quantize(model, torch.float32)
