@@ -203,3 +203,13 @@ def test_the_list_of_files_is_the_tree():
     assert listed == {
         str(path.relative_to(ROOT)) for path in (ROOT / "rqa").rglob("*.py") if path.name != "__init__.py"
     }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tables_of_gpus_are_those_of_the_estimates():
+    script = [sys.executable, str(ROOT / "tests/helpers/which_gpu.py")]
+    tables = subprocess.run(script, env=launch_environment(), capture_output=True, check=True, text=True).stdout
+    memory, fitting = tables.strip().split("\n\n")
+    assert memory in README
+    assert fitting in README

@@ -5,7 +5,8 @@
 It takes minutes, and writes no file.
 """
 
-import sys
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, T5Config
@@ -35,20 +36,28 @@ MODELS: dict[str, tuple[PreTrainedConfig, str]] = {
 }
 AUTO = {"reduce_bucket_size": "auto"}
 OPTIMIZER, WEIGHTS = ({f"offload_{part}": {"device": "cpu"}} for part in ("optimizer", "param"))
-# Flags by name, with the number of devices. The first that fits is the fastest.
-SETTINGS = {
-    "AdamW": (1, {}),
-    "Adafactor": (1, {"optim": "adafactor"}),
-    "adapter": (1, {"lora": Lora(16, 32.0)}),
-    "ZeRO-2 offload": (1, {"zero": {"stage": 2, **AUTO, **OPTIMIZER}}),
-    "ZeRO-3 offload": (1, {"zero": {"stage": 3, "stage3_max_live_parameters": 1e9, **OPTIMIZER, **WEIGHTS}}),
-    "ZeRO-2": (None, {"zero": {"stage": 2, **AUTO}}),
-    "ZeRO-3": (None, {"zero": {"stage": 3}}),
-    "FSDP2": (None, {"fsdp": True}),
+LORA = Lora(16, 32.0)
+# By the flags, or the files of accelerate: the numbers of devices, and options. The first that fits is the fastest.
+ADAPTERS: dict[str, tuple[Sequence[int], dict[str, Any]]] = {
+    "`--lora_rank 16`": ([1], {"lora": LORA}),
+    "`--lora_rank 16 --load_in_4bit true`": ([1], {"lora": LORA, "load_in_4bit": True}),
 }
-CARDS = {"24": (1, 24), "48": (1, 48), "80": (1, 80), "4 x 80": (4, 80), "8 x 80": (8, 80)}  # number, GB
-REHEARSALS: dict[Any, int] = {}
+ALL_WEIGHTS: dict[str, tuple[Sequence[int], dict[str, Any]]] = {
+    "`adamw`": ([1, 4, 8], {}),
+    "`adamw_8bit`": ([1], {"optim": "adamw_8bit"}),
+    "`adafactor`": ([1], {"optim": "adafactor"}),
+    "`adamw_bf16`": ([1], {"optim": "adamw_bf16"}),
+    "`zero2`": ([4, 8], {"zero": {"stage": 2, **AUTO}}),
+    "`fsdp2`": ([4, 8], {"fsdp": True}),
+    "`zero3`": ([4, 8], {"zero": {"stage": 3}}),
+    "`zero2_offload`": ([1], {"zero": {"stage": 2, **AUTO, **OPTIMIZER}}),
+    "`zero3_offload`": ([1], {"zero": {"stage": 3, "stage3_max_live_parameters": 1e9, **OPTIMIZER, **WEIGHTS}}),
+}
+CARDS = {"24": (1, 24), "48": (1, 48), "80": (1, 80), "4 × 80": (4, 80), "8 × 80": (8, 80)}  # number, GB
 USABLE = 0.9  # share of a card: the device's context and the allocator's fragments take the rest
+EVALUATION = "`evaluate.py`"
+Memory = dict[tuple[str, int], tuple[float, float]]  # GB on a device and of the CPU, by setting and number of devices
+REHEARSALS: dict[Any, int] = {}
 
 
 def rehearse_once(model: Any, rows: Any, autocast: bool, *options: Any) -> int:
@@ -62,52 +71,49 @@ def rehearse_once(model: Any, rows: Any, autocast: bool, *options: Any) -> int:
 _simulated_peak, rqa.doctor.memory._simulated_peak = rqa.doctor.memory._simulated_peak, rehearse_once
 
 
-def estimates(name: str) -> dict[tuple[str, int], tuple[float, float]]:
-    """Return GB on a device and GB of CPU memory for each setting and number of devices."""
+def estimates(name: str) -> Memory:
+    """Return the memory of each setting and number of devices."""
     config, layer = MODELS[name]
-    is_fid = config.is_encoder_decoder
-    rows = [EncodedExample([[7] * 300] * 4 if is_fid else [[7] * 1400], [7] * 100)]
-    found = {}
-    for setting, (devices, options) in SETTINGS.items():
+    rows = [EncodedExample([[7] * 300] * 4 if config.is_encoder_decoder else [[7] * 1400], [7] * 100)]
+    memory = {}
+    for setting, (numbers, options) in (ADAPTERS | ALL_WEIGHTS).items():
         options = options | ({"fsdp": [layer]} if "fsdp" in options else {})
-        for number in (devices,) if devices else (4, 8):
+        for number in numbers:
             shared = {"processes": number, "gradient_checkpointing": True, "accumulation": 8}
             _, held = training_memory(config, rows, **shared, **options)
             host = held.pop("host", 0)
-            found[setting, number] = sum(held.values()) / 1e9, host / 1e9
+            memory[setting, number] = sum(held.values()) / 1e9, host / 1e9
     evaluated = evaluation_memory(config, rows * 8, max_new_tokens=512)
-    found["evaluate.py", 1] = sum(evaluated.values()) / 1e9, 0.0
-    return found
+    memory[EVALUATION, 1] = sum(evaluated.values()) / 1e9, 0.0
+    return memory
 
 
-def fitting(found: dict[tuple[str, int], tuple[float, float]], card: str) -> str:
-    """Return the settings that fit on the devices of a card."""
-    number, size = CARDS[card]
-    names = [
-        setting
-        for (setting, devices), (used, _) in found.items()
-        if devices == number and used <= USABLE * size and setting != "evaluate.py"
-    ]
-    return ", ".join(names) or "-"
+def memory_table(memory: Mapping[str, Memory]) -> str:
+    """Return the table of GB, a row for each setting."""
+    lines = [f"| | devices | {' | '.join(memory)} |", "|---|---" + "|---" * len(memory) + "|"]
+    rows = {key: [memory[name][key] for name in memory] for key in next(iter(memory.values()))}
+    for (setting, number), each in rows.items():
+        cells = [f"{device:.1f}" + (f" + {host:.0f}" if host else "") for device, host in each]
+        lines.append(f"| {setting} | {number} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fitting_table(memory: Mapping[str, Memory]) -> str:
+    """Return the table of the fastest way to train all weights of a model on each card."""
+    lines = [f"| | {' | '.join(f'{card} GB' for card in CARDS)} |", "|---" * (1 + len(CARDS)) + "|"]
+    for name, of_model in memory.items():
+        cells = []
+        for number, size in CARDS.values():
+            fits = [s for s in ALL_WEIGHTS if of_model.get((s, number), (math.inf, 0))[0] <= USABLE * size]
+            cells.append(fits[0] if fits else "-")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Print both tables."""
-    found = {}
-    for name in MODELS:
-        found[name] = estimates(name)
-        print(name, found[name], file=sys.stderr)
-    keys = list(found["flan-t5-xl"])
-    print("| model |", " | ".join(f"{setting} on {number}" for setting, number in keys), "|")
-    print("|---" * (len(keys) + 1) + "|")
-    for name, by_setting in found.items():
-        cells = [f"{used:.1f}" + (f" + {host:.0f}" if host else "") for used, host in by_setting.values()]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    print()
-    print("| model |", " | ".join(f"{card} GB" for card in CARDS), "|")
-    print("|---" * (len(CARDS) + 1) + "|")
-    for name, by_setting in found.items():
-        print(f"| {name} | {' | '.join(fitting(by_setting, card) for card in CARDS)} |")
+    memory = {name: estimates(name) for name in MODELS}
+    print(memory_table(memory), fitting_table(memory), sep="\n\n")
 
 
 if __name__ == "__main__":
