@@ -28,7 +28,7 @@ Rows = list[EncodedExample]
 
 
 class OtherRanks:
-    """What other ranks send to the first: the lengths of their rows, and rows of its micro-batches."""
+    """Messages of the other ranks to the first: lengths of their rows, and rows of its micro-batches."""
 
     def __init__(self, layout: BatchLayout, rows: Rows) -> None:
         self.layout, self.rows = layout, rows
