@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from closeness import gradients
 from plain_loop import (
     GLOBAL_BATCHES,
@@ -52,6 +53,7 @@ from rqa.models.auto import load_generator
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
 from rqa.models.lora import Lora, add_adapter
+from rqa.models.quantization import dequantized, quantize
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.dense import open_retriever
 from rqa.training.optim import make_optimizer
@@ -223,6 +225,58 @@ def test_the_gradient_of_an_adapter_in_float32_is_that_of_the_cpu(record_propert
     distances = gradient_distance(to(CPU, found[1]), found[0])
     record_property("largest relative norm of the difference of a gradient", distances)
     assert distances < 1e-3
+
+
+def test_loss_and_gradient_on_4_bits_are_those_of_the_dequantized_weights_on_the_cpu(record_property):
+    accelerator_on()
+    model, reference, found = AnswerLM(llama(256)), AnswerLM(llama(256).to(CPU)), []
+    quantize(model.model, torch.float32)
+    reference.load_state_dict({name: value.to(CPU) for name, value in dequantized(model, model.state_dict()).items()})
+    add_adapter(model.model, Lora(4, 8.0))
+    add_adapter(reference.model, Lora(4, 8.0))
+    with torch.no_grad():
+        for own, other in zip(trainable(model), trainable(reference), strict=True):
+            own.copy_(other.normal_(std=0.1))
+    for each, device in ((reference, CPU), (model, DEVICE)):
+        run_once(each, to(device, batch_of("decoder")), found)()
+    distances = gradient_distance(to(CPU, found[1]), found[0])
+    record_property("4 bits: largest relative norm of the difference of a gradient", distances)
+    assert distances < 1e-3
+
+
+def trainable(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def test_weights_in_4_bits_are_those_of_the_cpu():
+    values = []
+    for on in (CPU, DEVICE):
+        weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0)).to(on)
+        values.append(dequantize_4bit(*quantize_4bit(weight, quant_type="nf4", compress_statistics=True)).to(CPU))
+    largest = values[0].view(-1, 64).abs().amax(1, keepdim=True)
+    differs = ((values[0] - values[1]).view(-1, 64) / largest).abs() > 1e-3
+    assert differs.float().mean() < 1e-3  # a weight in the middle of two values is rounded to either
+
+
+@pytest.mark.parametrize(("optim", "tolerance"), [("adamw", 1e-5), ("adamw_8bit", 0.05), ("adamw_bf16", 2**-7)])
+def test_the_steps_of_an_optimizer_are_those_of_the_cpu(optim, tolerance):
+    """Relative to the change: states in 8 bits are rounded; weights in bfloat16 are rounded at random."""
+    dtype = torch.bfloat16 if optim == "adamw_bf16" else torch.float32
+    start = torch.randn(128, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    results = []
+    for on in (CPU, DEVICE):
+        layer = torch.nn.Linear(64, 128, bias=False, device=on, dtype=dtype)
+        layer.weight.data.copy_(start)
+        optimizer = make_optimizer(layer, optim, weight_decay=0.1)
+        optimizer.param_groups[0]["lr"] = 0.01
+        for seed in range(5):
+            gradient = torch.randn(128, 64, generator=torch.Generator().manual_seed(seed))
+            layer.weight.grad = gradient.to(on, dtype)
+            optimizer.step()
+        results.append(layer.weight.detach().float().to(CPU))
+    scale = results[0].abs() if optim == "adamw_bf16" else (results[0] - start.float()).abs().max()
+    assert ((results[1] - results[0]).abs() <= 5 * tolerance * scale + 1e-6).all()
+    assert not torch.equal(results[0], start.float())
 
 
 def test_training_in_float16_skips_until_its_scale_fits_and_is_then_close_to_float32(record_property):
@@ -458,12 +512,14 @@ ESTIMATES = {
     "T5-base, bf16, checkpointing": ("fid", "bf16", True),
     "T5-base, fp32": ("fid", "no", False),
     "Llama of 134 million, bf16, adapter": ("decoder", "bf16", True, Lora(16, 32.0)),
+    "Llama of 134 million, bf16, adapter on 4 bits": ("decoder", "bf16", True, Lora(16, 32.0), True),
 }
 
 
 @pytest.mark.parametrize("case", ESTIMATES)
 def test_the_estimate_of_memory_is_near_the_measured_peak(case, record_property):
-    kind, precision, checkpointing, lora = (*ESTIMATES[case], None)[:4]
+    kind, precision, checkpointing, *more = ESTIMATES[case]
+    lora, in_4_bits = more[0] if more else None, len(more) > 1
     accelerator, configs = accelerator_on(precision, 2), []
 
     def train():
@@ -471,6 +527,8 @@ def test_the_estimate_of_memory_is_near_the_measured_peak(case, record_property)
         configs.append(model.config)
         if lora:
             model.model.to(torch.bfloat16)
+            if in_4_bits:
+                quantize(model.model, torch.bfloat16)
             add_adapter(model.model, lora)
         if checkpointing:
             model.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -481,8 +539,9 @@ def test_the_estimate_of_memory_is_near_the_measured_peak(case, record_property)
         assert [step.skipped for step in steps] == [False, False]
 
     peak = peak_bytes(train)
-    options = {"precision": precision, "accumulation": 2, "gradient_checkpointing": checkpointing, "lora": lora}
-    number, held = training_memory(configs[0], rows_of(kind), **options)
+    options = {"precision": precision, "accumulation": 2, "gradient_checkpointing": checkpointing}
+    adapter = {"lora": lora, "load_in_4bit": in_4_bits}
+    number, held = training_memory(configs[0], rows_of(kind), **options, **adapter)
     estimate = sum(held.values())
     sizes = {name: round(size / 2**30, 3) for name, size in held.items()}
     record_property(case, f"measured {peak / 2**30:.3f} GiB, {peak / estimate:.3f} of the estimate {sizes}")
