@@ -125,6 +125,10 @@ def test_a_saved_adapter_is_that_of_peft(tmp_path, precision):
     assert {n for n, p in ours.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    written = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "theirs")]
+    assert written[0].keys() == written[1].keys()
+    assert all(torch.equal(tensor.float(), written[1][name].float()) for name, tensor in written[0].items())
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
