@@ -78,4 +78,7 @@ def assert_same_run(out, expected):
     trained, expected_weights = (load_file(weights_file(o)) for o in (out, expected))
     assert trained.keys() == expected_weights.keys()
     for name, tensor in expected_weights.items():
-        torch.testing.assert_close(trained[name], tensor, rtol=3e-3, atol=3e-4)
+        if ".lora_" in name:  # Adam changes a weight whose gradient is near zero by its rounding, scaled to the rate
+            assert (trained[name] - tensor).norm() <= 3e-3 * tensor.norm(), name
+        else:
+            torch.testing.assert_close(trained[name], tensor, rtol=3e-3, atol=3e-4)
