@@ -111,6 +111,16 @@ class Fields:
         self._read.add(name)
         return self._values.get(name) is not None
 
+    def value(self, name: str) -> Any:
+        """Return the value of an optional field of any type, None if the field is absent."""
+        self._read.add(name)
+        return self._values.get(name)
+
+    def all_values(self) -> dict[str, Any]:
+        """Return all fields, and count them as read."""
+        self._read.update(self._values)
+        return self._values
+
     def is_list(self, name: str) -> bool:
         """Return True if the field is a list."""
         return isinstance(self._values.get(name), list)
