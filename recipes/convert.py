@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from rqa import cli
 from rqa.conversion import FORMATS, convert
-from rqa.errors import InputError
 from rqa.terminal import plural, write_result
 
 WIDTH = max(map(len, FORMATS)) + 2  # of the column of names
@@ -33,8 +32,6 @@ class ConvertArgs:
         """Raise InputError for values that are not allowed."""
         cli.require(self, "input_path", "output_path")
         cli.at_least(self, 0, "max_bad_rows")
-        if self.format and self.format not in FORMATS:
-            raise InputError(f"--format: expected one of {', '.join(FORMATS)}, got {self.format}")
 
 
 def main() -> None:

@@ -36,17 +36,26 @@ def ragas_questions(source: Source) -> Iterator[Converted]:
         if row.has("user_input"):
             question, answers = row.text("user_input"), texts(row, "reference")
             gold, contexts = texts(row, "reference_contexts"), texts(row, "retrieved_contexts")
+            sources = None
         else:
             question = row.text("question")
             answers = [*texts(row, "ground_truth"), *texts(row, "ground_truths")]
             gold, contexts = texts(row, "contexts"), []
+            sources = row.value("metadata")  # of each context
             if row.has("answer"):  # the answer of a system, so that the contexts are those that it retrieved
                 gold, contexts = [], gold
         if any(_HOP.match(text) for text in gold):
             row.note("marks such as <1-hop> are removed from the contexts")
-        passages = [passage(_HOP.sub("", text, count=1) if _HOP.match(text) else text) for text in gold]
+        names = sources if isinstance(sources, list) and len(sources) == len(gold) else [None] * len(gold)
+        passages = [_ragas_passage(*pair) for pair in zip(gold, names, strict=True)]
         retrieved = [passage(text) for text in contexts]
         yield place, row, question_row(row, question, answers, gold=passages, contexts=retrieved)
+
+
+def _ragas_passage(text: str, metadata: object) -> Row:
+    mark = _HOP.match(text)
+    values = metadata_of(metadata)
+    return passage(text[mark.end() :] if mark else text, values.get("title", ""), values.get("source", ""))
 
 
 # LangChain: documents {page_content, metadata} or their constructors {lc, kwargs: {...}}; examples {query, answer}
@@ -106,7 +115,9 @@ def llamaindex_pairs_questions(source: Source) -> Iterator[Converted]:
         ids = texts(row, "relevant_docs")
         if missing := [each for each in ids if not isinstance(corpus.get(each), str)]:
             row.problem("relevant_docs", f"expected ids of the corpus, got {missing[0]!r}")
-        gold = [passage(corpus[each], source=each, id=each) for each in ids if each not in missing]
+        if blank := [each for each in ids if each not in missing and not corpus[each].strip()]:
+            row.note("passages without text are left out of relevant_docs")
+        gold = [passage(corpus[each], source=each, id=each) for each in ids if each not in {*missing, *blank}]
         yield place, row, question_row(row, row.text("query"), [], id=id, gold=gold)
         report.add_row(place, row)
     if values.problems:
@@ -118,7 +129,8 @@ def llamaindex_pairs_passages(source: Source) -> Iterator[Converted]:
     report = source.report()
     for id, text in Fields(source.object()).object("corpus").all_values().items():
         place, row = f"{source.path}: .corpus[{id!r}]", Fields({"text": text})
-        yield place, row, passage(row.text("text"), source=id, id=id)
+        if not is_left_out(row, "text"):
+            yield place, row, passage(row.text("text"), source=id, id=id)
         report.add_row(place, row)
 
 

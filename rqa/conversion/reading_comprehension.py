@@ -33,21 +33,30 @@ def squad_questions(source: Source) -> Iterator[Converted]:
 
 def _squad_articles(source: Source) -> Iterator[Converted]:
     report, values = source.report(), Fields(source.object())
-    values.leave_out()  # the version, which no row needs
     for i, article in enumerate(values.objects("data")):
         title = article.text("title", optional=True)
         for j, paragraph in enumerate(article.objects("paragraphs")):
             place = f"{source.path}: .data[{i}].paragraphs[{j}]"
             paragraph.problems = []  # its own, not those of the file
-            gold, rows = passage(paragraph.text("context"), title), paragraph.objects("qas")
-            for k, row in enumerate(rows):
+            gold, rows = passage(paragraph.text("context"), title), _objects(paragraph, "qas")
+            for k, values_of_row in enumerate(rows):
+                row = Fields(values_of_row)
                 row.problems = [*paragraph.problems]
                 yield f"{place}.qas[{k}]", row, _squad_question(row, gold)
                 report.add_row(f"{place}.qas[{k}]", row)
             if paragraph.problems and not rows:
                 report.add_bad_row(place, *paragraph.problems)
-    if values.problems:
-        report.add_bad_row(str(source.path), *values.problems)
+    if values.problems or values.unread():
+        report.add_row(str(source.path), values)
+
+
+def _objects(fields: Fields, name: str) -> list[Row]:
+    """Return the objects of a list, without fields: each is a row with its own problems."""
+    value = fields.value(name)
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return value
+    fields.problem(name, f"expected list of objects, got {type_name(value)}")
+    return []
 
 
 def _squad_question(row: Fields, paragraph: Row) -> Row:

@@ -15,6 +15,7 @@ from rqa.conversion.source import Source
 from rqa.data.fields import Fields, quoted
 from rqa.data.jsonl import MAX_LINE_BYTES
 from rqa.errors import InputError
+from rqa.terminal import track
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def convert(
     a file has more than `max_bad_rows` rows with problems, and InputError if the format is not recognized. Rows that
     are left out, and fields that are not read, are logged.
     """
+    if format and format not in FORMATS:
+        raise InputError(f"--format: expected one of {', '.join(FORMATS)}, got {quoted(format)}.")
     source = Source(input_path, split)
     name = format or recognized(source)
     reader, is_corpus = FORMATS[name], FORMATS[name].questions is None
@@ -58,7 +61,10 @@ def convert(
     with ExitStack() as files:
         output = _Lines(files.enter_context(_opened(output_path)))
         corpus = _Lines(files.enter_context(_opened(corpus_path))) if corpus_path else None
-        for row, line in _checked(read(source), keep_ids=keep_ids):
+        rows = read(source)
+        if source.shape == "object":  # files of rows show their own progress
+            rows = track(rows, f"converting {source.path}", unit="rows")
+        for row, line in _checked(rows, keep_ids=keep_ids):
             output.write(line)
             if corpus and not reader.passages:
                 corpus.write_passages(row)

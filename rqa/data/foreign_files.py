@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from rqa.atomic_files import LFS_POINTER
-from rqa.data.fields import listed, quoted
+from rqa.data.fields import CONVERT_ADVICE, is_convertible, listed, quoted
 from rqa.errors import InputError
 
 SNIFFED_BYTES = 2**20  # from the start of a file
@@ -74,6 +74,8 @@ def check_json_array(path: str | Path, text: str, start: int) -> None:
         raise InputError(f"{problem}.")
     lists = [name for name, items in value.items() if isinstance(items, list) and items and isinstance(items[0], dict)]
     advice = f"Its rows may be in {quoted(lists[0])}" if len(lists) == 1 else "It looks like another format"
+    if any(map(is_convertible, (value, *(value[name][0] for name in lists)))):
+        advice = CONVERT_ADVICE
     raise InputError(f'{path}: expected "[" and objects, got one object with {listed(value)}. {advice}.')
 
 

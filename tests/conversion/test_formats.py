@@ -8,7 +8,6 @@ from foreign_samples import SAMPLES, Sample, described, lines, triple
 
 from rqa.conversion import FORMATS, Source, convert, recognized
 from rqa.data import load_examples, open_passages
-from rqa.data.file_report import DataError
 from rqa.errors import InputError
 
 ROW_SAMPLES = {name: sample for name, sample in SAMPLES.items() if isinstance(sample.content, list)}
@@ -114,14 +113,32 @@ def test_a_file_that_is_not_json_is_one_error(content, words, tmp_path):
 
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_wrong_format_is_an_input_error_or_gives_rows_that_can_be_read(name, format, tmp_path):
-    path = SAMPLES[name].write(tmp_path)
+def test_a_wrong_format_is_an_input_error_or_gives_rows_that_are_read(name, format, tmp_path):
     try:
-        converted(path, tmp_path, format=format)
-    except DataError as error:
-        assert str(path) in str(error)
-    except InputError as error:
-        assert str(tmp_path) in str(error)
+        done = convert(SAMPLES[name].write(tmp_path), tmp_path / "train.jsonl", format=format)
+    except InputError:
+        assert not (tmp_path / "train.jsonl").exists()
+    else:
+        read = load_examples if FORMATS[done.format].questions else open_passages
+        assert read(tmp_path / "train.jsonl")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_loaders_name_the_recipe_for_files_that_it_converts(name, tmp_path):
+    """Rows of passages that rqa reads as they are, and folders, have no such message."""
+    sample = SAMPLES[name]
+    if name != "langchain_documents" and not sample.is_folder:
+        path = sample.write(tmp_path, "jsonl" if isinstance(sample.content, list) else "json")
+        with pytest.raises(InputError, match=r"recipes/convert\.py"):
+            load_examples(path)
+
+
+def test_the_loaders_do_not_name_the_recipe_for_a_misspelt_field(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(lines([{"question": "Who?", "answer": "I.", "gold_docs": []}]))
+    with pytest.raises(InputError) as caught:
+        load_examples(path)
+    assert "convert.py" not in str(caught.value)
 
 
 def test_a_folder_that_is_not_beir_lists_its_files(tmp_path):

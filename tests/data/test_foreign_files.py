@@ -55,7 +55,8 @@ def test_another_format_in_a_file_of_lines(tmp_path, read, content, words):
     ("content", "words"),
     [
         (json.dumps({"version": "2.0", "data": [ROW]}).encode(), ['"version", "data"', 'Its rows may be in "data"']),
-        (json.dumps({"lc": 1, "kwargs": {}}).encode(), ['"lc", "kwargs"', "another format"]),
+        (json.dumps({"kind": 1, "rows": {}}).encode(), ['"kind", "rows"', "another format"]),
+        (json.dumps({"data": [{"paragraphs": []}]}).encode(), ["recipes/convert.py"]),
         (json.dumps(ROW).encode() + b"\n" + json.dumps(ROW).encode(), ["Name a file of lines .jsonl"]),
         (b"question,gold_answer\n", ['got "q"']),
         (b"PAR1\x15\x04", ["Parquet"]),

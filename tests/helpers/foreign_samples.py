@@ -319,11 +319,17 @@ RAGAS = Sample(
 RAGAS_OLD = Sample(
     "ragas",
     [
-        {"question": "Who dances?", "contexts": [BEE[0]], "ground_truth": "Bees.", "evolution_type": "simple"},
+        {
+            "question": "Who dances?",
+            "contexts": [BEE[0]],
+            "ground_truth": "Bees.",
+            "evolution_type": "simple",
+            "metadata": [{"source": "bees.md", "filename": "other"}],
+        },
         {"question": "Who hunts?", "contexts": [OWL], "ground_truths": ["Owls.", "An owl."], "answer": "Elks."},
     ],
     [
-        {"question": "Who dances?", "answers": ["Bees."], "gold": [(BEE[0], "", "")]},
+        {"question": "Who dances?", "answers": ["Bees."], "gold": [(BEE[0], "", "bees.md")]},
         {"question": "Who hunts?", "answers": ["Owls.", "An owl."], "contexts": [(OWL, "", "")]},
     ],
 )
