@@ -1,13 +1,17 @@
 """Tests of recipes/convert.py in its own process."""
 
+import re
+import shlex
 import subprocess
-import sys
+from pathlib import Path
 
 from foreign_samples import SAMPLES, described, triple
 from world import launch_environment, recipe_command
 
 from rqa.conversion import FORMATS
 from rqa.data import load_examples, open_passages
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def run(*flags):
@@ -43,3 +47,14 @@ def test_the_help_lists_every_format():
     for name, each in FORMATS.items():
         assert f"  {name} " in text
         assert each.help in text
+
+
+def test_the_command_of_the_readme_runs_and_its_table_lists_every_format(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [command] = re.findall(r"^python recipes/convert.py (.*)$", README, flags=re.MULTILINE)
+    words = shlex.split(command)
+    SAMPLES["squad"].write(tmp_path).rename(words[words.index("--input_path") + 1])
+    assert run(*words).returncode == 0
+    assert list(map(described, load_examples("train.jsonl"))) == SAMPLES["squad"].examples
+    _, _, section = README.partition("### From other formats")
+    assert re.findall(r"^\| `(\w+)` \|", section.partition("\n## ")[0], flags=re.MULTILINE) == [*FORMATS]
