@@ -1,6 +1,7 @@
 """Converted rows written as JSON Lines: questions, and a corpus of their passages."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -95,11 +96,10 @@ class _Lines:
             passage(each["text"], each.get("title", ""), each.get("id", "")) for each in question.get("ctxs", ())
         ]
         for each in (*question["gold_docs"], *question.get("hard_neg_docs", ()), *contexts):
-            line = _line(each)
-            digest = hashlib.sha256(line).digest()[:16]
+            digest = hashlib.sha256(json.dumps(each).encode()).digest()[:16]
             if digest not in self._written:
                 self._written.add(digest)
-                self.write(line)
+                self.write(_line(each))
 
 
 @contextmanager

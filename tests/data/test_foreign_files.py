@@ -68,6 +68,13 @@ def test_another_format_in_a_file_of_one_array(tmp_path, content, words):
     assert all(word in text for word in words), text
 
 
+@pytest.mark.parametrize("content", [[{"question": "Who?", "answer": "I."}], {"data": [{"paragraphs": []}]}])
+def test_the_message_names_the_recipe_for_a_format_that_it_converts(tmp_path, content):
+    text = json.dumps(content, indent=1).encode()
+    for name in ("train.jsonl", "train.json") if isinstance(content, dict) else ("train.jsonl",):
+        assert "recipes/convert.py" in message(tmp_path, name, text)
+
+
 @pytest.mark.parametrize("join", [b"\n", b""])
 def test_two_files_that_were_joined_are_one_problem_at_the_second_mark(tmp_path, join):
     line = b"\xef\xbb\xbf" + json.dumps(ROW).encode()
