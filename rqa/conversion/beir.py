@@ -66,7 +66,9 @@ def _passages_with_ids(source: Source, wanted: set[str]) -> dict[str, Row | None
         if (id := row.identifier("_id")) in wanted:
             if id in passages:
                 row.problem("_id", f"{listed([id])} is already the id of an earlier passage")
-            passages[id] = _passage(row)
+            relevant = _passage(row)
+            if not row.problems:
+                passages[id] = relevant
         row.leave_out()
     return passages
 

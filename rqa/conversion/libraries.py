@@ -17,7 +17,7 @@ from rqa.conversion.rows import (
 from rqa.conversion.source import Source
 from rqa.data.fields import Fields, type_name
 
-_HOP = re.compile(r"<\d+-hop>\s*")  # before the contexts of questions that need several
+_HOP = re.compile(r"<\d+-hop>\s*(?=\S)")  # before the contexts of questions that need several
 _SOURCE_RELATION = "1"  # of a node to its document, in LlamaIndex
 
 
@@ -33,29 +33,34 @@ def is_ragas(row: Row) -> bool:
 def ragas_questions(source: Source) -> Iterator[Converted]:
     """Yield the questions of RAGAS. Contexts that a system retrieved become the contexts of the question."""
     for place, row in source.rows():
-        if row.has("user_input"):
-            question, answers = row.text("user_input"), texts(row, "reference")
-            gold, contexts = texts(row, "reference_contexts"), texts(row, "retrieved_contexts")
-            sources = None
-        else:
-            question = row.text("question")
-            answers = [*texts(row, "ground_truth"), *texts(row, "ground_truths")]
-            gold, contexts = texts(row, "contexts"), []
-            sources = row.value("metadata")  # of each context
-            if row.has("answer"):  # the answer of a system, so that the contexts are those that it retrieved
-                gold, contexts = [], gold
-        if any(_HOP.match(text) for text in gold):
-            row.note("marks such as <1-hop> are removed from the contexts")
-        names = sources if isinstance(sources, list) and len(sources) == len(gold) else [None] * len(gold)
-        passages = [_ragas_passage(*pair) for pair in zip(gold, names, strict=True)]
-        retrieved = [passage(text) for text in contexts]
-        yield place, row, question_row(row, question, answers, gold=passages, contexts=retrieved)
+        yield place, row, _ragas_row(row) if row.has("user_input") else _old_ragas_row(row)
 
 
-def _ragas_passage(text: str, metadata: object) -> Row:
-    mark = _HOP.match(text)
-    values = metadata_of(metadata)
-    return passage(text[mark.end() :] if mark else text, values.get("title", ""), values.get("source", ""))
+def _ragas_row(row: Fields) -> Row:
+    gold = [_ragas_passage(row, text) for text in texts(row, "reference_contexts")]
+    contexts = [passage(text) for text in texts(row, "retrieved_contexts")]
+    return question_row(row, row.text("user_input"), texts(row, "reference"), gold=gold, contexts=contexts)
+
+
+def _old_ragas_row(row: Fields) -> Row:
+    """Return a row of version 0.1. Beside the answer of a system, the contexts are those that it retrieved."""
+    answers = [*texts(row, "ground_truth"), *texts(row, "ground_truths")]
+    contexts, metadata = texts(row, "contexts"), row.value("metadata")
+    if not isinstance(metadata, list) or len(metadata) != len(contexts):
+        if metadata:
+            row.note("metadata is not read: it has not one object for each context")
+        metadata = [None] * len(contexts)
+    passages = [_ragas_passage(row, *pair) for pair in zip(contexts, metadata, strict=True)]
+    if not row.has("answer"):
+        return question_row(row, row.text("question"), answers, gold=passages)
+    row.note("answer is that of a system: it is not read, and contexts are those that the system retrieved")
+    return question_row(row, row.text("question"), answers, contexts=passages)
+
+
+def _ragas_passage(row: Fields, text: str, metadata: object = None) -> Row:
+    if mark := _HOP.match(text):
+        row.note("marks such as <1-hop> are removed from the contexts")
+    return {"page_content": text[mark.end() :] if mark else text, "metadata": metadata_of(metadata)}
 
 
 # LangChain: documents {page_content, metadata} or their constructors {lc, kwargs: {...}}; examples {query, answer}

@@ -68,6 +68,7 @@ def flashrag_questions(source: Source) -> Iterator[Converted]:
         passages: dict[str, Any] = {}
         if metadata.has("context") and metadata.has("supporting_facts"):
             passages = hotpotqa_passages(metadata)
+            row.note("of metadata only the paragraphs are read")
         elif metadata.all_values():
             row.note("metadata is not read")
         id = row.identifier("id")
