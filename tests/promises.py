@@ -1747,6 +1747,54 @@ PROMISES = (
             "False",
         ),
     ),
+    Promise(
+        "Every format that can be converted is recognized, and its sample is read back whole",
+        "conversion/test_formats.py::test_a_sample_is_recognized_and_read_back",
+        Without(
+            "unanswerable questions of SQuAD",
+            "rqa.conversion.reading_comprehension._squad_row",
+            "unanswerable = is_impossible",
+        ),
+        Without(
+            "supporting facts of HotpotQA",
+            "rqa.conversion.reading_comprehension.hotpotqa_passages",
+            "each['metadata'].get('title', '') in supporting",
+            "True",
+        ),
+        Without(
+            "hard negatives of DPR", "rqa.conversion.open_domain", "DPR_KINDS = ...", "DPR_KINDS = ('positive',) * 2"
+        ),
+        Without(
+            "a negative that is gold is none",
+            "rqa.conversion.rows.question_row",
+            "_distinct(row, negatives, ..., known)",
+            "_distinct(row, negatives, ..., set())",
+        ),
+        Without("judgments of BEIR", "rqa.conversion.beir._judgments", "int(score) > 0", "True"),
+        Without("the document as source", "rqa.conversion.rows.passage", "source or title", "source"),
+    ),
+    Promise(
+        "Content that fits no format, or several, is an error with its fields",
+        "conversion/test_formats.py",
+        Without("one format alone", "rqa.conversion.formats.recognized", "len(names) == 1", "names"),
+        Without("the folder of BEIR", "rqa.conversion.formats.Format.fits_source", "beir.is_beir(source)", "True"),
+        Without("one of several qrels", "rqa.conversion.beir._qrels_path", "len(names) > 1", "False"),
+        Without("the loaders name the recipe", "rqa.data.fields.is_convertible", "not present & _OWN_FIELDS", "True"),
+    ),
+    Promise(
+        "A conversion names each problem with its place, counts what it leaves out, and writes whole files or none",
+        "conversion/test_conversion.py",
+        Without("the error", "rqa.conversion.writer.convert", "source.check(max_bad_rows)"),
+        Without("a wrong row is not written", "rqa.conversion.writer._checked", "not fields.problems", "True"),
+        Without("repeated ids", "rqa.conversion.writer._checked", "id in places", "False"),
+        Without("long lines", "rqa.conversion.writer._checked_line", "len(line) > MAX_LINE_BYTES", "False"),
+        Without("empty passages are counted", "rqa.conversion.rows.is_left_out", "row.note(...)"),
+        Without(
+            "relevant passages that are missing", "rqa.conversion.beir.beir_questions", "each not in passages", "False"
+        ),
+        Without("atomic files", "rqa.conversion.writer._opened", "atomic_file(Path(path))", "open(path, 'wb')"),
+        Without("the input is not overwritten", "rqa.conversion.writer._check_paths", "path.samefile(source)", "False"),
+    ),
     # The doctor
     Promise(
         "Answers to other questions are warnings; answers in other words are notes",

@@ -14,6 +14,7 @@ PUBLIC_NAMES: dict[str, str] = {
         "IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs require "
         "RetrievalArgs row_options run_main RunArgs"
     ),
+    "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (
         "DataError Example GeneratorInput load_examples load_splits open_passages Passage PassageStore "
         "REFUSAL_ANSWER select_passages Turn warn_without_gold"

@@ -37,7 +37,19 @@ _OTHER_NAMES_OF = {field: frozenset(names.split()) for field, names in _OTHER_NA
 _ALTERNATIVES = {"gold_answer": "answers", "speaker": "role", "message": "content"}
 _ALTERNATIVES |= {second: first for first, second in _ALTERNATIVES.items()}
 _EXPECTED_UNREAD = frozenset({"fmt_content", "hasanswer", "has_answer"})  # of LocalRQA and Fusion-in-Decoder
+# Fields that rows and objects of the formats of recipes/convert.py have; each entry is enough.
+_CONVERTIBLE = (
+    "question answer,question golden_answers,question positive_ctxs,question supporting_facts,question ground_truth,"
+    "question ground_truths,question context answers,oracle_context cot_answer,user_input reference,query answer,"
+    "user_input reference_contexts,query reference_answer,qa_pairs,id contents,lc kwargs,id_ text,id_ text_resource,"
+    "paragraphs,queries corpus relevant_docs,docstore/data"
+)
+_CONVERTIBLE_FIELDS = tuple(frozenset(names.split()) for names in _CONVERTIBLE.split(","))
+_OWN_FIELDS = frozenset({"gold_answer", "gold_docs", "hard_neg_docs", "ctxs"})
 _FREE_FORM = "metadata."  # an object for names of the user's own
+
+
+CONVERT_ADVICE = "recipes/convert.py converts this format"
 
 
 class MissingFields(str):
@@ -110,6 +122,16 @@ class Fields:
         """Return True if the field is present and not null."""
         self._read.add(name)
         return self._values.get(name) is not None
+
+    def value(self, name: str) -> Any:
+        """Return the value of an optional field of any type, None if the field is absent."""
+        self._read.add(name)
+        return self._values.get(name)
+
+    def all_values(self) -> dict[str, Any]:
+        """Return all fields, and count them as read."""
+        self._read.update(self._values)
+        return self._values
 
     def is_list(self, name: str) -> bool:
         """Return True if the field is a list."""
@@ -213,7 +235,8 @@ class Fields:
             if nearest
         ]
         has = f"the {'object' if self._place else 'row'} has {listed(self._values)}"
-        return MissingFields(f"{problem}; {has}{f' ({chr(32).join(hints)})' if hints else ''}")
+        advice = "" if self._place or not is_convertible(self._values) else f". {CONVERT_ADVICE}"
+        return MissingFields(f"{problem}; {has}{f' ({chr(32).join(hints)})' if hints else ''}{advice}")
 
 
 @lru_cache(maxsize=10_000)
@@ -225,6 +248,12 @@ def nearest_field(name: str, fields: frozenset[str]) -> str:
     if field := next((field for field in sorted(fields) if plain in _OTHER_NAMES_OF.get(field, ())), ""):
         return field
     return next(iter(get_close_matches(plain, sorted(fields), 1, 0.8)), "")
+
+
+def is_convertible(names: Iterable[str]) -> bool:
+    """Return True if a row or object with these fields is in a format of recipes/convert.py."""
+    present = {*names}
+    return not present & _OWN_FIELDS and any(fields <= present for fields in _CONVERTIBLE_FIELDS)
 
 
 def type_name(value: object) -> str:

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rqa.atomic_files import LFS_POINTER
-from rqa.data.fields import listed, quoted
+from rqa.data.fields import CONVERT_ADVICE, is_convertible, listed, quoted
 from rqa.errors import InputError
 
 SNIFFED_BYTES = 2**20  # from the start of a file
@@ -46,11 +47,11 @@ def check_json_lines(path: str | Path, line: bytes, start: bytes) -> None:
     start = start.removeprefix(b"\xef\xbb\xbf")
     first = line.lstrip()[:1]
     if first == b"[" and (not _is_json(line) or not start[len(line) :].strip()):
-        raise InputError(f"{path}: {_OBJECT_LINES}, got an array. Write each item in one line (jq -c '.[]' FILE).")
+        advice = _advice(start, "Write each item in one line (jq -c '.[]' FILE)")
+        raise InputError(f"{path}: {_OBJECT_LINES}, got an array. {advice}.")
     if first == b"{" and (last_line := _last_line_of_value(start)) > 1:
-        raise InputError(
-            f"{path}: {_OBJECT_LINES}, got one over {last_line} lines. Write each in one line (jq -c . FILE)."
-        )
+        advice = _advice(start, "Write each in one line (jq -c . FILE)")
+        raise InputError(f"{path}: {_OBJECT_LINES}, got one over {last_line} lines. {advice}.")
     text = line.decode(errors="replace")
     for name, delimiter in {"TSV": "\t", "CSV": ",", "CSV with semicolons": ";"}.items():
         if first not in (b"[", b"{") and delimiter in text:
@@ -74,7 +75,24 @@ def check_json_array(path: str | Path, text: str, start: int) -> None:
         raise InputError(f"{problem}.")
     lists = [name for name, items in value.items() if isinstance(items, list) and items and isinstance(items[0], dict)]
     advice = f"Its rows may be in {quoted(lists[0])}" if len(lists) == 1 else "It looks like another format"
+    advice = CONVERT_ADVICE if _is_convertible(value) else advice
     raise InputError(f'{path}: expected "[" and objects, got one object with {listed(value)}. {advice}.')
+
+
+def _advice(start: bytes, advice: str) -> str:
+    """Return the advice for a file, or that to convert it, by the first object in its first bytes."""
+    text = start.decode(errors="replace").lstrip("[ \t\r\n")
+    try:
+        value, _ = json.JSONDecoder(parse_int=str).raw_decode(text)
+    except (ValueError, RecursionError):
+        return advice
+    return CONVERT_ADVICE if isinstance(value, dict) and _is_convertible(value) else advice
+
+
+def _is_convertible(value: dict[str, Any]) -> bool:
+    """Return True if an object, or the first object in one of its lists, can be converted."""
+    firsts = [items[0] for items in value.values() if isinstance(items, list) and items]
+    return any(is_convertible(each) for each in (value, *firsts) if isinstance(each, dict))
 
 
 def _is_json(line: bytes) -> bool:

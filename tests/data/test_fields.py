@@ -24,6 +24,7 @@ def test_a_missing_field_is_reported_with_the_fields_that_the_row_has():
     assert isinstance(problem, MissingFields)
     assert problem == (
         'field "page_content": expected text, got no such field; the row has "contents", "id" (is "contents" meant?)'
+        ". recipes/convert.py converts this format"
     )
 
 
@@ -35,7 +36,8 @@ def test_all_missing_fields_of_an_object_are_one_problem():
     row.objects("gold_docs")
     missing, wrong = row.problems
     assert missing.startswith('fields "question", "gold_answer", "gold_docs": expected them, got no such fields; ')
-    assert missing.endswith('(is "query" meant for "question"? is "answer" meant for "gold_answer"?)')
+    hint = '(is "query" meant for "question"? is "answer" meant for "gold_answer"?)'
+    assert missing.endswith(f"{hint}. recipes/convert.py converts this format")
     assert wrong == 'field "score": expected true/false, got text'
     assert row.num_missing == 3
 

@@ -55,7 +55,8 @@ def test_another_format_in_a_file_of_lines(tmp_path, read, content, words):
     ("content", "words"),
     [
         (json.dumps({"version": "2.0", "data": [ROW]}).encode(), ['"version", "data"', 'Its rows may be in "data"']),
-        (json.dumps({"lc": 1, "kwargs": {}}).encode(), ['"lc", "kwargs"', "another format"]),
+        (json.dumps({"kind": 1, "rows": {}}).encode(), ['"kind", "rows"', "another format"]),
+        (json.dumps({"data": [{"paragraphs": []}]}).encode(), ["recipes/convert.py"]),
         (json.dumps(ROW).encode() + b"\n" + json.dumps(ROW).encode(), ["Name a file of lines .jsonl"]),
         (b"question,gold_answer\n", ['got "q"']),
         (b"PAR1\x15\x04", ["Parquet"]),
@@ -65,6 +66,13 @@ def test_another_format_in_a_file_of_lines(tmp_path, read, content, words):
 def test_another_format_in_a_file_of_one_array(tmp_path, content, words):
     text = message(tmp_path, "train.json", content)
     assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("content", [[{"question": "Who?", "answer": "I."}], {"data": [{"paragraphs": []}]}])
+def test_the_message_names_the_recipe_for_a_format_that_it_converts(tmp_path, content):
+    text = json.dumps(content, indent=1).encode()
+    for name in ("train.jsonl", "train.json") if isinstance(content, dict) else ("train.jsonl",):
+        assert "recipes/convert.py" in message(tmp_path, name, text)
 
 
 @pytest.mark.parametrize("join", [b"\n", b""])
