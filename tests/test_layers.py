@@ -13,6 +13,7 @@ ROOT_MODULES = {"atomic_files", "errors", "terminal", "timing"}
 # A package imports from packages of earlier lines, and from itself.
 PACKAGES = (
     {"data", "distributed"},
+    {"documents"},
     {"retrieval", "prompts"},
     {"models"},
     {"generation"},
