@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 MAX_UNPACKED_BYTES = 2**30  # of a DOCX file: a packed bomb has more
 
 _NOT_TEXT = ("script", "style", "template", "noscript", "head", "nav", "svg", "iframe", "object", "button", "select")
-_NOT_TEXT_SELECTORS = "[role=navigation], [role=search], [hidden], [aria-hidden=true], a.headerlink"
+_NOT_TEXT_SELECTORS = "[role=navigation], [role=search], [hidden], [aria-hidden=true]"
+_HEADING_LINKS = "h1 a, h2 a, h3 a, h4 a, h5 a, h6 a"
+_LINK_SIGNS = {"", "#", "¶", "§"}  # the text of a link from a heading to itself
 
 
 def html_to_markdown(html: bytes | str, decode: Callable[[bytes], str]) -> tuple[str, str]:
@@ -28,6 +30,9 @@ def html_to_markdown(html: bytes | str, decode: Callable[[bytes], str]) -> tuple
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for tag in [*soup(_NOT_TEXT), *soup.select(_NOT_TEXT_SELECTORS)]:
         tag.decompose()
+    for link in soup.select(_HEADING_LINKS):
+        if link.get_text().strip() in _LINK_SIGNS:
+            link.decompose()
     plain: dict[str, Any] = {"escape_asterisks": False, "escape_underscores": False, "escape_misc": False}
     converter = MarkdownConverter(heading_style="ATX", bullets="-", strip=["a", "img"], **plain)
     return title, converter.convert_soup(soup)

@@ -102,10 +102,8 @@ def rst_marks(text: str) -> Iterator[Mark]:
     lines = text.split("\n")
     levels: dict[tuple[str, bool], int] = {}  # by the style of a heading, in the order of their first use
     headings = dict(_rst_headings(lines))
-    skipped = {line + 1 for line in headings}  # the title or its underline
-    starts = [0, *(i for i in _paragraphs(lines, indented=False) if i not in skipped)]
-    starts += [end for end, *_ in headings.values() if end < len(lines)]
-    ordered = sorted({*starts, *headings})
+    below = (next((i for i in range(end, len(lines)) if lines[i].strip()), 0) for end, *_ in headings.values())
+    ordered = sorted({0, *headings, *below, *_paragraphs(lines, indented=False)})
     for line, end in zip(ordered, [*ordered[1:], len(lines)], strict=True):
         if line in headings:
             _, style, title = headings[line]

@@ -77,7 +77,7 @@ class Splitter:
         first = last = 0  # of the pieces of the next passage
         while first < len(pieces):
             start, end = trimmed(text, pieces[first][0], pieces[last][1])
-            if last + 1 < len(pieces) and fits(text[slice(*trimmed(text, start, pieces[last + 1][1]))]):
+            if last + 1 < len(pieces) and fits(_trimmed_part(text, start, pieces[last + 1][1])):
                 last += 1
                 continue
             if start < end:
@@ -86,7 +86,7 @@ class Splitter:
 
     def _pieces(self, text: str, block: Block, fits: Callable[[str], bool]) -> list[tuple[int, int]]:
         """Return the range of a block, or of its parts if it does not fit."""
-        if fits(text[slice(*trimmed(text, block.start, block.end))]):
+        if fits(_trimmed_part(text, block.start, block.end)):
             return [(block.start, block.end)]
         self.num_cut_blocks[block.kind] += 1
         return list(cut(text, block.start, block.end, fits, is_prose=block.kind == "prose"))
@@ -98,10 +98,12 @@ def cut(text: str, start: int, end: int, fits: Callable[[str], bool], *, is_pros
 
     part = text[start:end]
     visible = _LINE_END.sub(" ", part) if is_prose else part
-    splitter = TextSplitter.from_callback(lambda piece: 0 if fits(piece.strip()) else 2, 1, trim=False)
+    splitter = TextSplitter.from_callback(
+        lambda piece: 1 if fits(_trimmed_part(piece, 0, len(piece))) else 2, 1, trim=False
+    )
     for offset, piece in splitter.chunk_indices(visible):
         range_ = start + offset, start + offset + len(piece)
-        if is_prose and not fits(text[slice(*trimmed(text, *range_))]):
+        if is_prose and not fits(_trimmed_part(text, *range_)):
             yield from cut(text, *range_, fits, is_prose=False)
         else:
             yield range_
@@ -112,3 +114,7 @@ def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     part = text[start:end].rstrip()
     blank = _BLANK_LINES.match(part).end()  # type: ignore[union-attr]  # it matches "" too
     return start + blank, start + len(part)
+
+
+def _trimmed_part(text: str, start: int, end: int) -> str:
+    return text[slice(*trimmed(text, start, end))]

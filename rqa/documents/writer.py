@@ -1,6 +1,5 @@
 """A corpus file of a folder: written whole or not at all, compared with the file that it replaces, and measured."""
 
-import logging
 import os
 from array import array
 from collections import Counter
@@ -19,8 +18,6 @@ from rqa.documents.files import Listing, shown
 from rqa.documents.splitter import Splitter
 from rqa.errors import InputError
 from rqa.terminal import plural, track
-
-log = logging.getLogger(__name__)
 
 MAX_SHOWN = 20  # of the files with problems, and of the added and removed passages
 PERCENTILES = (50, 90, 99)
@@ -46,11 +43,9 @@ class CorpusReport:
     def lines(self, max_tokens: int) -> Iterator[str]:
         """Yield the report as lines of text."""
         yield from _problems(self.problems)
-        formats = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(self.files.items()))
-        yield f"{plural(self.files.total(), 'file')}: {formats}; {len(self.problems):,} left out"
+        yield f"{plural(self.files.total(), 'file')}: {_counts(self.files)}; {len(self.problems):,} left out"
         if self.left_out:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.left_out.items()))
-            yield f"{self.left_out.total():,} of no known format, hidden or links: {reasons}"
+            yield f"{self.left_out.total():,} of no known format, hidden or links: {_counts(self.left_out)}"
         yield from self._lengths(max_tokens)
         yield f"added {len(self.added):,}, removed {len(self.removed):,}, kept {self.kept:,}"
 
@@ -125,8 +120,13 @@ def _output(path: Path, *, is_dry_run: bool) -> AbstractContextManager[BinaryIO]
 
 
 def _no_document(listing: Listing) -> str:
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(listing.left_out.items()))
-    return f"{listing.folder}: expected at least one document with text, got none{reasons and f' ({reasons})'}"
+    others = _counts(listing.left_out)
+    return f"{listing.folder}: expected at least one document with text, got none{others and f' ({others})'}"
+
+
+def _counts(counter: Counter[str]) -> str:
+    """Return the counts with their names, the largest first."""
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counter.items(), key=lambda each: (-each[1], each)))
 
 
 def _passages(listing: Listing, splitter: Splitter, report: CorpusReport) -> Iterator[tuple[Passage, int]]:
@@ -136,7 +136,6 @@ def _passages(listing: Listing, splitter: Splitter, report: CorpusReport) -> Ite
             passages = list(splitter.split(document, shown(path)))
         except Exception as error:  # libraries raise errors of every kind for broken files
             report.problems[shown(path)] = _reason(error)
-            log.warning("%s: left out: %s", shown(path), report.problems[shown(path)])
             continue
         report.files[path.suffix.lower()] += 1
         yield from ((each.passage, each.tokens) for each in passages)
