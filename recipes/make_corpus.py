@@ -33,7 +33,7 @@ class CorpusArgs:
     passage_prefix: str | None = flag(
         None, 'text before each passage ("passage: " for E5); default: the prompt in the checkpoint'
     )
-    max_passage_tokens: int = flag(256, "tokens of a passage with its title, at most those that the encoder reads")
+    max_passage_tokens: int = flag(256, "tokens of a passage with its title; always fewer than the encoder's own limit")
     max_bad_files: int = flag(0, "files that may be left out because they cannot be converted; more give status 1")
     max_file_mib: float = flag(100, "size of a file in MiB; a larger one cannot be converted")
     dry_run: bool = flag(False, "report, but write no file")
@@ -53,7 +53,7 @@ def main() -> int:
     previous = documents.previous_passages(args.output_path)
     device = distributed.default_device()
     encoder = retrieval.Encoder(args.embedding_model, device=device, passage_prefix=args.passage_prefix)
-    max_tokens = min(args.max_passage_tokens, encoder.max_passage_tokens)
+    max_tokens = min(args.max_passage_tokens, encoder.max_passage_tokens - 1)  # at the limit itself it warns
     splitter = documents.Splitter(encoder.count_passage_tokens, max_tokens)
     try:
         report = documents.write_corpus(listing, args.output_path, splitter, previous, is_dry_run=args.dry_run)

@@ -17,7 +17,7 @@ def pdf_pages(path: Path) -> list[str]:
         reader = PdfReader(file)
         if reader.is_encrypted and not reader.decrypt(""):
             raise InputError("expected a PDF file without a password, got an encrypted one")
-        return [page.extract_text() for page in reader.pages]
+        return [page.extract_text().strip() for page in reader.pages]
 
 
 def pdf_marks(pages: Sequence[str]) -> Iterator[Mark]:

@@ -90,23 +90,16 @@ def test_a_limit_that_the_special_tokens_fill_is_an_error():
 
 
 PIECES = st.sampled_from(
-    ["# Oil\n", "## Wick\n", "\n", "\n\n", "A word. ", "And one more, of it.\n", "- item\n", "```\n", "    code()\n"]
-    + [
-        "| a | b |\n|---|---|\n| c | d |\n",
-        "Oil\n---\n",
-        "longest" * 9,
-        "\t",
-        " ",
-        "é\u00a0",
-        "日本語の文。",
-        "a::\n",
-        "\x0c",
-    ]
+    (
+        *("# Oil\n", "## Wick\n", "\n", "\n\n", "A word. ", "And one more, of it.\n", "- item\n", "```\n"),
+        *("    code()\n", "| a | b |\n|---|---|\n| c | d |\n", "Oil\n---\n", "longest" * 9, "\t", " "),
+        *("é\u00a0", "日本語の文。", "a::\n", "\x0c"),
+    )
 )
 
 
 @pytest.mark.parametrize("marks", [markdown_marks, rst_marks, text_marks])
-@pytest.mark.parametrize("count", [words, lambda text: len(text) + 2])
+@pytest.mark.parametrize("count", [words, lambda text: len(text) + 2, lambda text: len(text) + 3 * text.count("\n")])
 @given(pieces=st.lists(PIECES, max_size=30), limit=st.integers(16, 40))
 @settings(deadline=None, max_examples=200)
 def test_nothing_is_lost_and_every_passage_is_within_the_limit(marks, count, pieces, limit):

@@ -6,6 +6,7 @@ from html import escape
 
 WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 PACKAGE = "http://schemas.openxmlformats.org/package/2006"
+RELATIONSHIPS = "openxmlformats-package.relationships"
 OFFICE = "application/vnd.openxmlformats-officedocument.wordprocessingml"
 
 
@@ -63,7 +64,8 @@ def docx(*paragraphs: tuple[str, str], table: list[list[str]] | None = None) -> 
         f'<w:style w:type="paragraph" w:styleId="{ids[style]}"><w:name w:val="{style.lower()}"/></w:style>'
         for style in styles
     )
-    types = f'<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>{override("document", "document.main")}{override("styles", "styles")}'
+    rels = f'<Default Extension="rels" ContentType="application/vnd.{RELATIONSHIPS}+xml"/>'
+    types = f"{rels}{override('document', 'document.main')}{override('styles', 'styles')}"
     start = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     parts = {
         "[Content_Types].xml": f'<Types xmlns="{PACKAGE}/content-types">{types}</Types>',
