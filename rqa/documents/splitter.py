@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rqa.data.records import Passage
 from rqa.documents.convert import Document
@@ -10,6 +11,7 @@ from rqa.documents.sections import Block, Section
 from rqa.errors import InputError
 
 MAX_CHARACTERS_PER_TOKEN = 20  # on average in a passage: some tokenizers make one token of any long word
+CACHED_COUNTS = 1000  # texts: a block is counted alone, as the start of a passage, and as a passage
 MAX_TITLE_SHARE = 0.5  # of the tokens of a passage; longer titles lose headings, then characters
 SEPARATOR = " > "  # between the headings of a title
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*\n)*")
@@ -33,7 +35,7 @@ class Splitter:
     """
 
     def __init__(self, count_tokens: Callable[[str], int], max_tokens: int) -> None:
-        self.count_tokens, self.max_tokens = count_tokens, max_tokens
+        self.count_tokens, self.max_tokens = lru_cache(CACHED_COUNTS)(count_tokens), max_tokens
         self.num_cut_blocks = {"lines": 0, "prose": 0, "heading": 0}
         if (own := count_tokens("")) > max_tokens * (1 - MAX_TITLE_SHARE):
             raise InputError(

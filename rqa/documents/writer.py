@@ -19,7 +19,7 @@ from rqa.documents.splitter import Splitter
 from rqa.errors import InputError
 from rqa.terminal import plural, track
 
-MAX_SHOWN = 20  # of the files with problems, and of the added and removed passages
+MAX_SHOWN = 20  # of the added and of the removed passages
 PERCENTILES = (50, 90, 99)
 
 
@@ -75,7 +75,7 @@ def _first(name: str, values: Collection[str]) -> Iterator[str]:
 
 
 def _problems(problems: dict[str, str]) -> Iterator[str]:
-    return _first("left out", [f"{path}: {reason}" for path, reason in problems.items()])
+    return (f"left out: {path}: {reason}" for path, reason in problems.items())
 
 
 def previous_passages(path: str | Path) -> dict[str, str]:

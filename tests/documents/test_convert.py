@@ -55,6 +55,13 @@ def test_html_is_its_text_without_scripts_and_navigation(tmp_path):
     assert [section.headings for section in document.sections if section.headings] == [("Oil",)]
 
 
+def test_words_of_two_blocks_do_not_join(tmp_path):
+    head, cells = "<tr><th>a</th><th>b</th></tr>", "<td><p>one</p><p>two</p></td><td><h1>x</h1><h2>y</h2></td>"
+    table = f"<table>{head}<tr>{cells}</tr></table>"
+    text = read(tmp_path, "a.html", f"{table}<pre><code>first</code><code>second</code></pre>").text
+    assert text.split() == "| a | b | | --- | --- | | one two | x y | ``` first second ```".split()
+
+
 def test_docx(tmp_path):
     paragraphs = (("Heading 1", "Lamps"), ("", "A & b."), ("Heading 2", "Oil"), ("", "Two."))
     document = read(tmp_path, "a.docx", docx(*paragraphs, table=[["a", "b"], ["1", "2"]]))
@@ -64,7 +71,7 @@ def test_docx(tmp_path):
         "A & b.",
         "## Oil",
         "Two.",
-        "|  |  |\n| --- | --- |\n| a | b |\n| 1 | 2 |",
+        "| a | b |\n| --- | --- |\n| 1 | 2 |",
     ]
     assert [section.headings for section in document.sections] == [("Lamps",), ("Lamps", "Oil")]
 
