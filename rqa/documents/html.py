@@ -15,7 +15,7 @@ MAX_UNPACKED_BYTES = 2**30  # of a DOCX file: a packed bomb has more
 
 _NOT_TEXT = ("script", "style", "template", "noscript", "head", "nav", "svg", "iframe", "object", "button", "select")
 _NOT_TEXT_SELECTORS = "[role=navigation], [role=search], [hidden], [aria-hidden=true]"
-_BLOCKS_IN_CELLS = ":is(td, th) :is(h1, h2, h3, h4, h5, h6, p, div, li)"
+_HEADINGS_IN_CELLS = ":is(td, th) :is(h1, h2, h3, h4, h5, h6)"
 _HEADING_LINKS = "h1 a, h2 a, h3 a, h4 a, h5 a, h6 a"
 _LINK_SIGNS = {"", "#", "¶", "§"}  # the text of a link from a heading to itself
 
@@ -31,8 +31,8 @@ def html_to_markdown(html: bytes | str, decode: Callable[[bytes], str]) -> tuple
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for tag in [*soup(_NOT_TEXT), *soup.select(_NOT_TEXT_SELECTORS)]:
         tag.decompose()
-    for block in soup.select(_BLOCKS_IN_CELLS):
-        block.insert_after(" ")  # a row is one line: otherwise the last word would join the next block
+    for heading in soup.select(_HEADINGS_IN_CELLS):
+        heading.name = "p"  # a row is one line, in which words of two headings would join
     for code in soup.select("pre > code + code"):
         code.insert_before("\n")
     for link in soup.select(_HEADING_LINKS):
