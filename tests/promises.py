@@ -15,6 +15,8 @@ ENCODE = "rqa.models.fid.FusionInDecoder.encode"
 ZERO = "rqa.distributed.deepspeed_config"
 SIGNIFICANCE = "rqa.evaluation.significance"
 ANSWER_STORE = "rqa.generation.answers.AnswerStore"
+SPLITTER = "rqa.documents.splitter.Splitter"
+WRITER = "rqa.documents.writer"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -2387,5 +2389,104 @@ PROMISES = (
             "torch.load(path, map_location='meta', weights_only=True)",
             "torch.load(path, map_location='meta', weights_only=False)",
         ),
+    ),
+    # A corpus from documents
+    Promise(
+        "Passages of a document lose no character of its text, and none is longer than the limit",
+        "documents/test_splitter.py::test_nothing_is_lost_and_every_passage_is_within_the_limit",
+        Without(
+            "the title is counted",
+            SPLITTER + "._ranges",
+            "self.count_tokens(f'{title}\\n{part}') <= self.max_tokens",
+            "self.count_tokens(part) <= self.max_tokens",
+        ),
+        Without(
+            "the last block",
+            "rqa.documents.sections.sections_of",
+            "[0, *(starts[mark.line] for mark in ordered[1:]), len(text)]",
+            "[0, *(starts[mark.line] for mark in ordered[1:])]",
+        ),
+        Without(
+            "line ends of prose are counted again",
+            "rqa.documents.splitter.cut",
+            "is_prose and not fits(_trimmed_part(text, *range_))",
+            "False",
+        ),
+        Without("long titles are shortened", SPLITTER + "._title", "not self._is_short(title)", "False"),
+    ),
+    Promise(
+        "A code block or table that fits is in one passage",
+        "documents/test_splitter.py::test_code_and_tables_that_fit_are_whole",
+        Without(
+            "blocks",
+            SPLITTER + "._ranges",
+            "[piece for block in section.blocks for piece in self._pieces(text, block, fits)]",
+            "[*cut(text, section.blocks[0].start, section.blocks[-1].end, fits, is_prose=False)]",
+        ),
+    ),
+    Promise(
+        "Code that is too long is cut at line ends",
+        "documents/test_splitter.py::test_code_that_is_too_long_is_cut_at_line_ends",
+        Without("its kind", SPLITTER + "._pieces", "is_prose=block.kind == 'prose'", "is_prose=True"),
+    ),
+    Promise(
+        "The same folder gives the same corpus, byte for byte",
+        "documents/test_writer.py::test_the_same_folder_gives_the_same_bytes",
+        Without("files are sorted", "rqa.documents.files.list_files", "listing.paths.sort(key=shown)"),
+    ),
+    Promise(
+        "Documents that cannot be converted are named, and the others are read",
+        "documents/test_writer.py::test_bad_files_are_named_and_leave_the_others_unchanged",
+        Without("errors of libraries", WRITER + "._passages", "Exception", "InputError"),
+        Without("a password", "rqa.documents.pdf.pdf_pages", "reader.is_encrypted and not reader.decrypt('')", "False"),
+        Without("a file without text", "rqa.documents.convert.read_document", "not document.text.strip()", "False"),
+    ),
+    Promise(
+        "A stopped conversion leaves the old corpus",
+        "documents/test_writer.py::test_a_stopped_run_leaves_the_old_file",
+        Without("an atomic file", WRITER + "._output", "atomic_file(path)", "path.open('wb')"),
+    ),
+    Promise(
+        "A folder without a document that can be read replaces no corpus",
+        "documents/test_writer.py::test_a_folder_without_a_document_is_an_error_and_replaces_nothing",
+        Without("the check", WRITER + ".write_corpus", "not sources", "False"),
+    ),
+    Promise(
+        "Links in a folder of documents are not followed, and hidden files are not read",
+        "documents/test_listing.py::test_documents_are_sorted_and_the_others_counted",
+        Without("links", "rqa.documents.files._entries", "entry.is_symlink()", "False"),
+        Without("hidden files", "rqa.documents.files._entries", "entry.name.startswith('.')", "False"),
+        Without("pipes", "rqa.documents.files._add", "not stat.S_ISREG(status.st_mode)", "False"),
+    ),
+    Promise(
+        "Scripts, styles and navigation of HTML are not text",
+        "documents/test_document_formats.py::test_html_is_its_text_without_scripts_and_navigation",
+        Without("they are removed", "rqa.documents.html.html_to_markdown", "tag.decompose()"),
+    ),
+    Promise(
+        "A DOCX file that unpacks to too much is an error",
+        "documents/test_document_formats.py::test_a_packed_bomb_is_an_error",
+        Without("the size", "rqa.documents.html.docx_to_html", "size > MAX_UNPACKED_BYTES", "False"),
+    ),
+    Promise(
+        "Tokens of a passage are counted as the encoder reads them",
+        "retrieval/test_encoder.py::test_the_tokens_of_a_passage_are_those_that_the_model_reads",
+        Without(
+            "the prefix",
+            "rqa.retrieval.encoder.Encoder.count_passage_tokens",
+            "f'{self.passage_prefix}{content}'",
+            "content",
+        ),
+    ),
+    Promise(
+        "A corpus of documents fits its encoder, and a change of the folder is reported",
+        "recipes/test_make_corpus.py::test_a_folder_becomes_a_corpus_and_a_change_is_reported",
+        Without(
+            "the limit of the encoder",
+            "recipes.make_corpus.main",
+            "min(args.max_passage_tokens, encoder.max_passage_tokens - 1)",
+            "args.max_passage_tokens",
+        ),
+        Without("the status", "recipes.make_corpus.main", "len(report.problems) > args.max_bad_files", "False"),
     ),
 )

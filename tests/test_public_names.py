@@ -28,6 +28,9 @@ PUBLIC_NAMES: dict[str, str] = {
         "print_findings print_training read_corpus read_splits record_findings sample_for_rows sample_inputs "
         "sources_of token_lengths training_memory truncation_finding update_finding write_findings"
     ),
+    "documents": (
+        "CorpusReport Document list_files Listing previous_passages read_document Section Splitter write_corpus"
+    ),
     "evaluation": (
         "answer_scores AnswerLoss ATTRIBUTIONS build_contexts check_same_questions compare compare_contexts "
         "context_table Contexts corpus_bleu CrossAttention differences differing_questions Evaluation "

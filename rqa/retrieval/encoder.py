@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rqa.atomic_files import sha256_of
 from rqa.data.records import Passage
@@ -110,6 +111,19 @@ class Encoder:
             np.divide(vectors, norms, where=norms > 0, out=vectors)
         return vectors
 
+    @property
+    def max_passage_tokens(self) -> int:
+        """The number of tokens of a passage that the model reads; the rest would be truncated."""
+        return _max_length(self.model, "document")
+
+    def count_passage_tokens(self, content: str) -> int:
+        """Return the number of tokens of a passage with its prefix and special tokens, without truncation."""
+        tokenizer = _route(self.model, "document").tokenizer
+        text = f"{self.passage_prefix}{content}"
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)  # of static embeddings
+
     def fingerprint(self) -> str:
         """Return a hash of the checkpoint's files, the same in another folder. It needs no loaded weights.
 
@@ -122,10 +136,15 @@ class Encoder:
 
 
 def _max_length(model: "SentenceTransformer", task: str) -> int:
-    """Return the largest number of tokens of a text. A model may have one for queries and another for documents."""
+    """Return the largest number of tokens of a text."""
+    limit = getattr(_route(model, task), "max_seq_length", None)
+    return min(limit or sys.maxsize, sys.maxsize)  # without a limit None or 10**30
+
+
+def _route(model: "SentenceTransformer", task: str) -> Any:
+    """Return the module that tokenizes. A model may have one for queries and another for documents."""
     routes = getattr(model[0], "sub_modules", {})
-    first = routes[task][0] if task in routes else model[0]
-    return min(getattr(first, "max_seq_length", None) or sys.maxsize, sys.maxsize)  # without a limit None or 10**30
+    return routes[task][0] if task in routes else model[0]
 
 
 def _lengths(features: Mapping[str, Any]) -> Tensor:

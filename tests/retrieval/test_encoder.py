@@ -42,6 +42,21 @@ def test_truncated_texts_are_counted_in_a_warning(path, caplog):
     assert not [message for message in caplog.messages if "truncated" in message]
 
 
+def test_the_tokens_of_a_passage_are_those_that_the_model_reads(path):
+    """With the prefix and the special tokens, also of passages that are longer than the limit of 128."""
+    encoder, lengths = encoder_of(path, passage_prefix="read: ", batch_size=1), []
+    hook = encoder.model[-1].register_forward_hook(
+        lambda _, inputs, __: lengths.append(inputs[0]["input_ids"].shape[1])
+    )
+    passages = [*PASSAGES, Passage(""), Passage("a " * 120), Passage("a " * 200)]
+    for passage in passages:
+        encoder.encode_passages([passage])
+    hook.remove()
+    assert encoder.max_passage_tokens == 128
+    assert [min(encoder.count_passage_tokens(each.content), 128) for each in passages] == lengths
+    assert encoder.count_passage_tokens("a " * 200) == encoder.count_passage_tokens("a " * 120) + 80
+
+
 def test_embedding_and_hashing_show_progress(path, progress, capsys):
     encoder = encoder_of(path, batch_size=5)
     encoder.encode_passages(PASSAGES)
