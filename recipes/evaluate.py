@@ -49,7 +49,7 @@ def main() -> None:
     model = collator = None
     if name:
         collator = models.load_collator(name, **generator.collator_options)
-        collator.check(examples, refusal_answer=flags.refusal_answer)
+        collator.check(examples, num_passages=k, refusal_answer=flags.refusal_answer)
         use_flash_attention = generator.use_flash_attention
         attention = models.attention_for(accelerator, name, is_fid=is_fid, use_flash_attention=use_flash_attention)
 

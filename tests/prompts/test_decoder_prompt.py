@@ -364,13 +364,14 @@ def test_truncation_removes_one_stretch_of_one_passage_after_whole_passages(name
     chosen = [item([passage for _, passage in k], history=HISTORY, ranks=[rank for rank, _ in k]) for k in kept]
     whole = [builder(name).prompt(each) for each in chosen]
     budget = len(whole[0].ids) + round(share * (len(whole[3].ids) - len(whole[0].ids)))
-    ids, truncated, num_passages = PromptBuilder(
+    ids, truncated, read = PromptBuilder(
         builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget
     ).prompt(chosen[3])
     assert len(ids) <= budget
     assert (truncated == 0) == (budget == len(whole[3].ids))
     marks = [prompt.ids for prompt in whole]
-    assert num_passages == (marks.index(ids) if ids in marks else next(n for n in range(4) if len(marks[n]) > budget))
+    num_read = marks.index(ids) if ids in marks else next(n for n in range(4) if len(marks[n]) > budget)
+    assert read == chosen[num_read].passages
     if not any(ids == prompt.ids for prompt in whole):
         assert len(ids) == budget
         excesses = [(prompt.ids, len(prompt.ids) - budget) for prompt in whole]
