@@ -75,7 +75,8 @@ def main() -> None:
     log.info("%s: %s", folder, scores.summary)
     if contexts:
         generate = evaluator.generate.resumable(folder)
-        summary = evaluation.compare_contexts(contexts, generate, refusal_answer=refusal, accelerator=accelerator)
+        options = {"refusal_answer": refusal, "citations": generator.citations, "accelerator": accelerator}
+        summary = evaluation.compare_contexts(contexts, generate, **options)
     if accelerator.is_main_process:
         if contexts:
             evaluation.write_record(folder / "contexts.json", summary)

@@ -84,24 +84,7 @@ def citation_problems(answers: Iterable[str], num_gold: int) -> Iterator[str]:
     """Yield a message for each answer with a citation of another number than those of the gold passages."""
     for answer in answers:
         if wrong := [number for number in cited_numbers(answer) if not 1 <= number <= num_gold]:
-            docs = f"[1] to [{num_gold}], one for each of the {num_gold} gold_docs" if num_gold else "none: no gold_docs"
+            docs = (
+                f"[1] to [{num_gold}], one for each of the {num_gold} gold_docs" if num_gold else "none: no gold_docs"
+            )
             yield f'field "gold_answer": expected citations {docs}, got [{wrong[0]}]'
-
-
-def citation_scores(cited: Iterable[int], read_ids: Sequence[str], gold_ids: Iterable[str]) -> dict[str, float]:
-    """Score the citations of one answer, in per cent; `read_ids` are the passages of its prompt in order.
-
-    - cited_answers: 100 if the answer has a citation.
-    - citation_precision: the share of the distinct cited numbers whose passage is gold. A number without a passage is
-      wrong. Absent without citations.
-    - citation_recall: the share of the gold passages in the prompt that are cited. Absent without gold in the prompt.
-    """
-    numbers, gold = {*cited}, {*gold_ids}
-    ids = {read_ids[number - 1] for number in numbers if 1 <= number <= len(read_ids)}
-    right = [number for number in numbers if 1 <= number <= len(read_ids) and read_ids[number - 1] in gold]
-    scores = {"cited_answers": 100.0 * bool(numbers)}
-    if numbers:
-        scores["citation_precision"] = 100.0 * (len(right) / len(numbers))
-    if read_gold := gold.intersection(read_ids):
-        scores["citation_recall"] = 100.0 * (len(read_gold & ids) / len(read_gold))
-    return scores

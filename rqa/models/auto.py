@@ -56,7 +56,9 @@ def load_collator(
     if is_fid:
         config = check_encoder_decoder(name_or_path, max_passage_length, longest_answer)
         num_tokens = num_embeddings(AutoModelForSeq2SeqLM, name_or_path, "encoder-decoder", needs_weights=needs_weights)
-        passage_builder = PassagePromptBuilder(load_tokenizer(name_or_path), max_passage_length, speakers, citations=citations)
+        passage_builder = PassagePromptBuilder(
+            load_tokenizer(name_or_path), max_passage_length, speakers, citations=citations
+        )
         pad_id = checked_pad_id(passage_builder, num_tokens)
         limits = (max_answer_length, max_positions(config), pad_id)
         return ParallelCollator(passage_builder, *limits, citations=citations)

@@ -79,9 +79,7 @@ class PassagePromptBuilder(AnswerDecoder):
             fits.append(min(len(tokens), room) > sum(start < len(head) for _, start in tokens))
         numbers = numbered(item.passages)
         unread = {passage.id for passage, is_read in zip(item.passages, fits, strict=False) if not is_read}
-        return PassagePrompts(
-            prompts, truncated, sum(fits), {id: n for id, n in numbers.items() if id not in unread}
-        )
+        return PassagePrompts(prompts, truncated, sum(fits), {id: n for id, n in numbers.items() if id not in unread})
 
     def check_prompt(self, example: Example) -> None:
         """Raise InputError if history and question of an example do not fit."""

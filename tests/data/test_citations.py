@@ -1,4 +1,4 @@
-"""citations: numbers are found, renumbered, removed and scored; all other text stays."""
+"""citations: numbers are found, renumbered and removed; all other text stays."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from rqa.data.citations import (
     citation_problems,
-    citation_scores,
     cited_numbers,
     numbered,
     renumber,
@@ -118,22 +117,3 @@ def test_only_gold_passages_can_be_cited(answers, num_gold, words):
     problems = [*citation_problems(answers, num_gold)]
     assert len(problems) == (words is not None)
     assert all(word in problems[0] for word in words or ())
-
-
-@pytest.mark.parametrize(
-    ("cited", "read", "gold", "expected"),
-    [
-        ([1, 1, 3], "abc", "ab", (100.0, 50.0, 50.0)),
-        ([1, 2], "abc", "ab", (100.0, 100.0, 100.0)),
-        ([4], "abc", "a", (100.0, 0.0, 0.0)),  # no passage has the number
-        ([0, 2], "abc", "b", (100.0, 50.0, 100.0)),
-        ([], "abc", "a", (0.0, None, 0.0)),
-        ([1], "abc", "x", (100.0, 0.0, None)),  # gold is not in the prompt
-        ([1, 2, 3], "abc", "abcx", (100.0, 100.0, 100.0)),
-        ([], "", "", (0.0, None, None)),
-    ],
-)
-def test_scores_by_hand(cited, read, gold, expected):
-    names = ("cited_answers", "citation_precision", "citation_recall")
-    scores = {name: value for name, value in zip(names, expected, strict=True) if value is not None}
-    assert citation_scores(cited, list(read), list(gold)) == scores

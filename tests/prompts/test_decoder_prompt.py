@@ -364,9 +364,9 @@ def test_truncation_removes_one_stretch_of_one_passage_after_whole_passages(name
     chosen = [item([passage for _, passage in k], history=HISTORY, ranks=[rank for rank, _ in k]) for k in kept]
     whole = [builder(name).prompt(each) for each in chosen]
     budget = len(whole[0].ids) + round(share * (len(whole[3].ids) - len(whole[0].ids)))
-    ids, truncated, read = PromptBuilder(
-        builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget
-    ).prompt(chosen[3])
+    ids, truncated, read = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget).prompt(
+        chosen[3]
+    )
     assert len(ids) <= budget
     assert (truncated == 0) == (budget == len(whole[3].ids))
     marks = [prompt.ids for prompt in whole]
