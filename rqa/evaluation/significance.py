@@ -117,8 +117,9 @@ def resampled_scores(predictions: Sequence[PredictionRecord]) -> dict[str, Resam
     }
     if all(math.isfinite(nll) for nll, _ in losses.values()):
         rows["loss"] = {**losses}
-    texts = {i: (row.scored_answer, row.scored_references) for i, row in enumerate(predictions) if row.references}
-    if texts := {i: text for i, text in texts.items() if text[0] is not None}:
+    answered = {i: row for i, row in enumerate(predictions) if row.answer is not None}
+    texts = {i: (row.scored_answer, row.scored_references) for i, row in answered.items()}
+    if texts := {i: text for i, text in texts.items() if text[1]}:
         rows["bleu"] = dict(zip(texts, bleu_statistics(*zip(*texts.values(), strict=True)), strict=True))
     return {
         name: ResampledScore(tuple(by_position), _table(list(by_position.values())), bleu if name == "bleu" else ratio)

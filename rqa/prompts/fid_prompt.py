@@ -63,7 +63,7 @@ class PassagePromptBuilder(AnswerDecoder):
         Raises InputError if history and question do not fit.
         """
         question = self._question(item.example)
-        heads = [f"{question} passage: {i}" if self.citations else question for i in range(1, len(item.passages) + 1)]
+        heads = [self._head(question, number) for number, _ in enumerate(item.passages, 1)]
         texts = [head + _passage_text(passage) for head, passage in zip(heads, item.passages, strict=True)]
         room = self.max_passage_length - len(self._opening) - len(self._closing)
         prompts, truncated, fits = [], 0, []
@@ -99,6 +99,10 @@ class PassagePromptBuilder(AnswerDecoder):
     def _question(self, example: Example) -> str:
         turns = [f"{self.speakers[turn.role]}: {turn.text} " for turn in example.chat_history]
         return f"{''.join(turns)}question: {example.question.strip()}"
+
+    def _head(self, question: str, number: int) -> str:
+        """Return the text before a passage."""
+        return f"{question} passage: {number}" if self.citations else question
 
     def _encoded(self, texts: list[str]) -> list[list[tuple[int, int]]]:
         """Return the tokens of each text as pairs: the id, and the position of its first character."""
