@@ -49,7 +49,7 @@ def main() -> None:
     model = collator = None
     if name:
         collator = models.load_collator(name, **generator.collator_options)
-        collator.check(examples, refusal_answer=flags.refusal_answer)
+        collator.check(examples, num_passages=k, refusal_answer=flags.refusal_answer)
         use_flash_attention = generator.use_flash_attention
         attention = models.attention_for(accelerator, name, is_fid=is_fid, use_flash_attention=use_flash_attention)
 
@@ -75,7 +75,8 @@ def main() -> None:
     log.info("%s: %s", folder, scores.summary)
     if contexts:
         generate = evaluator.generate.resumable(folder)
-        summary = evaluation.compare_contexts(contexts, generate, refusal_answer=refusal, accelerator=accelerator)
+        options = {"refusal_answer": refusal, "citations": generator.citations, "accelerator": accelerator}
+        summary = evaluation.compare_contexts(contexts, generate, **options)
     if accelerator.is_main_process:
         if contexts:
             evaluation.write_record(folder / "contexts.json", summary)

@@ -35,7 +35,7 @@ def main() -> int:
     passages = None if is_gold else retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, unseen)
     collator = models.load_collator(name, **prompt.collator_options)
     collator.check(train, answers=True)
-    collator.check([*evals, *tests])
+    collator.check([*evals, *tests], num_passages=k)
     accelerator = distributed.make_accelerator(**optim.accelerator_options)
     attention = models.attention_for(accelerator, name, use_flash_attention=lm.use_flash_attention)
     load_options = lm.load_options(accelerator, optim.optim)

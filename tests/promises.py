@@ -17,6 +17,7 @@ SIGNIFICANCE = "rqa.evaluation.significance"
 ANSWER_STORE = "rqa.generation.answers.AnswerStore"
 SPLITTER = "rqa.documents.splitter.Splitter"
 WRITER = "rqa.documents.writer"
+COLLATOR = "rqa.prompts.collators.Collator"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -1106,6 +1107,119 @@ PROMISES = (
         "Unfinished work of a device counts for the stage that requested it",
         "test_timing.py::test_queued_work_of_the_device_is_attributed_to_its_stage",
         Without("the device is synchronized", "rqa.timing", "torch.accelerator.synchronize()"),
+    ),
+    # Citations
+    Promise(
+        "In every epoch, order, dropout and cut, a cited number is that of its gold passage in the prompt",
+        "prompts/test_citing.py::test_in_every_epoch_order_dropout_and_cut_a_number_means_its_gold_passage",
+        Without("renumbering", COLLATOR + "._encode", "renumber(answer, ...)", "answer"),
+        Without(
+            "the passages that were dropped",
+            "rqa.prompts.decoder_prompt.PromptBuilder.prompt",
+            "Prompt(ids, truncated + excess, tuple(passage for passage, _ in kept))",
+            "Prompt(ids, truncated + excess, item.passages)",
+        ),
+        Without(
+            "the numbers in the texts of fusion-in-decoder",
+            "rqa.prompts.fid_prompt.PassagePromptBuilder.prompt",
+            "enumerate(item.passages, 1)",
+            "enumerate(item.passages)",
+        ),
+    ),
+    Promise(
+        "Two orders of the passages differ by the same permutation in the target",
+        "prompts/test_citing.py::test_two_orders_of_passages_differ_by_the_permutation_of_their_numbers",
+        Without("the place in the prompt", "rqa.data.citations.new_numbers", "numbers.get(id)", "old"),
+    ),
+    Promise(
+        "In fusion-in-decoder, a passage that is cut whole is not cited",
+        "prompts/test_citing.py::test_a_passage_that_is_cut_whole_is_not_cited_in_fusion_in_decoder",
+        Without(
+            "the passages that fitted",
+            "rqa.prompts.fid_prompt.PassagePromptBuilder.prompt",
+            "{id: n for id, n in numbers.items() if id not in unread}",
+            "numbers",
+        ),
+    ),
+    Promise(
+        "Without --citations numbers are text",
+        "prompts/test_citing.py::test_without_the_flag_numbers_are_text",
+        Without("the flag, in answers", COLLATOR + "._encode", "self.citations", "True"),
+        Without("the flag, in the history", COLLATOR + "._asked", "self.citations", "True"),
+    ),
+    Promise(
+        "A generated answer cites its prompt, also if a passage is left out",
+        "prompts/test_citing.py::test_a_generated_answer_cites_its_prompt_also_without_one_of_the_passages",
+        Without("other numbers stay", "rqa.data.citations._renumbered", "numbers.get(old, old)", "numbers.get(old)"),
+        Without(
+            "the passages of the prompt",
+            "rqa.data.passage_selection.GeneratorInput.from_ranked",
+            "cls(example, passages, answer, ranks, _ids(passages))",
+            "cls(example, passages, answer, ranks, _ids(example.gold_passages))",
+        ),
+    ),
+    Promise(
+        "A citation of no gold passage is an error with its line",
+        "prompts/test_citing.py::test_a_citation_of_no_gold_passage_is_an_error_with_file_and_line",
+        Without("[0]", "rqa.data.citations.citation_problems", "1 <= number <= num_gold", "number <= num_gold"),
+        Without("the refusal", COLLATOR + ".check", "cited_numbers(refusal_answer)", "False"),
+    ),
+    Promise(
+        "An answer must fit with the longest number that it can have",
+        "prompts/test_citing.py::test_an_answer_must_fit_with_the_longest_number",
+        Without("the longest number", COLLATOR + "._longest", "with_number(answer, ...)", "answer"),
+    ),
+    Promise(
+        "Precision and recall of citations equal those by hand",
+        "evaluation/test_citation_scores.py::test_scores_by_hand",
+        Without(
+            "a number without a passage is wrong",
+            "rqa.evaluation.citation_scores.citation_scores",
+            "len(right) / len(numbers)",
+            "len(right) / max(1, len(ids))",
+        ),
+        Without(
+            "gold in the prompt alone",
+            "rqa.evaluation.citation_scores.citation_scores",
+            "gold.intersection(read_ids)",
+            "gold",
+        ),
+    ),
+    Promise(
+        "Other scores, with their intervals, are those of texts without citations",
+        "evaluation/test_citation_scores.py::test_other_scores_are_those_of_texts_without_citations",
+        Without(
+            "scores",
+            "rqa.evaluation.evaluate.Evaluator._all_scored",
+            "without_citations(text) if self.citations else text",
+            "text",
+        ),
+        Without(
+            "intervals",
+            "rqa.evaluation.significance.resampled_scores",
+            "(row.scored_answer, row.scored_references)",
+            "(row.answer, row.references)",
+        ),
+    ),
+    Promise(
+        "Scores of citations are compared on the questions that both sides have",
+        "evaluation/test_citation_scores.py::test_scores_are_read_and_compared_on_the_questions_that_both_have",
+        Without(
+            "the shared scores",
+            "rqa.evaluation.significance._with_shared_scores",
+            "replace(row, citation_scores=citation_scores, judge_scores=judge_scores)",
+            "replace(row, judge_scores=judge_scores)",
+        ),
+    ),
+    Promise(
+        "--citations reaches the collator, and is locked on resume",
+        "cli/test_training_args.py::test_the_flag_of_citations_reaches_the_collator_and_is_locked",
+        Without(
+            "the lock",
+            "rqa.cli.training_args.flags_locked_on_resume",
+            "name not in FLAGS_FREE_ON_RESUME",
+            "name not in FLAGS_FREE_ON_RESUME | {'citations'}",
+        ),
     ),
     # Judge
     Promise(

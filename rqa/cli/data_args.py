@@ -131,6 +131,11 @@ class PassageArgs:
             raise InputError(f"--gold_dropout: expected a share from 0 to 1, got {self.gold_dropout}")
 
     @property
+    def refusal_options(self) -> dict[str, Any]:
+        """Keyword arguments of `Collator.check`."""
+        return options(self, "gold_dropout", "refusal_answer")
+
+    @property
     def selection_options(self) -> dict[str, Any]:
         """Keyword arguments of `select_passages`."""
         return options(self, "passage_order", "gold_dropout", "hard_negatives", "refusal_answer")
@@ -146,6 +151,7 @@ class _TextArgs:
     assistant_prefix: str | None = flag(None, "text before the assistant's turns; only together with --user_prefix")
     max_answer_length: int = flag(512, "tokens of an answer; a longer one in the training file is an error")
     max_new_tokens: int | None = flag(None, "tokens to generate at most; default: --max_answer_length")
+    citations: bool = flag(False, 'answers cite passages by number: "[1]" in an answer is the first of its gold_docs')
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
@@ -170,7 +176,7 @@ class PromptArgs(_TextArgs):
 
     sep_user: str = flag(" ", "text after the user's turns; only with --user_prefix")
     sep_sys: str = flag("", "text after the assistant's turns; only with --user_prefix")
-    instruction: str = flag(INSTRUCTION, "text before the passages")
+    instruction: str = flag(INSTRUCTION, "text before the passages; the default asks for citations if --citations")
     max_prompt_length: int = flag(2048, "tokens of a prompt; passages are truncated to fit, the last ranked first")
     chat_template_kwargs: str = flag(
         "",
@@ -215,7 +221,7 @@ class PromptArgs(_TextArgs):
     @property
     def collator_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_collator`."""
-        names = ("chat", "instruction", "max_prompt_length", "max_answer_length", "chat_template_date")
+        names = ("chat", "instruction", "max_prompt_length", "max_answer_length", "chat_template_date", "citations")
         variables = {"chat_template_kwargs": self._chat_template_variables()}
         return {"max_new_tokens": self.generation_limit, **variables, **options(self, *names)}
 
@@ -238,7 +244,7 @@ class FidPromptArgs(_TextArgs):
     def collator_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_collator`."""
         speakers = (self.user_prefix or "user", self.assistant_prefix or "assistant")
-        own = options(self, "max_passage_length", "max_answer_length")
+        own = options(self, "max_passage_length", "max_answer_length", "citations")
         return {"is_fid": True, "speakers": speakers, "max_new_tokens": self.generation_limit, **own}
 
 

@@ -46,6 +46,8 @@ class EvaluationArgs(RowArgs):
         for name in ("attribution", "context_report", "gen_gpt4eval"):
             if (value := getattr(self, name)) not in ("none", False) and not has_generator:
                 raise InputError(f"--{name} {str(value).lower()}: expected --model_name_or_path too: it needs answers")
+        if generator.citations and not has_generator:
+            raise InputError("--citations true: expected --model_name_or_path too: it needs answers")
         if "cross_attention" in self.attributions and not generator.qa_is_fid:
             raise InputError(f"--attribution {self.attribution}: a decoder has no cross-attention. Use leave_one_out")
         if not self.gen_gpt4eval and judging != (default := JudgeArgs()):

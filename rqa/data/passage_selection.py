@@ -21,18 +21,28 @@ class GeneratorInput:
 
     `ranks[i]` is the rank of `passages[i]`, from 0. If the prompt is too long, the passage with the highest rank is
     truncated first, at any position.
+
+    `citable_ids` are the ids of the passages that citations in the answer mean: "[1]" is the first of them. Other
+    numbers in an answer are text.
     """
 
     example: Example
     passages: tuple[Passage, ...]
     answer: str
     ranks: tuple[int, ...]
+    citable_ids: tuple[str, ...] = ()
 
     @classmethod
     def from_ranked(cls, example: Example, passages: Iterable[Passage], answer: str = "") -> "GeneratorInput":
-        """Return the input at inference: `passages` in their order, best first."""
+        """Return the input at inference: `passages` in their order, best first.
+
+        An `answer` cites the passages of the prompt; without one, the first reference cites the gold passages.
+        """
         passages = tuple(passages)
-        return cls(example, passages, answer or next(iter(example.answers), ""), tuple(range(len(passages))))
+        ranks = tuple(range(len(passages)))
+        if answer:
+            return cls(example, passages, answer, ranks, _ids(passages))
+        return cls(example, passages, next(iter(example.answers), ""), ranks, _ids(example.gold_passages))
 
 
 def select_passages(
@@ -73,8 +83,14 @@ def select_passages(
         rng.shuffle(chosen)
     elif passage_order == "ranked" and candidates:
         chosen = _as_ranked(chosen, candidates[:k], rng)
-    answer = refusal_answer if dropped or example.unanswerable else example.answers[0]
-    return GeneratorInput(example, tuple(chosen), answer, tuple(rank[passage.id] for passage in chosen))
+    ranks = tuple(rank[passage.id] for passage in chosen)
+    if dropped or example.unanswerable:
+        return GeneratorInput(example, tuple(chosen), refusal_answer, ranks)
+    return GeneratorInput(example, tuple(chosen), example.answers[0], ranks, _ids(example.gold_passages))
+
+
+def _ids(passages: Iterable[Passage]) -> tuple[str, ...]:
+    return tuple(passage.id for passage in passages)
 
 
 def _as_ranked(chosen: list[Passage], candidates: Sequence[Passage], rng: random.Random) -> list[Passage]:

@@ -143,11 +143,13 @@ def compare_contexts(
     generate: Generate,
     *,
     refusal_answer: str = REFUSAL_ANSWER,
+    citations: bool = False,
     accelerator: Accelerator | None = None,
 ) -> ContextsRecord:
     """Answer all inputs in one call, equal ones once, and return the report. Every rank must call this.
 
-    Scores are computed on the main process of the `accelerator`, or on each process without one.
+    Scores are computed on the main process of the `accelerator`, or on each process without one. With `citations` they
+    are those of texts without citations.
 
     - conditions: the scores under each, in per cent, with their intervals. `refusal` is the share of answers that are
       `refusal_answer` by the rule of `metrics.exact_match`: other words are no refusal.
@@ -157,16 +159,18 @@ def compare_contexts(
     """
     inputs = [*dict.fromkeys(chain(*contexts.inputs.values(), contexts.unanswerable))]
     answers = dict(zip(inputs, generate(inputs), strict=True))
-    report = partial(_report, contexts, answers, refusal_answer)
+    report = partial(_report, contexts, answers, refusal_answer, citations)
     return call_on_main(accelerator, report) if accelerator else report()
 
 
-def _report(contexts: Contexts, answers: Mapping[GeneratorInput, Answer], refusal_answer: str) -> ContextsRecord:
+def _report(
+    contexts: Contexts, answers: Mapping[GeneratorInput, Answer], refusal_answer: str, citations: bool
+) -> ContextsRecord:
     predictions = {
-        name: [_prediction(item, answers[item], refusal_answer) for item in of_condition]
+        name: [_prediction(item, answers[item], refusal_answer, citations) for item in of_condition]
         for name, of_condition in track(contexts.inputs.items(), "scoring contexts", unit="contexts")
     }
-    unanswerable = [_prediction(item, answers[item], refusal_answer) for item in contexts.unanswerable]
+    unanswerable = [_prediction(item, answers[item], refusal_answer, citations) for item in contexts.unanswerable]
     return ContextsRecord(
         k=contexts.k,
         questions=len(predictions["none"]),
@@ -201,19 +205,21 @@ def _report(contexts: Contexts, answers: Mapping[GeneratorInput, Answer], refusa
     )
 
 
-def _prediction(item: GeneratorInput, answer: Answer, refusal_answer: str) -> PredictionRecord:
+def _prediction(item: GeneratorInput, answer: Answer, refusal_answer: str, citations: bool) -> PredictionRecord:
     """Return the prediction, with the refusal among its scores."""
-    example, references = item.example, item.example.answers or (refusal_answer,)
-    scores = answer_scores(answer.text, references)
-    scores["refusal"] = answer_scores(answer.text, [refusal_answer])["em"]
-    return PredictionRecord(
+    example = item.example
+    prediction = PredictionRecord(
         id=example.id,
         question=example.question,
         passages=(),
         answer=answer.text,
-        references=references,
-        answer_scores={name: scores[name] for name in SCORES if name in scores},
+        references=example.answers or (refusal_answer,),
+        citation_scores={} if citations else None,  # not scored here
     )
+    text = prediction.scored_answer or ""
+    scores = answer_scores(text, prediction.scored_references)
+    scores["refusal"] = answer_scores(text, [refusal_answer])["em"]
+    return replace(prediction, answer_scores={name: scores[name] for name in SCORES if name in scores})
 
 
 def _scores(predictions: Sequence[PredictionRecord], name: str) -> list[float]:

@@ -6,7 +6,7 @@ Scores are in per cent but the loss, in nats per token; times are in seconds.
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -20,10 +20,12 @@ from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rqa import __version__
+from rqa.data.citations import without_citations
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example, Passage
 from rqa.distributed.accelerator import call_on_main
 from rqa.evaluation.attribution import Attribution, CrossAttention, Losses, leave_one_out, share_on_gold
+from rqa.evaluation.citation_scores import mean_citation_scores, score_citations
 from rqa.evaluation.metrics import (
     METRICS,
     ROUGE_SIGNATURE,
@@ -85,7 +87,8 @@ class Evaluator:
     """Scores retrieval and answers of any examples: `evaluator(examples, retrieval)`. Every rank must call it.
 
     `model` is a prepared generator; without one only the retrieval is scored, at each cut-off in `ks`. `attributions`
-    are names in ATTRIBUTIONS; cross-attention requires a fusion-in-decoder. To add a metric of your own:
+    are names in ATTRIBUTIONS; cross-attention requires a fusion-in-decoder. With a collator with `citations` these are
+    scored, see `citation_scores`, and all other scores are of texts without them. To add a metric of your own:
     `metrics=(*METRICS, Metric("name", score=function))`. `generate` answers without evaluation.
     """
 
@@ -112,6 +115,7 @@ class Evaluator:
         self.environment = environment(accelerator, batch_size)
         self.attributions: dict[str, Attribution] = {}
         self.has_generator = model is not None
+        self.citations = collator is not None and collator.citations
         if model is not None and collator is not None:
             self.generate = Generator(accelerator, model, collator, batch_size, max_new_tokens)
             self.loss: Losses = AnswerLoss(accelerator, model, collator, batch_size)
@@ -151,7 +155,7 @@ class Evaluator:
         with record_spans() as spans:
             answers = generate(inputs)
         seconds = time.perf_counter() - start
-        answered = [replace(item, answer=answer.text) for item, answer in zip(inputs, answers, strict=True)]
+        answered = [_answered(item, answer) for item, answer in zip(inputs, answers, strict=True)]
         attributions = {name: attribute(answered) for name, attribute in self.attributions.items()}
         references = [_references(item.example, self.refusal_answer) for item in inputs]
         scored = [replace(item, answer=own[0]) for item, own in zip(inputs, references, strict=True) if own]
@@ -207,15 +211,24 @@ class Evaluator:
                 "references": references,
                 "finished": answer.finished,
             }
+            if self.citations:
+                row |= score_citations(answer.text, row["passages"][: answer.num_passages])
             if references:
-                row["answer_scores"] = answer_scores(answer.text, references, self.metrics)
+                [text] = self._all_scored([answer.text])
+                row["answer_scores"] = answer_scores(text, self._all_scored(references), self.metrics)
+        if self.citations:
+            score["metrics"] |= mean_citation_scores(rows)
         if scored := [row for row in rows if row["references"]]:
-            bleu = corpus_bleu([row["answer"] for row in scored], [row["references"] for row in scored])
+            bleu = corpus_bleu(
+                self._all_scored(row["answer"] for row in scored),
+                [self._all_scored(row["references"]) for row in scored],
+            )
             score["metrics"] |= {"bleu": bleu.score, **mean_scores([row["answer_scores"] for row in scored])}
             score["signatures"] = {"bleu": bleu.signature, "rouge": ROUGE_SIGNATURE}
         cut = sum(not answer.finished for answer in answers)
         score["metrics"] |= {
-            "answer_words": math.fsum(answer_length(answer.text) for answer in answers) / len(answers),
+            "answer_words": math.fsum(map(answer_length, self._all_scored(answer.text for answer in answers)))
+            / len(answers),
             "cut_answers": 100 * cut / len(answers),
         }
         score["examples_without_references"] = len(rows) - len(scored)
@@ -234,6 +247,10 @@ class Evaluator:
         if score["metrics"]["cut_answers"] > MAX_CUT_ANSWERS:
             _warn_of_cut_answers(cut, len(answers), self.max_new_tokens)
 
+    def _all_scored(self, texts: Iterable[str]) -> list[str]:
+        """Return the texts as they are scored: without citations, if answers cite passages."""
+        return [without_citations(text) if self.citations else text for text in texts]
+
 
 @dataclass(frozen=True)
 class _Results:
@@ -245,6 +262,12 @@ class _Results:
     references: Sequence[tuple[str, ...]]
     attributions: Mapping[str, Sequence[Sequence[float]]]
     losses: Sequence[tuple[float, int]]
+
+
+def _answered(item: GeneratorInput, answer: Answer) -> GeneratorInput:
+    """Return the input with a generated answer, which cites the passages of its prompt."""
+    read = item.passages[: answer.num_passages]
+    return replace(item, answer=answer.text, citable_ids=tuple(passage.id for passage in read))
 
 
 def _warn_of_cut_answers(cut: int, total: int, limit: int) -> None:

@@ -139,7 +139,7 @@ class Metric:
     """A metric: its name in the files, and its use elsewhere.
 
     `score` returns the score of one answer; the metric is the mean over questions. It is None for a metric that is
-    computed elsewhere: retrieval, BLEU of the whole corpus, loss, times, a judge's verdicts.
+    computed elsewhere: retrieval, BLEU of the whole corpus, citations, loss, times, a judge's verdicts.
     """
 
     name: str
@@ -160,6 +160,9 @@ METRICS = (
     Metric("rougeL", "ROUGE-L, %", _rouge("rougeL"), in_log_line=True, selects_model=True),
     Metric("em", "EM, %", exact_match, in_log_line=True, selects_model=True),
     Metric("f1", "F1, %", f1, in_log_line=True, selects_model=True),
+    Metric("citation_precision", "citation precision, %", in_log_line=True),
+    Metric("citation_recall", "citation recall, %", in_log_line=True),
+    Metric("cited_answers", "answers with citations, %"),
     Metric("judge_accuracy", "judged correct, %"),
     Metric("judge_accuracy_low", "  at least, %"),
     Metric("judge_accuracy_high", "  at most, %"),

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Never, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rqa.atomic_files import atomic_file, write_json
+from rqa.data.citations import without_citations
 from rqa.data.fields import type_name
 from rqa.data.jsonl import parse_object
 from rqa.data.records import Turn
@@ -67,6 +68,7 @@ class PredictionRecord:
     """One line of predictions.jsonl: a question, its passages, the answer and its scores.
 
     `passages` are best first; the prompt contains the first `num_passages_read`, of which the last may be truncated.
+    `citation_scores` is None unless answers cite passages. Citations in `references` are numbers of gold passages.
     """
 
     id: str
@@ -80,12 +82,24 @@ class PredictionRecord:
     references: tuple[str, ...] = ()
     finished: bool | None = None
     answer_scores: dict[str, float] | None = None
+    cited_ids: tuple[str, ...] | None = None
+    citation_scores: dict[str, float] | None = None
     attribution: tuple[Annotated[dict[str, Any], Has(id=str, is_gold=bool, others=FloatOrNaN)], ...] | None = None
     attribution_scores: dict[str, float] | None = None
     reference_nll: FloatOrNaN | None = None
     reference_tokens: int | None = None
     verdict: VerdictRecord | None = None
     judge_scores: dict[str, float] | None = None
+
+    @property
+    def scored_answer(self) -> str | None:
+        """The answer without citations, as it is scored."""
+        return self.answer if self.answer is None or self.citation_scores is None else without_citations(self.answer)
+
+    @property
+    def scored_references(self) -> tuple[str, ...]:
+        """The references without citations, as answers are scored against them."""
+        return self.references if self.citation_scores is None else tuple(map(without_citations, self.references))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,10 +91,10 @@ def paired_test(
 
 def question_scores(row: PredictionRecord) -> dict[str, float]:
     """Return the scores of one question: in per cent, but for answer_words and metrics of another unit."""
-    kinds = (row.retrieval_scores, row.answer_scores, row.attribution_scores, row.judge_scores)
+    kinds = (row.retrieval_scores, row.answer_scores, row.citation_scores, row.attribution_scores, row.judge_scores)
     scores = {name: score for kind in kinds for name, score in (kind or {}).items()}
-    if row.answer is not None:
-        scores["answer_words"] = float(answer_length(row.answer))
+    if row.scored_answer is not None:
+        scores["answer_words"] = float(answer_length(row.scored_answer))
     if row.finished is not None:
         scores["cut_answers"] = 100.0 * (not row.finished)
     return scores
@@ -117,7 +117,8 @@ def resampled_scores(predictions: Sequence[PredictionRecord]) -> dict[str, Resam
     }
     if all(math.isfinite(nll) for nll, _ in losses.values()):
         rows["loss"] = {**losses}
-    texts = {i: (row.answer, row.references) for i, row in enumerate(predictions) if row.answer is not None}
+    answered = {i: row for i, row in enumerate(predictions) if row.answer is not None}
+    texts = {i: (row.scored_answer, row.scored_references) for i, row in answered.items()}
     if texts := {i: text for i, text in texts.items() if text[1]}:
         rows["bleu"] = dict(zip(texts, bleu_statistics(*zip(*texts.values(), strict=True)), strict=True))
     return {
@@ -143,12 +144,13 @@ def compare(first: Sequence[PredictionRecord], second: Sequence[PredictionRecord
     """Return the `paired_test` of each metric that both have; shows the progress.
 
     A judge may have failed on an answer of one side: verdicts are compared on the questions with a verdict on both.
-    Raises ValueError unless both have the same ids in the same order, and each other score for the same questions.
+    So are the scores of citations: an answer of one side may have no citations, or a prompt no gold passage. Raises
+    ValueError unless both have the same ids in the same order, and each other score for the same questions.
     """
     if [row.id for row in first] != [row.id for row in second]:
         raise ValueError("expected predictions of the same questions in the same order, got different ids")
     a, b = (
-        resampled_scores([row if other.judge_scores else replace(row, judge_scores=None) for row, other in pairs])
+        resampled_scores([_with_shared_scores(row, other) for row, other in pairs])
         for pairs in (zip(first, second, strict=True), zip(second, first, strict=True))
     )
     shared = {name: score for name, score in a.items() if name in b}
@@ -166,6 +168,16 @@ def compare(first: Sequence[PredictionRecord], second: Sequence[PredictionRecord
                 results[name] = _compare(a[name].rows, b[name].rows, a[name].score, (next(totals), next(totals)))
                 progress.advance()
     return results
+
+
+def _with_shared_scores(row: PredictionRecord, other: PredictionRecord) -> PredictionRecord:
+    """Return `row` with only those scores of the judge and of citations that `other` has too."""
+    shared = (other.citation_scores or {}).keys()
+    citation_scores = row.citation_scores and {
+        name: row.citation_scores[name] for name in row.citation_scores if name in shared
+    }
+    judge_scores = row.judge_scores if other.judge_scores else None
+    return replace(row, citation_scores=citation_scores, judge_scores=judge_scores)
 
 
 def _grouped_by_questions(scores: Mapping[str, ResampledScore]) -> list[list[str]]:

@@ -80,7 +80,8 @@ def judge_answers(
 
 
 def build_requests(predictions: Iterable[PredictionRecord]) -> list[JudgeRequest]:
-    """Return a request for each answer that has references, with the passages in its prompt, whole.
+    """Return a request for each answer that has references, with the passages in its prompt, whole. Texts have no
+    citations if answers cite passages.
 
     Raises InputError if a prediction has no answer, or if none has references.
     """
@@ -94,7 +95,8 @@ def build_requests(predictions: Iterable[PredictionRecord]) -> list[JudgeRequest
         if not row.references:
             continue
         texts = tuple(Passage(each.text, each.title).content for each in row.passages[: row.num_passages_read])
-        requests.append(JudgeRequest(row.question, row.answer, row.references, texts, row.chat_history))
+        answer = row.scored_answer or ""
+        requests.append(JudgeRequest(row.question, answer, row.scored_references, texts, row.chat_history))
     if not requests:
         raise InputError(
             'predictions.jsonl: expected "references" to judge by, got none. Add answers to the questions. '

@@ -18,7 +18,14 @@ from rqa.models.fid import FusionInDecoder, check_encoder_decoder, fid_attention
 from rqa.models.loading import load_config, num_embeddings, stored_dtype
 from rqa.prompts.chat_template import TEMPLATE_DATE
 from rqa.prompts.collators import Builder, Collator, ConcatenatedCollator, ParallelCollator
-from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat, PromptBuilder, load_stop_ids, load_tokenizer
+from rqa.prompts.decoder_prompt import (
+    CITING_INSTRUCTION,
+    INSTRUCTION,
+    ChatFormat,
+    PromptBuilder,
+    load_stop_ids,
+    load_tokenizer,
+)
 from rqa.prompts.fid_prompt import PassagePromptBuilder
 
 
@@ -35,10 +42,12 @@ def load_collator(
     max_passage_length: int = 512,
     max_answer_length: int = 512,
     max_new_tokens: int = 512,
+    citations: bool = False,
     needs_weights: bool = True,
 ) -> Collator:
     """Return the collator of a checkpoint; see `PromptBuilder` and `PassagePromptBuilder` for the other arguments.
 
+    With `citations` see `Collator`; the default instruction then asks for citations.
     A folder without weights is an error unless `needs_weights` is false.
     Raises InputError if there is no such checkpoint, if it is damaged or of another kind, if its context length is too
     small, or if its tokenizer does not fit.
@@ -47,21 +56,25 @@ def load_collator(
     if is_fid:
         config = check_encoder_decoder(name_or_path, max_passage_length, longest_answer)
         num_tokens = num_embeddings(AutoModelForSeq2SeqLM, name_or_path, "encoder-decoder", needs_weights=needs_weights)
-        passage_builder = PassagePromptBuilder(load_tokenizer(name_or_path), max_passage_length, speakers)
+        passage_builder = PassagePromptBuilder(
+            load_tokenizer(name_or_path), max_passage_length, speakers, citations=citations
+        )
         pad_id = checked_pad_id(passage_builder, num_tokens)
-        return ParallelCollator(passage_builder, max_answer_length, max_positions(config), pad_id)
+        limits = (max_answer_length, max_positions(config), pad_id)
+        return ParallelCollator(passage_builder, *limits, citations=citations)
     positions = check_context_length(name_or_path, max_prompt_length + longest_answer)
     num_tokens = num_embeddings(AutoModelForCausalLM, name_or_path, "decoder", needs_weights=needs_weights)
     builder = PromptBuilder(
         load_tokenizer(name_or_path),
         chat,
-        instruction,
+        CITING_INSTRUCTION if citations and instruction == INSTRUCTION else instruction,
         max_prompt_length,
         chat_template_kwargs=chat_template_kwargs,
         chat_template_date=chat_template_date,
         stop_ids=load_stop_ids(base_model(name_or_path)),
     )
-    return ConcatenatedCollator(builder, max_answer_length, positions, checked_pad_id(builder, num_tokens))
+    limits = (max_answer_length, positions, checked_pad_id(builder, num_tokens))
+    return ConcatenatedCollator(builder, *limits, citations=citations)
 
 
 def checked_pad_id(builder: Builder, num_tokens: int) -> int:

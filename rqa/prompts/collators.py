@@ -8,12 +8,20 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import torch
 from torch import Tensor
 
+from rqa.data.citations import (
+    citation_problems,
+    cited_numbers,
+    new_numbers,
+    renumber,
+    with_number,
+    without_cited_history,
+)
 from rqa.data.file_report import DataError
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.data.records import Example
@@ -61,6 +69,9 @@ class Collator(ABC):
 
     `max_positions` is that of the model, see `rqa.models.decoder.max_positions`; None if positions are unlimited.
     `pad_id` is by default that of the tokenizer.
+
+    With `citations` the numbers of an answer's citations become those of the passages in the prompt, see
+    `rqa.data.citations`, and the assistant's turns in the history have no citations.
     """
 
     def __init__(
@@ -69,14 +80,18 @@ class Collator(ABC):
         max_answer_length: int = 512,
         max_positions: int | None = None,
         pad_id: int | None = None,
+        *,
+        citations: bool = False,
     ) -> None:
         self.builder = builder
+        self.citations = citations
         self.max_answer_length = max_answer_length
         self.max_positions = max_positions
         pad_id = builder.tokenizer.pad_token_id if pad_id is None else pad_id
         self.pad_id: int = builder.stop_ids[0] if pad_id is None else pad_id
         self._cache: dict[GeneratorInput, EncodedExample] = {}  # least recently used first
         self._cached_tokens = 0
+        self._longest_numbers: dict[int, int] = {}  # by the number of passages
 
     @abstractmethod
     def collate(self, rows: Sequence[EncodedExample]) -> Batch:
@@ -119,6 +134,7 @@ class Collator(ABC):
         examples: Iterable[Example],
         *,
         answers: bool = False,
+        num_passages: int = 0,
         gold_dropout: float = 0.0,
         refusal_answer: str = REFUSAL_ANSWER,
     ) -> None:
@@ -127,6 +143,9 @@ class Collator(ABC):
         Targets are the first answers. Unanswerable examples, and all with `gold_dropout`, have the `refusal_answer`.
         With `answers` they are training targets of at most `max_answer_length` tokens, and strings in the prefixes
         and separators that look like control tokens are a warning.
+
+        With `citations` answers may cite only gold passages, and the refusal none. A target must fit with the longest
+        number of `num_passages`, the most in a prompt, or of the gold passages if these are more.
         """
         if answers and (unknown := unknown_control_tokens(self.builder)):
             log.warning(
@@ -138,9 +157,11 @@ class Collator(ABC):
         refusal_problem = self._length_problem(refusal_answer, is_target=answers)
         if gold_dropout > 0 and refusal_problem:
             error.add("--refusal_answer", f"it {refusal_problem}")
+        if self.citations and cited_numbers(refusal_answer):
+            error.add("--refusal_answer", "--citations true: expected no citations, got some")
         for example in track(examples, "checking lengths", unit="examples"):
             try:
-                self.builder.check_prompt(example)
+                self.builder.check_prompt(self._asked(example))
             except InputError as problem:
                 error.add(example.where, str(problem))
             if answers and not (example.answers or example.unanswerable):
@@ -148,17 +169,40 @@ class Collator(ABC):
             if example.unanswerable:
                 subject, problem_text = "it is unanswerable, and its refusal", refusal_problem
             else:
-                subject = "the answer"
-                problem_text = self._length_problem(example.answers[0], is_target=answers) if example.answers else ""
+                subject, num_gold = "the answer", len(example.gold_passages)
+                for problem_text in citation_problems(example.answers, num_gold) if self.citations else ():
+                    error.add(example.where, problem_text)
+                longest = self._longest(example.answers[0], max(num_passages, num_gold)) if example.answers else ""
+                problem_text = self._length_problem(longest, is_target=answers) if example.answers else ""
             if problem_text:
                 error.add(example.where, f"{subject} {problem_text}")
         if error.count:
             raise error
 
     def _encode(self, item: GeneratorInput) -> EncodedExample:
-        prompt = self.builder.prompt(item)
+        prompt = self.builder.prompt(replace(item, example=self._asked(item.example)))
         prompts = [prompt.ids] if isinstance(prompt, Prompt) else prompt.ids
-        return EncodedExample(prompts, self.builder.answer(item.answer), prompt.truncated, prompt.num_passages)
+        answer = item.answer
+        if self.citations:
+            answer = renumber(answer, new_numbers(item.citable_ids, prompt.numbers))
+        return EncodedExample(prompts, self.builder.answer(answer), prompt.truncated, prompt.num_passages)
+
+    def _asked(self, example: Example) -> Example:
+        return without_cited_history(example) if self.citations else example
+
+    def _longest(self, answer: str, num_passages: int) -> str:
+        """Return the answer with each citation as long as any to one of `num_passages`."""
+        if not (self.citations and cited_numbers(answer)):
+            return answer
+        return with_number(answer, self._longest_number(num_passages))
+
+    def _longest_number(self, num_passages: int) -> int:
+        """Return the number up to `num_passages` that takes the most tokens."""
+        if num_passages not in self._longest_numbers:
+            numbers = range(1, num_passages + 1)
+            longest = max(numbers, key=lambda number: len(self.builder.answer(f"[{number}]")), default=1)
+            self._longest_numbers[num_passages] = longest
+        return self._longest_numbers[num_passages]
 
     def _length_problem(self, answer: str, *, is_target: bool) -> str:
         """Return the predicate of a message about an answer that is too long; "" if it fits."""

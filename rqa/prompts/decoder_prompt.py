@@ -16,6 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rqa.data.citations import numbered
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn
 from rqa.distributed.untrusted import read_settings
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INSTRUCTION = "Answer the question using only the passages below."
+CITING_INSTRUCTION = (
+    "Answer the question using only the passages below. Cite the passages that support the answer by their numbers, "
+    "such as [1]."
+)
 
 CHANNEL, CHANNEL_END = "<|channel|>", "<|end|>"  # of gpt-oss, which reasons in a channel before that of the answer
 _MAX_LABEL_TOKENS = 16  # of a passage's number and blank line, as many as with a token for each byte
@@ -81,11 +86,24 @@ class _AroundAnswer(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """The ids of a prompt, the passage tokens that did not fit, and the passages that fitted at least in part."""
+    """The ids of a prompt, the passage tokens that did not fit, and the passages that fitted at least in part.
+
+    The first of these passages is [1] in the prompt.
+    """
 
     ids: list[int]
     truncated: int
-    num_passages: int
+    passages: tuple[Passage, ...]
+
+    @property
+    def num_passages(self) -> int:
+        """The number of passages that fitted at least in part."""
+        return len(self.passages)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The number of each passage in the prompt, by its id."""
+        return numbered(self.passages)
 
 
 def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
@@ -183,7 +201,7 @@ class PromptBuilder(AnswerDecoder):
             encoded = self._encode(self._pieces(item.example, kept))
             ids, excess = encoded.ids, len(encoded.ids) - self.max_prompt_length
             if excess <= 0:
-                return Prompt(ids, truncated, len(kept))
+                return Prompt(ids, truncated, tuple(passage for passage, _ in kept))
             if not kept:
                 raise InputError(
                     f"instruction, history and question take {len(ids)} tokens, "
@@ -199,7 +217,8 @@ class PromptBuilder(AnswerDecoder):
             if not dropped:
                 body = [position for position, each in enumerate(ranks) if each == rank]
                 cut = set(body[-excess:])
-                return Prompt([id for i, id in enumerate(ids) if i not in cut], truncated + excess, len(kept))
+                ids = [id for i, id in enumerate(ids) if i not in cut]
+                return Prompt(ids, truncated + excess, tuple(passage for passage, _ in kept))
             truncated += sum(sizes[rank] for rank in dropped)
             kept = [(passage, rank) for passage, rank in kept if rank not in dropped]
 

@@ -181,10 +181,16 @@ def _questions(evaluations: Sequence[Evaluation], labels: Mapping[str, str]) -> 
     def side_data(row: PredictionRecord) -> dict[str, Any]:
         by_id = {passage["id"]: passage for passage in row.attribution or ()}
         names = ("answer", "reasoning", "finished", "num_passages_read", "verdict")
-        return {name: value for name in names if (value := getattr(row, name)) is not None} | {
-            "scores": [*map(question_scores(row).get, metrics)],
-            "passages": [passage_data(passage, by_id.get(passage.id)) for passage in row.passages],
-        }
+        own = {name: value for name in names if (value := getattr(row, name)) is not None}
+        cites = {} if row.citation_scores is None else {"cites": True}
+        return (
+            own
+            | cites
+            | {
+                "scores": [*map(question_scores(row).get, metrics)],
+                "passages": [passage_data(passage, by_id.get(passage.id)) for passage in row.passages],
+            }
+        )
 
     questions = [
         {name: getattr(sides[0], name) for name in ("id", "question", "chat_history")}

@@ -202,6 +202,14 @@ def test_flags_are_free_or_locked_on_resume():
     assert locked["--seed"] == 0
 
 
+@pytest.mark.parametrize("group", [PromptArgs(), FidPromptArgs(), GeneratorArgs(), GeneratorArgs(qa_is_fid=True)])
+def test_the_flag_of_citations_reaches_the_collator_and_is_locked(group):
+    assert group.collator_options["citations"] is False
+    [given] = parse_args(group, argv=["--citations", "true"])
+    assert given.collator_options["citations"] is True
+    assert flags_locked_on_resume(flat((given,)))["--citations"] is True
+
+
 def test_infinity_in_a_config_file_is_strict_json_and_infinity_again(tmp_path):
     args = (ModelArgs("m"), OptimizationArgs(max_grad_norm=float("inf")), RunArgs("out"))
     path = tmp_path / "config.json"

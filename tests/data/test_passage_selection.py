@@ -94,11 +94,12 @@ def test_passages_with_equal_text_are_one():
 def test_from_ranked_keeps_the_order():
     question = example([3])
     assert GeneratorInput.from_ranked(question, iter(P[:3])) == GeneratorInput(
-        question, tuple(P[:3]), "The cat.", (0, 1, 2)
+        question, tuple(P[:3]), "The cat.", (0, 1, 2), (P[3].id,)
     )
-    assert GeneratorInput.from_ranked(question, P[:1], "No.").answer == "No."
+    answered = GeneratorInput.from_ranked(question, P[:1], "No.")
+    assert (answered.answer, answered.citable_ids) == ("No.", (P[0].id,))  # it cites the prompt, a reference cites gold
     assert GeneratorInput.from_ranked(replace(question, answers=()), []) == GeneratorInput(
-        replace(question, answers=()), (), "", ()
+        replace(question, answers=()), (), "", (), (P[3].id,)
     )
 
 

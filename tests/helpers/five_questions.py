@@ -38,10 +38,12 @@ def losses_of(inputs):
     return [(2.0 * i + 1, i + 1) for i in range(len(inputs))]
 
 
-def score_examples(examples, retrieval=None, generate=None, loss=losses_of, attributions=(), **options):
+def score_examples(
+    examples, retrieval=None, generate=None, loss=losses_of, attributions=(), citations=False, **options
+):
     """Return the scores of an Evaluator with functions in place of its model."""
     evaluator = Evaluator(Accelerator(cpu=True), None, None, batch_size=1, max_new_tokens=1, **options)
-    evaluator.has_generator = generate is not None
+    evaluator.has_generator, evaluator.citations = generate is not None, citations
     evaluator.generate, evaluator.loss, evaluator.attributions = generate, loss, dict(attributions)
     return evaluator(examples, retrieval)
 

@@ -107,7 +107,7 @@ def test_golden_prompts(name, turns):
     text, tokens = GOLDEN[name, turns]
     tokenizer = builder(name).tokenizer
     prompt = builder(name).prompt(item(history=HISTORY[:turns]))
-    assert prompt == (ids_of(name, tokens), 0, 2)
+    assert prompt == (ids_of(name, tokens), 0, PASSAGES)
     bos = tokenizer.bos_token or ""  # it occurs once, at the beginning
     words = (bos + text.replace(bos, "")).split()
     assert "".join(tokenizer.decode(prompt.ids).split()) == "".join(words)  # SentencePiece adds spaces
@@ -351,7 +351,8 @@ def test_passages_are_truncated_from_the_last_ranked_on_at_their_ends(lengths, q
             built.prompt(chosen)
     else:
         ids, *counts = built.prompt(chosen)
-        assert (BYTES.decode(ids), *counts) == (expected, truncated, len(kept))
+        read = tuple(passage for passage, rank in zip(chosen.passages, ranks, strict=True) if rank in kept)
+        assert (BYTES.decode(ids), *counts) == (expected, truncated, read)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -364,13 +365,14 @@ def test_truncation_removes_one_stretch_of_one_passage_after_whole_passages(name
     chosen = [item([passage for _, passage in k], history=HISTORY, ranks=[rank for rank, _ in k]) for k in kept]
     whole = [builder(name).prompt(each) for each in chosen]
     budget = len(whole[0].ids) + round(share * (len(whole[3].ids) - len(whole[0].ids)))
-    ids, truncated, num_passages = PromptBuilder(
-        builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget
-    ).prompt(chosen[3])
+    ids, truncated, read = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget).prompt(
+        chosen[3]
+    )
     assert len(ids) <= budget
     assert (truncated == 0) == (budget == len(whole[3].ids))
     marks = [prompt.ids for prompt in whole]
-    assert num_passages == (marks.index(ids) if ids in marks else next(n for n in range(4) if len(marks[n]) > budget))
+    num_read = marks.index(ids) if ids in marks else next(n for n in range(4) if len(marks[n]) > budget)
+    assert read == chosen[num_read].passages
     if not any(ids == prompt.ids for prompt in whole):
         assert len(ids) == budget
         excesses = [(prompt.ids, len(prompt.ids) - budget) for prompt in whole]
@@ -386,7 +388,7 @@ def test_a_token_across_the_edge_of_a_passage_is_never_truncated(name, dot):
     for truncated in range(6):
         built = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=len(whole) - truncated)
         expected = whole[: edge - truncated] + whole[edge:] if truncated < 5 else without
-        assert built.prompt(chosen) == (expected, truncated, int(truncated < 5))
+        assert built.prompt(chosen) == (expected, truncated, PASSAGES[1:] if truncated < 5 else ())
 
 
 # Errors

@@ -44,8 +44,8 @@ def test_prompts_are_texts_as_the_tokenizer_encodes_them(tokenizer):
     asked = "user: Hi. assistant: Ask. question: Who lit it?"
     texts = [f"{asked} title: Lamp context: It was lit in 19.", f"{asked} context: No title."]
     built = PassagePromptBuilder(tokenizer)
-    assert built.prompt(item(history=HISTORY)) == (tokenizer(texts)["input_ids"], 0, 2)
-    assert built.prompt(item((), history=HISTORY)) == (tokenizer([asked])["input_ids"], 0, 0)
+    assert built.prompt(item(history=HISTORY))[:3] == (tokenizer(texts)["input_ids"], 0, 2)
+    assert built.prompt(item((), history=HISTORY))[:3] == (tokenizer([asked])["input_ids"], 0, 0)
 
 
 ANSWERS = {
@@ -87,13 +87,13 @@ def test_only_passages_are_truncated_at_their_ends(tokenizer, room):
     [question] = PassagePromptBuilder(tokenizer).prompt(item(())).ids
     closing = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"][-1]
     budget = len(question) + room
-    prompts, truncated, num_passages = PassagePromptBuilder(tokenizer, budget).prompt(item())
+    prompts, truncated, num_passages, numbers = PassagePromptBuilder(tokenizer, budget).prompt(item())
     for ids, prompt in zip(whole, prompts, strict=True):
         kept = min(len(ids), budget)
         assert prompt == ids[: kept - closing] + ids[len(ids) - closing :]
         assert prompt[: len(question) - closing] == question[: len(question) - closing]
     assert truncated == sum(max(0, len(ids) - budget) for ids in whole)
-    assert num_passages == (2 if room else 0)
+    assert num_passages == len(numbers) == (2 if room else 0)
 
 
 def test_a_question_that_does_not_fit_is_an_error(tokenizer):

@@ -35,6 +35,8 @@ HOSTILE = (
     "{{ 7 * 7 }} \u2028 \u202e \x00\x07\x1b ]]> 雪 🙂 $x^2$ " + 200 * "long"
 )
 
+CITING = f"{HOSTILE} [2, 3] <b>x</b>[1] [a]"
+
 
 def hostile(seed=0):
     """Return an evaluation in which every text of a user, a corpus or a model is hostile."""
@@ -61,6 +63,20 @@ def hostile(seed=0):
     verdict = VerdictRecord(status="judged", correct=False, explanation=HOSTILE)
     rows = [replace(row, reasoning=HOSTILE, verdict=verdict) for row in scores.predictions]
     return replace(scores, predictions=rows)
+
+
+def citing():
+    """Return an evaluation of hostile answers that cite the two passages of their prompt, and one that is not there."""
+    passages = [Passage(f"{HOSTILE} text {i}") for i in range(3)]
+    examples = [Example(f"{i}", f"Who {i}?", ("It [1].",), (passages[1],)) for i in range(2)]
+    return score_examples(
+        examples,
+        retrieval=Retrieval([[Retrieved(passage, 0.5) for passage in passages] for _ in examples], 1.0, "corpus"),
+        generate=lambda inputs: [Answer(CITING, 9, 9, True, 0, 2) for _ in inputs],
+        citations=True,
+        k=2,
+        ks=(1,),
+    )
 
 
 class Page(HTMLParser):
@@ -545,6 +561,15 @@ def test_policy_allows_one_script_and_no_loading(pair):
     assert all(link.startswith("#") for link in links)
 
 
+def test_citations_are_links_only_if_answers_cite_passages(tmp_path):
+    for name, score in {"citing": citing(), "plain": hostile()}.items():
+        (tmp_path / name).mkdir()
+        score.write(tmp_path / name)
+        sides = [side for question in page_of(tmp_path / name).data["questions"] for side in question["sides"]]
+        assert [side.get("cites", False) for side in sides] == [name == "citing"] * len(sides)
+    assert {side["answer"] for side in sides} == {HOSTILE}
+
+
 # In a browser
 
 
@@ -567,11 +592,13 @@ def pages(tmp_path_factory, scores):
     folder = tmp_path_factory.mktemp("pages")
     for name, score in {"before": scores[0], "after": scores[1], "<b>&": hostile(), "other": hostile(1)}.items():
         score.write(folder / name)
+    citing().write(folder / "citing")
     write_run(folder / "before", [replace(STEP, number=i) for i in range(1, 9)], [("eval-000008", scores[0])])
     return {
         "one": write_report(folder / "before"),
         "two": write_report(folder / "before", folder / "after", folder / "two.html"),
         "hostile": write_report(folder / "<b>&", folder / "other"),
+        "citing": write_report(folder / "citing"),
     }
 
 
@@ -733,6 +760,27 @@ def test_hostile_text_stays_text_in_a_browser(opened):
     assert len(shown(page)) == 3
     assert page.locator("h1").text_content().endswith("other")
     assert page.evaluate("[typeof hacked, document.scripts.length, document.images.length]") == ["undefined", 2, 0]
+
+
+def test_citations_are_links_to_the_passages_of_the_same_answer(opened):
+    page = opened("citing")
+    for summary in page.locator("#list > li > details > summary").all():
+        summary.click()
+    for body in page.locator("#list .body").all():
+        answer = body.locator("h3:has-text('Answer') + .text")
+        assert answer.text_content() == CITING
+        assert answer.locator("a").all_text_contents() == ["2", "1"]
+        assert answer.locator(".wrong").all_text_contents() == ["3"]  # the prompt has two passages
+        assert [
+            ("cited" in (li.get_attribute("class") or "").split()) for li in body.locator(".passages > li").all()
+        ] == [
+            True,
+            True,
+            False,
+        ]
+        answer.locator("a").first.click()
+        assert body.locator(".passages > li:target .place").text_content() == "2."
+    assert page.evaluate("[typeof hacked, document.images.length]") == ["undefined", 0]
 
 
 def test_browser_enforces_the_policy(browser, pages):

@@ -7,7 +7,8 @@ const form = document.getElementById("filters"), list = document.getElementById(
 const isPair = data.questions.some((question) => question.sides.length > 1);
 const exact = data.metrics.indexOf("EM");
 const hits = [...data.metrics.keys()].filter((i) => data.metrics[i].startsWith("hit@"));
-let chosen = data.questions, first = 0;
+const CITATION = /\[((?:0|[1-9]\d{0,8})(?:\s*,\s*(?:0|[1-9]\d{0,8}))*)\]/; // as in rqa.data.citations
+let chosen = data.questions, first = 0, opened = 0;
 
 function make(tag, name, ...children) {
   const node = document.createElement(tag);
@@ -115,6 +116,7 @@ function row(question, metric) {
 }
 
 function body(question) {
+  opened += 1;
   return make(
     "div",
     "body",
@@ -137,16 +139,47 @@ function sideDetails(side, i) {
     "div",
     "",
     side.answer === undefined ? null : make("h3", "", letter(i), " Answer"),
-    side.answer === undefined ? null : text("p", "text", side.answer || "(empty)"),
+    side.answer === undefined ? null : answer(side, i),
     isCut(side) ? make("p", "note", "Cut short by --max_new_tokens.") : null,
     side.reasoning ? make("details", "", make("summary", "", "Reasoning"), text("p", "text", side.reasoning)) : null,
     side.verdict ? make("p", "", verdict(side.verdict), " ", text("span", "note", side.verdict.explanation)) : null,
     scores(named.filter(([name]) => !name.includes("@"))),
     make("h3", "", side.answer === undefined ? letter(i) : null, " Passages"),
     side.passages.length ? null : make("p", "note", "No passages."),
-    make("ol", "passages", ...side.passages.map((_, j) => passage(side, j))),
+    make("ol", "passages", ...side.passages.map((_, j) => passage(side, i, j))),
     retrieval.length ? make("details", "", make("summary", "", "Retrieval scores"), scores(retrieval)) : null,
   );
+}
+
+// Citations: links to the passages of the same answer
+
+const place = (i, number) => `passage-${opened}-${i}-${number}`; // opened: the question, i: the side
+const isRead = (side, number) => number >= 1 && number <= (side.num_passages_read ?? side.passages.length);
+
+function cited(side) {
+  const groups = side.cites ? [...side.answer.matchAll(new RegExp(CITATION, "g"))] : [];
+  return new Set(groups.flatMap((group) => group[1].split(",").map(Number)));
+}
+
+function answer(side, i) {
+  if (!side.cites || !side.answer) return text("p", "text", side.answer || "(empty)");
+  const node = text("p", "text", "");
+  // A pattern with a group: every second part is the numbers between brackets.
+  side.answer.split(CITATION).forEach((part, j) => node.append(...(j % 2 ? citation(side, i, part) : [part])));
+  return node;
+}
+
+function citation(side, i, numbers) {
+  const parts = numbers.split(/(\d+)/).map((part, j) => (j % 2 ? link(side, i, Number(part)) : part));
+  return ["[", ...parts, "]"];
+}
+
+function link(side, i, number) {
+  const node = make(isRead(side, number) ? "a" : "span", "citation", String(number));
+  if (isRead(side, number)) node.href = `#${place(i, number)}`;
+  else node.classList.add("wrong");
+  node.title = isRead(side, number) ? `passage ${number}` : "no such passage in the prompt";
+  return node;
 }
 
 function scores(named) {
@@ -154,21 +187,22 @@ function scores(named) {
   return make("p", "values", ...each);
 }
 
-function passage(side, i) {
+function passage(side, s, i) {
   const [number, value, isGold, ...shares] = side.passages[i];
   const [id, title, content, ...sources] = data.passages[number];
-  const isRead = side.num_passages_read === undefined || i < side.num_passages_read;
+  const unread = !isRead(side, i + 1), isCited = !unread && cited(side).has(i + 1);
   const isShort = !title && content !== null && content.length <= MAX_UNFOLDED; // on the first line
   const node = make(
     "li",
-    (isGold ? "gold" : "") + (isRead ? "" : " unread"),
+    (isGold ? "gold" : "") + (unread ? " unread" : "") + (isCited ? " cited" : ""),
     make(
       "p",
       "line",
       make("span", "place", `${i + 1}.`),
       isShort ? text("span", "title text", content) : text("b", "title", title || (content === null ? id : "")),
       isGold ? make("span", "tags mark", "★ gold") : null,
-      isRead ? null : make("span", "tags", "not read"),
+      isCited ? make("span", "tags", "cited") : null,
+      unread ? make("span", "tags", "not read") : null,
       value === null ? null : make("span", "value", make("span", "label", "score"), value.toFixed(3)),
     ),
     content === null || isShort ? null : folded(content),
@@ -176,6 +210,7 @@ function passage(side, i) {
     ...shares.map((share, j) => (share === null ? null : evidence(side, j, share))),
   );
   node.title = id;
+  if (side.cites) node.id = place(s, i + 1);
   return node;
 }
 
