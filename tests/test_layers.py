@@ -13,7 +13,7 @@ ROOT_MODULES = {"atomic_files", "errors", "terminal", "timing"}
 # A package imports from packages of earlier lines, and from itself.
 PACKAGES = (
     {"data", "distributed"},
-    {"retrieval", "prompts"},
+    {"endpoint", "retrieval", "prompts"},
     {"models"},
     {"generation"},
     {"evaluation"},

@@ -10,9 +10,9 @@ from world import ROOT, launch_environment
 
 PUBLIC_NAMES: dict[str, str] = {
     "cli": (
-        "at_least check_output DataArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat GeneratorArgs "
-        "IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs require "
-        "RetrievalArgs row_options run_main RunArgs"
+        "at_least check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat "
+        "GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs "
+        "require RetrievalArgs row_options run_main RunArgs"
     ),
     "data": (
         "DataError Example GeneratorInput load_examples load_splits open_passages Passage PassageStore "
@@ -27,6 +27,7 @@ PUBLIC_NAMES: dict[str, str] = {
         "print_findings print_training read_corpus read_splits record_findings sample_for_rows sample_inputs "
         "sources_of token_lengths training_memory truncation_finding update_finding write_findings"
     ),
+    "endpoint": "Endpoint endpoint_of Reply",
     "evaluation": (
         "answer_scores AnswerLoss ATTRIBUTIONS build_contexts check_same_questions compare compare_contexts "
         "context_table Contexts corpus_bleu CrossAttention differences differing_questions Evaluation "
@@ -35,7 +36,10 @@ PUBLIC_NAMES: dict[str, str] = {
         "read_results RESAMPLES Results retrieval_scores score_intervals ScoreRecord Scores "
         "share_on_gold StepRecord TimingRecord write_record"
     ),
-    "generation": "Answer ANSWERS_FILE AnswerStore AnswerStreamer Chat ChatQuestion Generator map_batches",
+    "generation": (
+        "Answer ANSWERS_FILE AnswerStore AnswerStreamer Chat ChatQuestion EndpointGenerator Generator "
+        "GeneratorEndpoint map_batches"
+    ),
     "judge": (
         "Agreement build_requests cohens_kappa Cost Judge judge_answers JudgeRequest read_labels RESPONSES_FILE "
         "summarize Verdict"

@@ -1,0 +1,81 @@
+"""evaluate.py with --qa_endpoint: the scores of the local model, and a kill in the middle repeats no answered call."""
+
+import json
+import subprocess
+import time
+
+import pytest
+from generator_server import GeneratorServer
+from tiny_models import tokenizer
+from transformers import AutoModelForCausalLM
+from world import ROOT, files, launch, launch_environment, read_jsonl, recipe_command
+
+from rqa.generation.answers import ANSWERS_FILE
+
+KEY = "sk-sentinel-7a6b5c4d3e2f"
+
+
+def flags_of(world, out, **more):
+    flags = {"model_name_or_path": world.model, "test_file": world.test, "max_new_tokens": "6", "bf16": "false"}
+    return {f"--{name}": value for name, value in (flags | {"output_dir": str(out)} | more).items() if value}
+
+
+@pytest.fixture
+def server(world):
+    with GeneratorServer(AutoModelForCausalLM.from_pretrained(world.model), tokenizer()) as server:
+        yield server
+
+
+def test_evaluation_by_token_ids_equals_the_local_one(world, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    launch("evaluate.py", flags_of(world, tmp_path / "local"))
+    printed = launch("evaluate.py", flags_of(world, tmp_path / "served", qa_endpoint=server.url, bf16=""))
+    ours, local = ([*read_jsonl(tmp_path / name / "predictions.jsonl")] for name in ("served", "local"))
+    for row in local:
+        del row["reference_nll"], row["reference_tokens"]
+    assert ours == local
+    ours, local = (json.loads((tmp_path / name / "score.json").read_text()) for name in ("served", "local"))
+    del local["metrics"]["loss"]
+    assert ours["metrics"] == local["metrics"]
+    assert ours["runtime"]["endpoint"]["api"] == "completions"
+    assert ours["runtime"]["endpoint"]["model"] == "tiny-at-server"
+    assert "server" in ours["runtime"]["endpoint"]["latencies"]
+    assert files(tmp_path / "served") == files(tmp_path / "local")
+    for path in (tmp_path / "served").iterdir():
+        assert KEY.encode() not in path.read_bytes()
+    assert KEY not in printed
+
+
+def test_killed_evaluation_repeats_no_answered_call(world, server, tmp_path):
+    options = {"qa_endpoint": server.url, "qa_api": "chat", "qa_concurrency": "1", "bf16": ""}
+    launch("evaluate.py", flags_of(world, tmp_path / "whole", **options))
+    total = len(server.received)
+    server.received.clear()
+    server.seconds = 0.5
+    flags = flags_of(world, tmp_path / "killed", **options)
+    process = subprocess.Popen(recipe_command("evaluate.py", flags), env=launch_environment(), cwd=ROOT)
+    stored = tmp_path / "killed" / ANSWERS_FILE
+    deadline = time.monotonic() + 120
+    while not (stored.exists() and stored.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    answered = stored.read_bytes().count(b"\n")
+    assert 2 <= answered < total
+    server.seconds = 0.0
+    before = len(server.received)
+    launch("evaluate.py", flags)
+    assert len(server.received) - before == total - answered
+    both = [(tmp_path / name / "predictions.jsonl").read_bytes() for name in ("whole", "killed")]
+    assert both[0] == both[1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("attribution", "leave_one_out"), ("qa_is_fid", "true"), ("load_in_4bit", "true"), ("batch_size", "4")],
+)
+def test_flags_of_a_local_model_are_refused(world, tmp_path, flag, value):
+    options = {"qa_endpoint": "http://127.0.0.1:1/v1", "bf16": "", flag: value}
+    printed = launch("evaluate.py", flags_of(world, tmp_path / "out", **options), expect=None)
+    assert f"--{flag}" in printed.replace("per_device_eval_batch_size", "batch_size")
+    assert "Traceback" not in printed
