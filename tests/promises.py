@@ -1105,6 +1105,32 @@ PROMISES = (
         "test_timing.py::test_queued_work_of_the_device_is_attributed_to_its_stage",
         Without("the device is synchronized", "rqa.timing", "torch.accelerator.synchronize()"),
     ),
+    # Endpoint
+    Promise(
+        "A server answers as the local model, by token ids and by messages, also where passages are truncated",
+        "generation/test_endpoint_generator.py::test_answers_equal_those_of_the_local_generator",
+        Without(
+            "messages have the text that fitted",
+            "rqa.prompts.decoder_prompt.chat_messages",
+            "texts[ranks[-1]] = prompt.cut",
+        ),
+        Without(
+            "greedy limit", "rqa.generation.endpoint_generator.EndpointGenerator._body", "self.max_new_tokens", "3"
+        ),
+    ),
+    Promise(
+        "Messages for a server have the text of the decoder's prompt",
+        "generation/test_endpoint_generator.py::test_messages_have_the_text_of_the_prompt",
+        Without("the history", "rqa.prompts.decoder_prompt.chat_messages", "[*history, ...]", "[...]"),
+    ),
+    Promise(
+        "A missing answer of a server stops the evaluation, and no answered question is asked again",
+        "generation/test_endpoint_generator.py::test_faults_are_retried_and_missing_answers_stop",
+        Without(
+            "the error", "rqa.generation.endpoint_generator.EndpointGenerator._answers", "if not reply.response", "if 0"
+        ),
+        Without("the cache", "rqa.endpoint.client._Run.reply", "self.cache.append(key, response)"),
+    ),
     # Judge
     Promise(
         "After a kill the judge repeats only calls that were running",

@@ -16,7 +16,7 @@ class GeneratorServer(JudgeServer):
         self,
         lm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
-        *args: Any,
+        *,
         takes_ids: bool = True,
         **options: Any,
     ) -> None:

@@ -412,7 +412,7 @@ def test_response_is_on_disk_before_it_counts(make, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     with JudgeServer() as server:
-        judge.url = httpx.URL(f"{server.url}/chat/completions")
+        judge.root = httpx.URL(server.url)
         verdicts = judge(requests(9))
     tokens = itertools.accumulate(
         (verdict.prompt_tokens + verdict.completion_tokens for verdict in verdicts), initial=0

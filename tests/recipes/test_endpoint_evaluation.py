@@ -1,8 +1,11 @@
 """evaluate.py with --qa_endpoint: the scores of the local model, and a kill in the middle repeats no answered call."""
 
 import json
+import socket
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from generator_server import GeneratorServer
@@ -79,3 +82,34 @@ def test_flags_of_a_local_model_are_refused(world, tmp_path, flag, value):
     printed = launch("evaluate.py", flags_of(world, tmp_path / "out", **options), expect=None)
     assert f"--{flag}" in printed.replace("per_device_eval_batch_size", "batch_size")
     assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_transformers_serve_answers_in_chat(world, tmp_path):
+    """It takes no token ids: --qa_api auto is chat, whose template writes the prompt of the local decoder."""
+    pytest.importorskip("fastapi")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    serve = Path(sys.executable).with_name("transformers")
+    command = [serve, "serve", world.model, "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
+    environment = launch_environment() | {"HF_HUB_OFFLINE": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*command, "--dtype", "float32"], env=environment, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and process.poll() is None:
+            with socket.socket() as connection:
+                if connection.connect_ex(("127.0.0.1", int(port))) == 0:
+                    break
+            time.sleep(0.2)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        url = f"http://127.0.0.1:{port}/v1"
+        launch("evaluate.py", flags_of(world, tmp_path / "served", qa_endpoint=url, bf16=""))
+    finally:
+        process.kill()
+        process.wait()
+    launch("evaluate.py", flags_of(world, tmp_path / "local"))
+    ours, local = ([*read_jsonl(tmp_path / name / "predictions.jsonl")] for name in ("served", "local"))
+    assert json.loads((tmp_path / "served" / "score.json").read_text())["runtime"]["endpoint"]["api"] == "chat"
+    assert [row["answer"] for row in ours] == [row["answer"] for row in local]
