@@ -15,6 +15,7 @@ ENCODE = "rqa.models.fid.FusionInDecoder.encode"
 ZERO = "rqa.distributed.deepspeed_config"
 SIGNIFICANCE = "rqa.evaluation.significance"
 ANSWER_STORE = "rqa.generation.answers.AnswerStore"
+SERVER = "rqa.generation.endpoint_generator.EndpointGenerator"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -1114,9 +1115,7 @@ PROMISES = (
             "rqa.prompts.decoder_prompt.chat_messages",
             "texts[ranks[-1]] = prompt.cut",
         ),
-        Without(
-            "greedy limit", "rqa.generation.endpoint_generator.EndpointGenerator._body", "self.max_new_tokens", "3"
-        ),
+        Without("the limit", f"{SERVER}._body", "self.max_new_tokens", "3"),
     ),
     Promise(
         "Messages for a server have the text of the decoder's prompt",
@@ -1126,9 +1125,7 @@ PROMISES = (
     Promise(
         "A missing answer of a server stops the evaluation, and no answered question is asked again",
         "generation/test_endpoint_generator.py::test_faults_are_retried_and_missing_answers_stop",
-        Without(
-            "the error", "rqa.generation.endpoint_generator.EndpointGenerator._answers", "if not reply.response", "if 0"
-        ),
+        Without("the error", f"{SERVER}._answers", "not reply.response", "False"),
         Without("the cache", "rqa.endpoint.client._Run.reply", "self.cache.append(key, response)"),
     ),
     # Judge
