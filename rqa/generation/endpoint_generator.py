@@ -91,8 +91,8 @@ class EndpointGenerator:
         name, builder = tokenizer or endpoint.model, None
         is_needed = tokenizer or prompt_options.get("chat") is not None or api == "completions"
         try:
-            stop_ids = load_stop_ids(name)
-            builder = PromptBuilder(load_tokenizer(name), instruction=instruction, stop_ids=stop_ids, **prompt_options)
+            loaded, stop_ids = load_tokenizer(name), load_stop_ids(name)
+            builder = PromptBuilder(loaded, instruction=instruction, stop_ids=stop_ids, **prompt_options)
         except (InputError, OSError) as problem:  # OSError: not the name of a repository
             if is_needed:
                 raise InputError(f"--qa_tokenizer: expected a tokenizer for the prompt: {problem}") from problem
