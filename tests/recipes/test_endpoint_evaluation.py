@@ -47,6 +47,9 @@ def test_evaluation_by_token_ids_equals_the_local_one(world, server, tmp_path, m
     for path in (tmp_path / "served").iterdir():
         assert KEY.encode() not in path.read_bytes()
     assert KEY not in printed
+    command = [sys.executable, "recipes/compare.py", str(tmp_path / "local"), str(tmp_path / "served")]
+    done = subprocess.run(command, cwd=ROOT, env=launch_environment(), capture_output=True, text=True, check=True)
+    assert "BLEU" in done.stdout
 
 
 def test_killed_evaluation_repeats_no_answered_call(world, server, tmp_path):
