@@ -5,16 +5,17 @@
         --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index \\
         --test_file path/to/test_w_qa.jsonl --output_dir path/to/evaluation
 
-Without --model_name_or_path the retriever alone is scored. Without --embedding_model the generator reads the passages
-of the questions ("ctxs"), or the gold passages if there are none. Writes score.json, predictions.jsonl, config.json and
-report.html; also contexts.json with --context_report, judge.jsonl with --gen_gpt4eval. The same command resumes.
+Without --model_name_or_path the retriever alone is scored. With --qa_endpoint a server answers. Without
+--embedding_model the generator reads the passages of the questions ("ctxs"), or the gold passages if there are none.
+Writes score.json, predictions.jsonl, config.json and report.html; also contexts.json with --context_report, judge.jsonl
+with --gen_gpt4eval. The same command resumes.
 """
 
 import logging
 from functools import partial
 from pathlib import Path
 
-from rqa import cli, data, distributed, evaluation, judge, models, report, retrieval, training
+from rqa import cli, data, distributed, evaluation, generation, judge, models, report, retrieval, training
 from rqa.atomic_files import write_json
 from rqa.errors import InputError
 from rqa.terminal import write_result
@@ -24,10 +25,10 @@ log = logging.getLogger("rqa")
 
 def main() -> None:
     """Retrieve, answer, score, write."""
-    args = cli.parse_args(cli.EvaluationArgs(), cli.GeneratorArgs(), cli.RetrievalArgs(), cli.JudgeArgs())
-    flags, generator, search, judging = args
-    flags.check_beside(generator, search, judging)
-    name, is_fid, k = generator.model_name_or_path, generator.qa_is_fid, search.embedding_max_num_to_retrieve
+    defaults = (cli.EvaluationArgs(), cli.GeneratorArgs(), cli.RetrievalArgs(), cli.JudgeArgs(), cli.EndpointArgs())
+    args = flags, generator, search, judging, server = cli.parse_args(*defaults)
+    flags.check_beside(generator, search, judging, server)
+    name, k = generator.model_name_or_path, search.embedding_max_num_to_retrieve
 
     # Records and prompts: errors in the files are raised before anything is loaded.
     [rows] = data.load_splits(flags.test_file, **cli.row_options(flags, search, generator))
@@ -46,12 +47,14 @@ def main() -> None:
     passages = None if is_gold else retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, splits)
     accelerator = distributed.make_accelerator(bf16=generator.bf16, deepspeed=None)
     folder = training.new_folder(accelerator, flags.output_dir, break_lock=flags.break_lock)
-    model = collator = None
-    if name:
+    model = collator = endpoint = None
+    if server.qa_endpoint:
+        endpoint = generation.EndpointGenerator.load(accelerator, folder, **server.load_options(generator))
+        endpoint.check(examples)
+    elif name:
         collator = models.load_collator(name, **generator.collator_options)
         collator.check(examples, num_passages=k, refusal_answer=flags.refusal_answer)
-        use_flash_attention = generator.use_flash_attention
-        attention = models.attention_for(accelerator, name, is_fid=is_fid, use_flash_attention=use_flash_attention)
+        attention = models.attention_for(accelerator, name, **generator.attention_options)
 
     # Passages: never from a cache, because the time of retrieval is a result
     hits = contexts = None
@@ -64,13 +67,12 @@ def main() -> None:
         contexts = evaluation.build_contexts(examples, hits.retrieved, k=k)
 
     # Scores
-    if name:
+    if collator:
         model = models.load_generator(accelerator, name, attention=attention, **generator.load_options)
     limits = {"batch_size": flags.per_device_eval_batch_size, "max_new_tokens": generator.generation_limit}
     refusal = flags.refusal_answer
-    evaluator = evaluation.Evaluator(
-        accelerator, model, collator, k=k, **limits, refusal_answer=refusal, attributions=flags.attributions
-    )
+    options = {**limits, "refusal_answer": refusal, "attributions": flags.attributions, "endpoint": endpoint}
+    evaluator = evaluation.Evaluator(accelerator, model, collator, k=k, **options)
     scores = evaluator(examples, hits, folder, left_out=len(rows) - len(examples))
     log.info("%s: %s", folder, scores.summary)
     if contexts:

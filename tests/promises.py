@@ -18,6 +18,7 @@ ANSWER_STORE = "rqa.generation.answers.AnswerStore"
 SPLITTER = "rqa.documents.splitter.Splitter"
 WRITER = "rqa.documents.writer"
 COLLATOR = "rqa.prompts.collators.Collator"
+SERVER = "rqa.generation.endpoint_generator.EndpointGenerator"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -1116,8 +1117,8 @@ PROMISES = (
         Without(
             "the passages that were dropped",
             "rqa.prompts.decoder_prompt.PromptBuilder.prompt",
-            "Prompt(ids, truncated + excess, tuple(passage for passage, _ in kept))",
-            "Prompt(ids, truncated + excess, item.passages)",
+            "fitted = tuple(passage for passage, _ in kept)",
+            "fitted = item.passages",
         ),
         Without(
             "the numbers in the texts of fusion-in-decoder",
@@ -1221,28 +1222,50 @@ PROMISES = (
             "name not in FLAGS_FREE_ON_RESUME | {'citations'}",
         ),
     ),
+    # Endpoint
+    Promise(
+        "A server answers as the local model, by token ids and by messages, also where passages are truncated",
+        "generation/test_endpoint_generator.py::test_answers_equal_those_of_the_local_generator",
+        Without(
+            "messages have the text that fitted",
+            "rqa.prompts.decoder_prompt.chat_messages",
+            "texts[ranks[-1]] = prompt.cut",
+        ),
+        Without("the limit", f"{SERVER}._body", "self.max_new_tokens", "3"),
+    ),
+    Promise(
+        "Messages for a server have the text of the decoder's prompt",
+        "generation/test_endpoint_generator.py::test_messages_have_the_text_of_the_prompt",
+        Without("the history", "rqa.prompts.decoder_prompt.chat_messages", "[*history, ...]", "[...]"),
+    ),
+    Promise(
+        "A missing answer of a server stops the evaluation, and no answered question is asked again",
+        "generation/test_endpoint_generator.py::test_faults_are_retried_and_missing_answers_stop",
+        Without("the error", f"{SERVER}._answers", "not reply.response", "False"),
+        Without("the cache", "rqa.endpoint.client._Run.reply", "self.cache.append(key, response)"),
+    ),
     # Judge
     Promise(
         "After a kill the judge repeats only calls that were running",
         "judge/test_client.py::test_killed_run_repeats_only_calls_in_flight",
-        Without("the cache", "rqa.judge.client._Run.verdict", "self.cache.append(key, response)"),
+        Without("the cache", "rqa.endpoint.client._Run.reply", "self.cache.append(key, response)"),
     ),
     Promise(
         "A response is on the disk before it counts",
         "judge/test_client.py::test_response_is_on_disk_before_it_counts",
-        Without("the flush", "rqa.judge.response_cache.ResponseCache.append", "os.fsync(self._file)"),
+        Without("the flush", "rqa.endpoint.response_cache.ResponseCache.append", "os.fsync(self._file)"),
     ),
     Promise(
         "Every transient fault is retried, and no response is paid for twice",
         "judge/test_client.py::test_transient_fault_is_retried",
-        Without("retries", "rqa.judge.client._Run.verdict", "calls <= self.judge.retries", "calls < 1"),
+        Without("retries", "rqa.endpoint.client._Run.reply", "calls <= self.endpoint.retries", "calls < 1"),
     ),
     Promise(
         "The key is in no file, log or error",
         "judge/test_client.py::test_key_is_in_no_file_log_or_error",
         Without(
             "the key is removed from texts of the server",
-            "rqa.judge.client._Run.without_key",
+            "rqa.endpoint.client._Run.without_key",
             "without_key(text, ...)",
             "text",
         ),
@@ -1957,21 +1980,21 @@ PROMISES = (
     Promise(
         "A response of the judge is read to 1 MiB, uncompressed, and not requested again",
         "judge/test_client.py::test_body_without_end_is_read_to_a_limit_and_not_paid_again",
-        Without("the limit", "rqa.judge.client._Run.read", "len(data) > _MAX_RESPONSE_BYTES", "False"),
+        Without("the limit", "rqa.endpoint.client._Run.read", "len(data) > _MAX_RESPONSE_BYTES", "False"),
         Without(
             "compressed bodies are refused",
-            "rqa.judge.client._Run.read",
+            "rqa.endpoint.client._Run.read",
             "response.headers.get('Content-Encoding', 'identity')",
             "'identity'",
         ),
-        Without("no retry", "rqa.judge.client._Run.call", "_CallError(..., None)", "_CallError(..., 0.0)"),
+        Without("no retry", "rqa.endpoint.client._Run.call", "_CallError(..., None)", "_CallError(..., 0.0)"),
     ),
     Promise(
         "A negative or impossible count of tokens does not raise the judge's budget",
         "judge/test_client.py::test_negative_token_count_does_not_raise_the_budget",
         Without(
             "the range of a count",
-            "rqa.judge.verdicts._token_count",
+            "rqa.endpoint.responses._token_count",
             "type(count) is int and 0 <= count <= _MAX_TOKENS_PER_CALL",
             "type(count) is int",
         ),
@@ -1981,7 +2004,7 @@ PROMISES = (
         "judge/test_client.py::test_key_is_replaced_in_every_nesting_of_escapes",
         Without(
             "escapes are decoded",
-            "rqa.judge.redaction.without_key",
+            "rqa.endpoint.redaction.without_key",
             "(decoded, starts, ends) = _decode(decoded, starts, ends)",
             "break",
         ),
@@ -1989,8 +2012,8 @@ PROMISES = (
     Promise(
         "The key is removed from base64, and so is its beginning",
         "judge/test_client.py::test_key_is_replaced_in_place",
-        Without("base64", "rqa.judge.redaction.without_key", "[key, *_in_base64(key)]", "[key]"),
-        Without("the beginning", "rqa.judge.redaction._occurrences", "secret[:MIN_SECRET_LENGTH]", "secret"),
+        Without("base64", "rqa.endpoint.redaction.without_key", "[key, *_in_base64(key)]", "[key]"),
+        Without("the beginning", "rqa.endpoint.redaction._occurrences", "secret[:MIN_SECRET_LENGTH]", "secret"),
     ),
     Promise(
         "A quoted verdict, or one in a draft, never replaces the judge's decision",
@@ -2007,13 +2030,16 @@ PROMISES = (
         "Mutated responses end in a verdict or an InputError",
         "judge/test_client.py::test_mutated_responses_end_in_a_verdict_or_an_input_error",
         Without(
-            "numbers of any size", "rqa.judge.verdicts.json_object", "(ValueError, RecursionError)", "RecursionError"
+            "numbers of any size",
+            "rqa.endpoint.responses.json_object",
+            "(ValueError, RecursionError)",
+            "RecursionError",
         ),
     ),
     Promise(
         "Control characters of the judge's server reach no message",
         "judge/test_client.py::test_control_characters_of_the_server_reach_no_message",
-        Without("printable", "rqa.judge.verdicts.excerpt", "printable(...)", "..."),
+        Without("printable", "rqa.endpoint.responses.excerpt", "printable(...)", "..."),
     ),
     Promise(
         "Examples without references are answered, counted, and left out of the scores",
@@ -2169,14 +2195,14 @@ PROMISES = (
         Without(
             "reasoning that the prompt opens",
             "rqa.prompts.answer_decoder.AnswerDecoder.read",
-            "opening == self._open_reasoning or (before != symbols and (not self._decode(ids[:len(before)])))",
+            "opening == self.open_mark or (before != symbols and (not self._decode(ids[:len(before)])))",
             "before != symbols and (not self._decode(ids[:len(before)]))",
         ),
         Without(
             "a cut answer that opens reasoning in ordinary text",
             "rqa.prompts.answer_decoder.AnswerDecoder.read",
-            "self._open_reasoning or close or is_cut",
-            "self._open_reasoning or close",
+            "self.open_mark or close or is_cut",
+            "self.open_mark or close",
         ),
     ),
     Promise(
@@ -2191,7 +2217,7 @@ PROMISES = (
         Without(
             "a mark that ended without its end",
             "rqa.prompts.answer_decoder.AnswerDecoder.read",
-            "not (self._open_reasoning or close or is_cut)",
+            "not (self.open_mark or close or is_cut)",
             "False",
         ),
     ),

@@ -14,7 +14,7 @@ ROOT_MODULES = {"atomic_files", "errors", "terminal", "timing"}
 PACKAGES = (
     {"data", "distributed"},
     {"conversion", "documents"},
-    {"retrieval", "prompts"},
+    {"endpoint", "retrieval", "prompts"},
     {"models"},
     {"generation"},
     {"evaluation"},

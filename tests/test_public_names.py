@@ -10,9 +10,9 @@ from world import ROOT, launch_environment
 
 PUBLIC_NAMES: dict[str, str] = {
     "cli": (
-        "at_least check_output DataArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat GeneratorArgs "
-        "IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs require "
-        "RetrievalArgs row_options run_main RunArgs"
+        "at_least check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat "
+        "GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs "
+        "require RetrievalArgs row_options run_main RunArgs"
     ),
     "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (
@@ -31,6 +31,7 @@ PUBLIC_NAMES: dict[str, str] = {
     "documents": (
         "CorpusReport Document list_files Listing previous_passages read_document Section Splitter write_corpus"
     ),
+    "endpoint": "Endpoint endpoint_of Reply",
     "evaluation": (
         "answer_scores AnswerLoss ATTRIBUTIONS build_contexts check_same_questions compare compare_contexts "
         "context_table Contexts corpus_bleu CrossAttention differences differing_questions Evaluation "
@@ -39,7 +40,10 @@ PUBLIC_NAMES: dict[str, str] = {
         "read_results RESAMPLES Results retrieval_scores score_intervals ScoreRecord Scores "
         "share_on_gold StepRecord TimingRecord write_record"
     ),
-    "generation": "Answer ANSWERS_FILE AnswerStore AnswerStreamer Chat ChatQuestion Generator map_batches",
+    "generation": (
+        "Answer ANSWERS_FILE AnswerStore AnswerStreamer Chat ChatQuestion EndpointGenerator Generator "
+        "GeneratorEndpoint map_batches"
+    ),
     "judge": (
         "Agreement build_requests cohens_kappa Cost Judge judge_answers JudgeRequest read_labels RESPONSES_FILE "
         "summarize Verdict"

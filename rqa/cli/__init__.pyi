@@ -6,6 +6,7 @@ from .data_args import PassageArgs as PassageArgs
 from .data_args import PromptArgs as PromptArgs
 from .data_args import RetrievalArgs as RetrievalArgs
 from .data_args import row_options as row_options
+from .endpoint_args import EndpointArgs as EndpointArgs
 from .evaluation_args import EvaluationArgs as EvaluationArgs
 from .judge_args import JudgeArgs as JudgeArgs
 from .parser import Parser as Parser
@@ -24,6 +25,7 @@ from .training_args import flags_locked_on_resume as flags_locked_on_resume
 
 __all__ = [
     "DataArgs",
+    "EndpointArgs",
     "EvaluationArgs",
     "FidPromptArgs",
     "GeneratorArgs",

@@ -264,6 +264,11 @@ class GeneratorArgs(PromptArgs, FidPromptArgs):
     load_in_4bit: bool = flag(False, "hold the weights of linear layers in 4 bits (needs bitsandbytes)")
 
     @property
+    def attention_options(self) -> dict[str, bool]:
+        """Keyword arguments of `attention_for`."""
+        return {"is_fid": self.qa_is_fid, "use_flash_attention": self.use_flash_attention}
+
+    @property
     def load_options(self) -> dict[str, Any]:
         """Keyword arguments of `load_generator`."""
         device_map = None if self.device_map == "none" else self.device_map

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rqa.cli.data_args import GeneratorArgs, RetrievalArgs, RowArgs
+from rqa.cli.endpoint_args import EndpointArgs
 from rqa.cli.judge_args import JudgeArgs
 from rqa.cli.parser import at_least, flag, require
 from rqa.data.passage_selection import REFUSAL_ANSWER
@@ -38,7 +39,13 @@ class EvaluationArgs(RowArgs):
         require(self, "test_file", "output_dir")
         at_least(self, 1, "per_device_eval_batch_size", "max_examples")
 
-    def check_beside(self, generator: GeneratorArgs, search: RetrievalArgs, judging: JudgeArgs) -> None:
+    def check_beside(
+        self,
+        generator: GeneratorArgs,
+        search: RetrievalArgs,
+        judging: JudgeArgs,
+        endpoint: EndpointArgs = EndpointArgs(),  # noqa: B008  # frozen
+    ) -> None:
         """Raise InputError if a flag has no effect, or cannot work, because of another."""
         has_generator = bool(generator.model_name_or_path)
         if not (has_generator or search.embedding_model):
@@ -48,6 +55,14 @@ class EvaluationArgs(RowArgs):
                 raise InputError(f"--{name} {str(value).lower()}: expected --model_name_or_path too: it needs answers")
         if generator.citations and not has_generator:
             raise InputError("--citations true: expected --model_name_or_path too: it needs answers")
+        endpoint.check_beside(generator)
+        if endpoint.qa_endpoint:
+            if self.attribution != "none":
+                raise InputError(f"--attribution {self.attribution}: a server returns no loss. Remove it")
+            size = self.per_device_eval_batch_size
+            if size != EvaluationArgs.__dataclass_fields__["per_device_eval_batch_size"].default:
+                message = "no effect with --qa_endpoint. Use --qa_concurrency"
+                raise InputError(f"--per_device_eval_batch_size {size}: {message}")
         if "cross_attention" in self.attributions and not generator.qa_is_fid:
             raise InputError(f"--attribution {self.attribution}: a decoder has no cross-attention. Use leave_one_out")
         if not self.gen_gpt4eval and judging != (default := JudgeArgs()):

@@ -1,15 +1,10 @@
 """Flags of the judge."""
 
-import math
-import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
+from rqa.cli.endpoint_args import check_endpoint, read_key, read_parameters
 from rqa.cli.parser import at_least, flag
-from rqa.data.jsonl import parse_object
-from rqa.errors import InputError
-from rqa.judge.client import endpoint_of
 
 
 @dataclass(frozen=True)
@@ -39,33 +34,18 @@ class JudgeArgs:
         """Raise InputError for values that are not allowed."""
         at_least(self, 1, "judge_concurrency")
         at_least(self, 0, "judge_retries", "judge_deadline")
-        if not 0 < self.judge_timeout < math.inf:
-            raise InputError(f"--judge_timeout: expected seconds above 0, got {self.judge_timeout}")
+        check_endpoint("--judge", self.judge_base_url, "--judge_base_url", self.judge_key_name, self.judge_timeout)
         _ = self.parameters
-        endpoint_of(self.judge_base_url)
-        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.judge_key_name):  # it may be the key itself: never print it
-            raise InputError(
-                "--judge_key_name: expected the name of an environment variable in capitals, which holds the key"
-            )
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters of each request, without model and messages."""
-        try:
-            return parse_object(self.judge_parameters.encode())
-        except ValueError as problem:
-            raise InputError(f"--judge_parameters {self.judge_parameters}: {problem}") from problem
+        return read_parameters("--judge_parameters", self.judge_parameters)
 
     @property
     def key(self) -> str:
-        """The key. No flag holds it: flags are visible in the list of processes and in config.json."""
-        key = os.environ.get(self.judge_key_name, "")
-        if not (key or self.judge_dry_run or self.judge_base_url.startswith("http://")):
-            raise InputError(
-                f"{self.judge_key_name}: expected the key of {self.judge_base_url} in this environment variable, got "
-                f"nothing. If the endpoint needs no key, set {self.judge_key_name}=EMPTY"
-            )
-        return key
+        """The key, from the environment."""
+        return read_key(self.judge_key_name, self.judge_base_url, is_required=not self.judge_dry_run)
 
     @property
     def client_options(self) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from rqa.evaluation.results import PassageRecord, PredictionRecord, ScoreRecord,
 from rqa.evaluation.significance import LEVEL, RESAMPLES, score_intervals
 from rqa.generation.answers import ANSWERS_FILE, Answer
 from rqa.generation.batches import map_batches
+from rqa.generation.endpoint_generator import EndpointGenerator
 from rqa.generation.generator import Generator
 from rqa.models.decoder import AnswerLM
 from rqa.models.fid import FusionInDecoder
@@ -90,6 +91,7 @@ class Evaluator:
     are names in ATTRIBUTIONS; cross-attention requires a fusion-in-decoder. With a collator with `citations` these are
     scored, see `citation_scores`, and all other scores are of texts without them. To add a metric of your own:
     `metrics=(*METRICS, Metric("name", score=function))`. `generate` answers without evaluation.
+    An `endpoint` answers in place of a local model: without losses and attributions, with the latencies of the server.
     """
 
     def __init__(
@@ -105,20 +107,27 @@ class Evaluator:
         refusal_answer: str = REFUSAL_ANSWER,
         attributions: Sequence[str] = (),
         metrics: Sequence[Metric] = METRICS,
+        endpoint: EndpointGenerator | None = None,
     ) -> None:
         if unknown := {*attributions} - {*ATTRIBUTIONS}:
             raise ValueError(f"attributions: expected some of {', '.join(ATTRIBUTIONS)}, got {', '.join(unknown)}")
         if (model is None) != (collator is None):
             raise ValueError("model and collator: expected both or neither, got one")
+        if endpoint is not None and (model is not None or attributions):
+            raise ValueError("endpoint: expected no model and no attributions beside it")
         self.k, self.ks, self.refusal_answer, self.metrics = k, ks, refusal_answer, metrics
         self.accelerator, self.max_new_tokens = accelerator, max_new_tokens
         self.environment = environment(accelerator, batch_size)
         self.attributions: dict[str, Attribution] = {}
-        self.has_generator = model is not None
         self.citations = collator is not None and collator.citations
-        if model is not None and collator is not None:
+        self.endpoint = endpoint
+        self.has_generator = model is not None or endpoint is not None
+        self.loss: Losses | None = None
+        if endpoint is not None:
+            self.generate: Generator | EndpointGenerator = endpoint
+        elif model is not None and collator is not None:
             self.generate = Generator(accelerator, model, collator, batch_size, max_new_tokens)
-            self.loss: Losses = AnswerLoss(accelerator, model, collator, batch_size)
+            self.loss = AnswerLoss(accelerator, model, collator, batch_size)
             if "cross_attention" in attributions:
                 self.attributions["cross_attention"] = CrossAttention(accelerator, model, collator, batch_size)
             if "leave_one_out" in attributions:
@@ -147,10 +156,11 @@ class Evaluator:
     def _results(self, inputs: Sequence[GeneratorInput], folder: Path | None) -> "_Results":
         """Answer with time measurement, then attribute, and compute the losses of the references.
 
-        The first question is answered twice: an untimed warm-up.
+        The first question is answered twice by a local model: an untimed warm-up.
         """
         generate: Generate = self.generate if folder is None else self.generate.resumable(folder)
-        self.generate(inputs[:1])
+        if self.endpoint is None:
+            self.generate(inputs[:1])
         start = time.perf_counter()
         with record_spans() as spans:
             answers = generate(inputs)
@@ -159,7 +169,7 @@ class Evaluator:
         attributions = {name: attribute(answered) for name, attribute in self.attributions.items()}
         references = [_references(item.example, self.refusal_answer) for item in inputs]
         scored = [replace(item, answer=own[0]) for item, own in zip(inputs, references, strict=True) if own]
-        losses = self.loss(scored) if scored else []
+        losses = self.loss(scored) if scored and self.loss else []
         return _Results(answers, seconds, spans, references, attributions, losses)
 
     def _scores(
@@ -193,6 +203,9 @@ class Evaluator:
                 row["passages"] = _passages(example, example.gold_passages)
         if results is not None:
             self._score_answers(score, rows, results)
+            if self.endpoint is not None:
+                del score["runtime"]["batch_size"]
+                score["runtime"] |= {"warm_up": "none", "endpoint": self.endpoint.conditions()}
             if self.attributions:
                 _score_attributions(score, rows, inputs, results.attributions)
             if results.losses:

@@ -4,6 +4,8 @@ from .answers import AnswerStore as AnswerStore
 from .batches import map_batches as map_batches
 from .chat import Chat as Chat
 from .chat import ChatQuestion as ChatQuestion
+from .endpoint_generator import EndpointGenerator as EndpointGenerator
+from .endpoint_generator import GeneratorEndpoint as GeneratorEndpoint
 from .generator import AnswerStreamer as AnswerStreamer
 from .generator import Generator as Generator
 
@@ -14,6 +16,8 @@ __all__ = [
     "AnswerStreamer",
     "Chat",
     "ChatQuestion",
+    "EndpointGenerator",
     "Generator",
+    "GeneratorEndpoint",
     "map_batches",
 ]

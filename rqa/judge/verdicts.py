@@ -8,15 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from rqa.endpoint.responses import (
+    CHARACTERS_PER_TOKEN,
+    choice_texts,
+    excerpt,
+    first_choice,
+    json_object,
+    message_text,
+    used_tokens,
+)
 from rqa.errors import InputError
 from rqa.prompts.answer_decoder import REASONING
-from rqa.terminal import printable
 
 Status = Literal["judged", "malformed", "refused", "failed"]
 
-CHARACTERS_PER_TOKEN = 4.0  # of English text, if the server counts no tokens
 TOKENS_PER_VERDICT = 100.0  # one to three sentences, if no verdict is cached yet
-_MAX_TOKENS_PER_CALL = 10**8  # no model has such a context: a larger count is an error
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,8 @@ def read_verdict(response: str, body: str) -> Verdict:
     completion = json_object(response)
     if (choice := first_choice(completion)) is None:  # a content filter refused the request
         return Verdict("refused", explanation=excerpt(response))
-    message = choice["message"]
-    content, refusal = (_text(message.get(name)) for name in ("content", "refusal"))
-    drafts = [_text(message.get(name)) for name in ("reasoning_content", "reasoning")]
-    usage = completion.get("usage")
-    tokens = (
-        _token_count(usage, "prompt_tokens", estimate_tokens(body)),
-        _token_count(usage, "completion_tokens", estimate_tokens(content + max(drafts, key=len))),
-    )
+    content, refusal = choice_texts(choice)[0], message_text(choice["message"].get("refusal"))
+    tokens = used_tokens(completion, body)
     if refusal or choice.get("finish_reason") == "content_filter":
         return Verdict("refused", None, excerpt(refusal or f"content filter: {content}"), *tokens)
     if choice.get("finish_reason") == "length":
@@ -60,24 +60,6 @@ def read_verdict(response: str, body: str) -> Verdict:
     explanation = decision.get("explanation")
     text = explanation.encode(errors="replace").decode() if isinstance(explanation, str) else ""
     return Verdict("judged", correct, text, *tokens)
-
-
-def estimate_tokens(text: str) -> int:
-    """Return the number of tokens of a text, if the server does not count them."""
-    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
-
-
-def _token_count(usage: Any, name: str, estimate: int) -> int:
-    """Return a count of `usage` if it is possible: a negative one would raise the budget."""
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and 0 <= count <= _MAX_TOKENS_PER_CALL else estimate
-
-
-def _text(content: Any) -> str:
-    """Return the text of a message: a string, or a list of parts, of which those of other types are left out."""
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _without_draft(content: str) -> str:
@@ -152,28 +134,6 @@ _DRAFT_START = re.compile("|".join(map(re.escape, _DRAFTS)), re.IGNORECASE)
 _DRAFT_END = re.compile("|".join(map(re.escape, _DRAFTS.values())), re.IGNORECASE)
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """Return the JSON object in a response, {} if it is anything else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def first_choice(completion: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the first choice of a chat completion, None if it has no choice or the choice is an error."""
-    match completion.get("choices"):
-        case [{"message": {}} as choice, *_] if not choice.get("error"):
-            return dict(choice)
-    return None
-
-
-def excerpt(text: str) -> str:
-    """Return the first 200 characters of a text, on one line, as valid UTF-8 without control characters."""
-    return printable(" ".join(text.encode(errors="replace").decode().split())[:200])
-
-
 def summarize(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """Return `judge_accuracy`, in per cent of the judged answers, its bounds, and counts of statuses, calls, tokens.
 
@@ -242,11 +202,11 @@ def price_of(
 
 
 def estimate_cost(
-    bodies: Mapping[str, str], responses: Mapping[str, str], prompt_price: float | None, completion_price: float | None
+    bodies: Sequence[str], responses: Mapping[str, str], prompt_price: float | None, completion_price: float | None
 ) -> Cost:
-    """Return the cost of the request bodies without a response. Both are by cache key, prices of a million tokens."""
-    lengths = [len(body) for key, body in bodies.items() if key not in responses]
-    cached = {body: read_verdict(responses[key], body) for key, body in bodies.items() if key in responses}
+    """Return the cost of the request bodies without a response; `responses` are by body, prices of a million tokens."""
+    lengths = [len(body) for body in bodies if body not in responses]
+    cached = {body: read_verdict(response, body) for body, response in responses.items()}
     counted = {body: verdict for body, verdict in cached.items() if verdict.prompt_tokens}
     characters_per_token, tokens_per_verdict, basis = CHARACTERS_PER_TOKEN, TOKENS_PER_VERDICT, "assumed"
     if counted:

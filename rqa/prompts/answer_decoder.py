@@ -34,7 +34,7 @@ class AnswerDecoder:
     stop_ids: list[int]
     separator: Sequence[int] = ()  # ids between an answer and its eos
     _header: Sequence[int] = ()  # ids between the prompt and an answer
-    _open_reasoning: str | None = None  # the text that opens reasoning in the prompt
+    open_mark: str | None = None  # the text that opens reasoning in the prompt
 
     def __init__(
         self,
@@ -78,14 +78,14 @@ class AnswerDecoder:
         symbols = "".join(map(chr, ids))
         for opening, (opens, closes) in self._marks.items():
             before = symbols.partition(opens)[0]  # all ids if they do not contain the mark
-            if opening == self._open_reasoning or (before != symbols and not self._decode(ids[: len(before)])):
+            if opening == self.open_mark or (before != symbols and not self._decode(ids[: len(before)])):
                 reasoning, _, answer = symbols.partition(closes)
                 return self._decode([*map(ord, answer)]), self._reasoning_text([*map(ord, reasoning)])
         text = self._decode(ids)
-        if THINK in self._marks or not (self._open_reasoning == THINK or text.startswith(THINK)):
+        if THINK in self._marks or not (self.open_mark == THINK or text.startswith(THINK)):
             return text, ""
         reasoning, close, answer = text.partition(REASONING[THINK])
-        if not (self._open_reasoning or close or is_cut):
+        if not (self.open_mark or close or is_cut):
             return text, ""
         return answer.strip(), reasoning.removeprefix(THINK).strip()
 
@@ -115,6 +115,21 @@ class AnswerDecoder:
 def open_reasoning(text: str) -> str | None:
     """Return the text that opens reasoning and that `text` does not close."""
     return next((opening for opening, close in REASONING.items() if text.rfind(opening) > text.rfind(close)), None)
+
+
+def split_reasoning(text: str, *, is_cut: bool = False, opened: str | None = None) -> tuple[str, str]:
+    """Return the answer in a generated text, and the reasoning before it, if the text begins with it.
+
+    `opened` is a mark with which the prompt ended. A mark that is not closed is part of the answer, unless it is cut.
+    """
+    text = text.strip()
+    opening = opened or next((mark for mark in REASONING if text.startswith(mark)), None)
+    if opening is None:
+        return text, ""
+    reasoning, close, answer = text.partition(REASONING[opening])
+    if not (close or opened or is_cut):
+        return text, ""
+    return answer.strip(), reasoning.removeprefix(opening).strip()
 
 
 def unknown_control_tokens(builder: AnswerDecoder) -> list[str]:

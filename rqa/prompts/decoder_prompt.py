@@ -22,7 +22,7 @@ from rqa.data.records import Example, Passage, Turn
 from rqa.distributed.untrusted import read_settings
 from rqa.errors import InputError
 from rqa.prompts.answer_decoder import REASONING, AnswerDecoder, open_reasoning
-from rqa.prompts.chat_template import TEMPLATE_DATE, ChatTemplate
+from rqa.prompts.chat_template import TEMPLATE_DATE, ChatTemplate, Message
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -75,6 +75,17 @@ class _Encoded(NamedTuple):
                     ranks[position] = owner[start]
         return ranks
 
+    def text_before(self, position: int) -> str:
+        """Return the text of a token's piece before the token."""
+        for first, run, encoding in self.runs:
+            if first <= position < first + len(encoding.ids):
+                start = encoding.offsets[position - first][0]
+                for piece in run:
+                    if start < len(piece.text):
+                        return piece.text[:start]
+                    start -= len(piece.text)
+        raise IndexError(position)
+
 
 class _AroundAnswer(NamedTuple):
     """Text of a template: at the start of a prompt, at its end, between it and an answer, and after an answer."""
@@ -94,6 +105,7 @@ class Prompt(NamedTuple):
     ids: list[int]
     truncated: int
     passages: tuple[Passage, ...]
+    cut: str | None = None  # the text that fitted of the last ranked of these passages, None if it fitted whole
 
     @property
     def num_passages(self) -> int:
@@ -104,6 +116,29 @@ class Prompt(NamedTuple):
     def numbers(self) -> dict[str, int]:
         """The number of each passage in the prompt, by its id."""
         return numbered(self.passages)
+
+
+def _context(instruction: str, passages: Iterable[tuple[str, int]]) -> list[_Piece]:
+    """Return the pieces before the conversation: the instruction, and the numbered texts of passages with ranks."""
+    pieces = [_Piece(f"{instruction}\n\n")]
+    for number, (text, rank) in enumerate(passages, 1):
+        pieces += [_Piece(f"[{number}] "), _Piece(text, False, rank), _Piece("\n\n")]
+    return pieces
+
+
+def chat_messages(item: GeneratorInput, instruction: str = INSTRUCTION, prompt: Prompt | None = None) -> list[Message]:
+    """Return the messages of a prompt with a chat template: the history, then instruction, passages and question.
+
+    Passages are those that fitted in `prompt`, with their text as far as it fitted; without one, all of them.
+    """
+    ranks = sorted(item.ranks)[: len(item.ranks) if prompt is None else prompt.num_passages]
+    texts = {rank: passage.content for passage, rank in zip(item.passages, item.ranks, strict=True) if rank in ranks}
+    if prompt is not None and prompt.cut is not None:
+        texts[ranks[-1]] = prompt.cut
+    context = _context(instruction, [(text, rank) for rank, text in texts.items()])
+    content = "".join(piece.text for piece in context) + item.example.question
+    history = [{"role": turn.role, "content": turn.text} for turn in item.example.chat_history]
+    return [*history, {"role": "user", "content": content}]
 
 
 def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase":
@@ -218,7 +253,8 @@ class PromptBuilder(AnswerDecoder):
                 body = [position for position, each in enumerate(ranks) if each == rank]
                 cut = set(body[-excess:])
                 ids = [id for i, id in enumerate(ids) if i not in cut]
-                return Prompt(ids, truncated + excess, tuple(passage for passage, _ in kept))
+                fitted = tuple(passage for passage, _ in kept)
+                return Prompt(ids, truncated + excess, fitted, encoded.text_before(min(cut)))
             truncated += sum(sizes[rank] for rank in dropped)
             kept = [(passage, rank) for passage, rank in kept if rank not in dropped]
 
@@ -240,9 +276,7 @@ class PromptBuilder(AnswerDecoder):
 
     def _pieces(self, example: Example, passages: Iterable[tuple[Passage, int]]) -> list[_Piece]:
         """Return the pieces of a prompt with these passages and their ranks."""
-        context = [_Piece(f"{self.instruction}\n\n")]
-        for number, (passage, rank) in enumerate(passages, 1):
-            context += [_Piece(f"[{number}] "), _Piece(passage.content, False, rank), _Piece("\n\n")]
+        context = _context(self.instruction, [(passage.content, rank) for passage, rank in passages])
         if self.chat is not None:
             return self._prefixed(self.chat, context, example)
         contents = [[_Piece(turn.text, False)] for turn in example.chat_history]
@@ -300,7 +334,7 @@ class PromptBuilder(AnswerDecoder):
         self._behind = last if isinstance(last, str) else ""  # after the last control token of the prompt
         self._header_text = around.header
         self._header = self._ids_behind(self._behind, [_Piece(around.header)]) if around.header.strip() else []
-        self._open_reasoning = open_reasoning(around.opening) if self.chat is None else None
+        self.open_mark = open_reasoning(around.opening) if self.chat is None else None
 
     def _set_ending(self, after: str) -> list[int]:
         """Set the text and the ids between an answer and its eos; return the first id that can end an answer.

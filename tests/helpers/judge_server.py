@@ -114,8 +114,7 @@ class JudgeServer:
             writer.close()
 
     async def _receive(self, head: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        prompt = body["messages"][0]["content"]
-        question = json.loads(re.search(r'^ "question": (".*"),$', prompt, re.MULTILINE)[1])
+        question = self.question_of(body)
         scripted = self.faults.get("*") or self.faults.get(question, ())
         turn = 0 if "*" in self.faults else self.calls[question]
         self.received.append((question, monotonic()))
@@ -125,19 +124,28 @@ class JudgeServer:
         self.max_concurrency = max(self.max_concurrency, self._running)
         try:
             await asyncio.sleep(self.seconds)
-            await self._reply(scripted[turn] if turn < len(scripted) else "", head, prompt, writer)
+            await self._reply(scripted[turn] if turn < len(scripted) else "", head, body, writer)
         finally:
             self._running -= 1
 
-    async def _reply(self, fault: str, head: str, prompt: str, writer: asyncio.StreamWriter) -> None:
+    def question_of(self, body: dict[str, Any]) -> str:
+        """Return the question in a request."""
+        return json.loads(re.search(r'^ "question": (".*"),$', body["messages"][0]["content"], re.MULTILINE)[1])
+
+    def answer(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Return the status and the content of a reply without a fault."""
+        return 200, verdict(body["messages"][0]["content"])
+
+    async def _reply(self, fault: str, head: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         """Send the reply `fault`, or a verdict if it is ""."""
+        prompt = body["messages"][0]["content"] if "messages" in body else ""
         name, _, value = fault.partition(":")
         dated = {"Date": formatdate(time() - 3600, usegmt=True)}  # of a clock that is one hour slow
         until = {"Retry-After": formatdate(time() - 3600 + float(value or 0), usegmt=True)} if name == "date" else {}
         key = re.search(r"(?i)authorization: (.*)\r", head)
         secret = key[1].removeprefix("Bearer ") if key else ""
         replies: dict[str, tuple[int, bytes, dict[str, str]]] = {
-            "": (200, verdict(prompt), {}),
+            "": (*self.answer(body), {}),
             "429": (429, error("slow down", code="rate_limit_exceeded"), {"Retry-After": value} if value else {}),
             "date": (429, error("slow down", code="rate_limit_exceeded"), dated | until),
             "500": (500, b"", {}),

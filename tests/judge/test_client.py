@@ -29,11 +29,12 @@ from judge_server import JudgeServer, completion, escaped
 from sklearn.metrics import cohen_kappa_score
 
 from rqa.data.records import Turn
+from rqa.endpoint.client import _CallError, _retry_after, _Run
+from rqa.endpoint.redaction import without_key
+from rqa.endpoint.response_cache import open_response_cache, read_responses
 from rqa.errors import InputError
-from rqa.judge.client import Judge, _CallError, _retry_after, _Run
+from rqa.judge.client import Judge
 from rqa.judge.prompt import JudgeRequest
-from rqa.judge.redaction import without_key
-from rqa.judge.response_cache import open_response_cache, read_responses
 from rqa.judge.verdicts import Agreement, Verdict, cohens_kappa, read_verdict, summarize
 
 KEY = "sk-sentinel-9f8e7d6c5b4a"
@@ -150,7 +151,7 @@ def test_cache_key_depends_on_request_and_prompt_version_not_on_endpoint(make, m
         make(second.url)(requests(2))
         assert (len(first.received), len(second.received)) == (2, 0)
         make(first.url, parameters={})(requests(2))
-        monkeypatch.setattr("rqa.judge.response_cache.PROMPT_VERSION", 0)
+        monkeypatch.setattr("rqa.judge.prompt.PROMPT_VERSION", 0)
         make(first.url)(requests(2))
         assert len(first.received) == 6
 
@@ -229,7 +230,7 @@ def test_retries_are_counted_and_logged_once_for_each_kind(make, caplog, monkeyp
     faults = {request.question: ["429", "429", "500"] for request in requests(6)}
     with JudgeServer(faults, seconds=0.02) as server:
         make(server.url, retries=3)(requests(6))
-    lines = [record.getMessage() for record in caplog.records if record.name == "rqa.judge.client"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "rqa.endpoint.client"]
     assert [line.partition(": ")[2][:9] for line in lines] == ["HTTP 429:", "HTTP 500:", "failed ca"]
     assert lines[2] == "judge: failed calls: HTTP 429 (12), HTTP 500 (6)"
     assert re.search(r"judging \([\d,]+ tokens, 1\d failed calls\): ", caplog.text)
@@ -411,7 +412,7 @@ def test_response_is_on_disk_before_it_counts(make, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     with JudgeServer() as server:
-        judge.url = httpx.URL(f"{server.url}/chat/completions")
+        judge.root = httpx.URL(server.url)
         verdicts = judge(requests(9))
     tokens = itertools.accumulate(
         (verdict.prompt_tokens + verdict.completion_tokens for verdict in verdicts), initial=0
@@ -493,7 +494,7 @@ def test_key_is_in_no_file_log_or_error(make, tmp_path, caplog, capfd):
     texts += [str(vars(record)) for record in caplog.records] + [caplog.text, *capfd.readouterr()]
     texts += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert "[key]" in " ".join(texts)  # the server repeated it
-    assert {"httpx", "httpcore.http11", "rqa.judge.client"} <= {record.name for record in caplog.records}
+    assert {"httpx", "httpcore.http11", "rqa.endpoint.client"} <= {record.name for record in caplog.records}
     forms = [KEY, json.dumps(KEY)[1:-1], *escaped(KEY).values()]
     forms += [json.dumps(form)[1:-1] for form in forms]  # in the file of responses
     assert [text for text in texts if any(form in text for form in forms)] == []
@@ -705,7 +706,7 @@ def mutated(body, numbers):
 def test_mutated_responses_end_in_a_verdict_or_an_input_error(make, count):
     numbers, outcomes = random.Random(0), Counter()
     run = _Run.__new__(_Run)  # without a loop
-    run.judge = make("http://127.0.0.1:1")
+    run.endpoint = make("http://127.0.0.1:1")
     bodies = [completion(json.dumps({"explanation": "So.", "correct": True}), "x" * 99)]
     bodies += [
         completion('Not {"correct": false}.\n{"correct": true}', "x"),

@@ -1,4 +1,4 @@
-"""Cache of the judge's responses, an append-only file. A response is on the disk, unchanged, before it counts."""
+"""Cache of the responses of an endpoint, an append-only file. A response is on the disk before it counts."""
 
 import fcntl
 import hashlib
@@ -12,14 +12,16 @@ from pathlib import Path
 from rqa.atomic_files import flush
 from rqa.data.jsonl import read_rows
 from rqa.errors import InputError
-from rqa.judge.prompt import PROMPT_VERSION
 
 log = logging.getLogger(__name__)
 
 
-def cache_key(body: str) -> str:
-    """Return the cache key of a request body: a SHA-256 that does not depend on the endpoint."""
-    return hashlib.sha256(f"{PROMPT_VERSION} {body}".encode()).hexdigest()
+def cache_key(body: str, version: int) -> str:
+    """Return the cache key of a request body: a SHA-256 that does not depend on the endpoint.
+
+    `version` is that of the prompts: after a change, all requests are made again.
+    """
+    return hashlib.sha256(f"{version} {body}".encode()).hexdigest()
 
 
 class ResponseCache:
@@ -51,7 +53,7 @@ def open_response_cache(path: Path) -> Iterator[ResponseCache]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{path}: another run is judging with this cache. Wait until it ends.") from None
+            raise InputError(f"{path}: another run uses this cache. Wait until it ends.") from None
         responses, size = read_responses(path)
         if path.stat().st_size > size:
             log.warning("%s: the last line is incomplete and is removed: a run was killed", path)
@@ -68,7 +70,7 @@ def read_responses(path: str | Path) -> tuple[dict[str, str], int]:
     for *_, row in read_rows(path, data[:size], is_own=True) if size else ():
         key, response, checksum = row.text("key"), row.text("response"), row.text("checksum")
         if checksum and checksum != _checksum(key, response):
-            row.problem("checksum", "the line was changed. Delete it: the answer is judged again.")
+            row.problem("checksum", "the line was changed. Delete it: the request is made again.")
         responses[key] = response
     return responses, size
 

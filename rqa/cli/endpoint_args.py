@@ -1,0 +1,121 @@
+"""Flags of a generator behind an endpoint, and the checks that they share with those of the judge."""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rqa.cli.data_args import GeneratorArgs
+from rqa.cli.parser import at_least, flag
+from rqa.data.jsonl import parse_object
+from rqa.endpoint.address import endpoint_of
+from rqa.errors import InputError
+
+LOCAL_FLAGS = ("qa_is_fid", "bf16", "use_flash_attention", "device_map", "load_in_4bit")
+
+
+def check_endpoint(flag_prefix: str, base_url: str, url_flag: str, key_name: str, timeout: float) -> None:
+    """Raise InputError unless address, name of the key and timeout are valid. `flag_prefix` is --judge or --qa."""
+    if not 0 < timeout < math.inf:
+        raise InputError(f"{flag_prefix}_timeout: expected seconds above 0, got {timeout}")
+    endpoint_of(base_url, url_flag)
+    if not re.fullmatch("[A-Z_][A-Z0-9_]*", key_name):  # it may be the key itself: never print it
+        raise InputError(
+            f"{flag_prefix}_key_name: expected the name of an environment variable in capitals, which holds the key"
+        )
+
+
+def read_parameters(flag: str, text: str) -> dict[str, Any]:
+    """Return the parameters of each request. Raises InputError if they are no JSON object."""
+    try:
+        return parse_object(text.encode())
+    except ValueError as problem:
+        raise InputError(f"{flag} {text}: {problem}") from problem
+
+
+def read_key(key_name: str, base_url: str, *, is_required: bool = True) -> str:
+    """Return the key. No flag holds it: flags are visible in the list of processes and in config.json."""
+    key = os.environ.get(key_name, "")
+    if is_required and not (key or base_url.startswith("http://")):
+        raise InputError(
+            f"{key_name}: expected the key of {base_url} in this environment variable, got nothing. "
+            f"If the endpoint needs no key, set {key_name}=EMPTY"
+        )
+    return key
+
+
+@dataclass(frozen=True)
+class EndpointArgs:
+    """A generator behind an endpoint, in place of a local model, and its budget."""
+
+    qa_endpoint: str = flag(
+        "", "endpoint of a server with OpenAI's API that answers, https://HOST/v1; empty: a local model"
+    )
+    qa_api: Literal["auto", "completions", "chat"] = flag(
+        "auto", "completions: the token ids of the prompt; chat: messages; auto: completions if the server takes ids"
+    )
+    qa_tokenizer: str = flag(
+        "", "tokenizer of the prompt: folder or hub name; empty: that of --model_name_or_path", is_path=True
+    )
+    qa_key_name: str = flag("OPENAI_API_KEY", "environment variable that holds the key of --qa_endpoint")
+    qa_parameters: str = flag(
+        "{}", "JSON object of further parameters of each request; null removes a field", is_json=True
+    )
+    qa_concurrency: int = flag(8, "calls of --qa_endpoint in flight at a time")
+    qa_timeout: float = flag(300.0, "seconds that one call of --qa_endpoint may take")
+    qa_deadline: float = flag(math.inf, "seconds that all calls together may take", may_be_infinite=True)
+    qa_retries: int = flag(5, "retries of a failed call of --qa_endpoint")
+    qa_max_calls: int | None = flag(None, "calls of --qa_endpoint at most in this run of the command")
+    qa_max_tokens: int | None = flag(None, "tokens of prompts and answers, after which no call is started")
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        default = EndpointArgs()
+        if not self.qa_endpoint:
+            if changed := [f"--{name}" for name, value in vars(self).items() if value != getattr(default, name)]:
+                raise InputError(f"{', '.join(changed)}: no effect without --qa_endpoint")
+            return
+        at_least(self, 1, "qa_concurrency")
+        at_least(self, 0, "qa_retries", "qa_deadline")
+        check_endpoint("--qa", self.qa_endpoint, "--qa_endpoint", self.qa_key_name, self.qa_timeout)
+        _ = self.parameters
+
+    def check_beside(self, generator: GeneratorArgs) -> None:
+        """Raise InputError if a flag of a local model is set too, or a needed one is not."""
+        if not self.qa_endpoint:
+            return
+        if not generator.model_name_or_path:
+            raise InputError("--qa_endpoint: expected --qa_model_name_or_path too, the name that the server knows")
+        default = GeneratorArgs()
+        if changed := [f"--{name}" for name in LOCAL_FLAGS if getattr(generator, name) != getattr(default, name)]:
+            raise InputError(f"{', '.join(changed)}: flags of a local model, no effect with --qa_endpoint. Remove them")
+        if generator.citations:
+            raise InputError("--citations true: a server's answers are not scored by their citations. Remove it")
+        if generator.user_prefix is not None and self.qa_api == "chat":
+            raise InputError("--user_prefix: no effect with --qa_api chat: the server formats messages. Remove it")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of each request, without model and prompt."""
+        return read_parameters("--qa_parameters", self.qa_parameters)
+
+    def load_options(self, generator: GeneratorArgs) -> dict[str, Any]:
+        """Keyword arguments of `EndpointGenerator.load`."""
+        client = {
+            "model": generator.model_name_or_path,
+            "base_url": self.qa_endpoint,
+            "key_name": self.qa_key_name,
+            "api_key": read_key(self.qa_key_name, self.qa_endpoint),
+            "parameters": self.parameters,
+            "concurrency": self.qa_concurrency,
+            "timeout": self.qa_timeout,
+            "deadline": self.qa_deadline,
+            "retries": self.qa_retries,
+            "max_calls": self.qa_max_calls,
+            "max_tokens": self.qa_max_tokens,
+        }
+        names = ("chat", "instruction", "max_prompt_length", "chat_template_kwargs", "chat_template_date")
+        prompt = {name: value for name, value in generator.collator_options.items() if name in names}
+        own = {"api": self.qa_api, "tokenizer": self.qa_tokenizer, "max_new_tokens": generator.generation_limit}
+        return {"client": client, **own, **prompt}
