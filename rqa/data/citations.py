@@ -51,8 +51,10 @@ def _renumbered(group: str, numbers: Mapping[int, int | None], sources: dict[int
 
 
 def without_citations(text: str) -> str:
-    """Return the text without its citations and the white space before each."""
-    return renumber(text, dict.fromkeys(cited_numbers(text)))
+    """Return the text without its citations and the white space before each, also nested ones: "[[1]2]"."""
+    while numbers := cited_numbers(text):
+        text = renumber(text, dict.fromkeys(numbers))
+    return text
 
 
 def with_number(text: str, number: int) -> str:

@@ -75,7 +75,7 @@ def citing():
         generate=lambda inputs: [Answer(CITING, 9, 9, True, 0, 2) for _ in inputs],
         citations=True,
         k=2,
-        ks=(1,),
+        ks=(1, 3),
     )
 
 
