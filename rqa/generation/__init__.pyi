@@ -6,6 +6,7 @@ from .chat import Chat as Chat
 from .chat import ChatQuestion as ChatQuestion
 from .generator import AnswerStreamer as AnswerStreamer
 from .generator import Generator as Generator
+from .streaming import Listener as Listener
 
 __all__ = [
     "ANSWERS_FILE",
@@ -15,5 +16,6 @@ __all__ = [
     "Chat",
     "ChatQuestion",
     "Generator",
+    "Listener",
     "map_batches",
 ]
