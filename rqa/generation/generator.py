@@ -127,7 +127,7 @@ class Generator:
                 synced_gpus=is_sharded(self.accelerator),
                 logits_processor=[_FirstToken(watch, rows)],
                 streamer=streamer,
-                **({} if stopping is None else {"stopping_criteria": StoppingCriteriaList([stopping])}),
+                stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
             ).tolist()
         answers = []
         for row, limit, padded_ids in zip(rows, limits, generated, strict=True):

@@ -96,7 +96,8 @@ def _turn(message: Any, where: str) -> Turn:
 def _joined(parts: list[Any]) -> str | None:
     """Return the text of a list of parts, None if one has no text."""
     texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-    return "".join(texts) if len(texts) == len(parts) and all(isinstance(text, str) for text in texts) else None
+    strings = [text for text in texts if isinstance(text, str)]
+    return "".join(strings) if len(strings) == len(parts) else None
 
 
 def _flag(values: dict[str, Any], name: str) -> bool:
