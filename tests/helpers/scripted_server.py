@@ -27,7 +27,9 @@ from rqa.serving import Access, Batcher, Feedback, make_app, serve
 HOSTILE = "<img src=//evil.example/x onerror='hacked = 1'><script>hacked = 1</script>"
 PASSAGES = [
     Passage("The lamp of Rome was lit in 1900. It shines over the old harbour.", "Lamp of Rome", ("rome.html",)),
-    Passage("The lamp of Oslo was lit in 1901, and moved to the new pier in 1934. " * 6, "Lamp of Oslo", ("oslo.html",)),
+    Passage(
+        "The lamp of Oslo was lit in 1901, and moved to the new pier in 1934. " * 6, "Lamp of Oslo", ("oslo.html",)
+    ),
     Passage(f"A note. {HOSTILE}", HOSTILE, (HOSTILE,)),
 ]
 ANSWER = f"The lamp of Oslo was lit in 1901 [2]. Nothing is known of others [9]. {HOSTILE}"
