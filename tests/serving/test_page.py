@@ -52,7 +52,7 @@ def opened(browser, served):
 
     yield by
     for context in contexts:
-        assert not any("hacked" in context.pages[0].evaluate("Object.keys(window)") for _ in [0])
+        assert not context.pages[0].evaluate("'hacked' in window")
         context.close()
     assert messages == []
     assert {re.match(r"\w+://[^/]+", url)[0] for url in requested} <= {served[0]}
@@ -80,7 +80,7 @@ def test_ask_read_the_sources_and_rate_the_answer(opened, served, size, scheme):
     assert exchange.locator(".answer").inner_text() == f"{question}: {ANSWER}"
     sources = exchange.locator("aside li")
     assert sources.count() == 3
-    assert [sources.nth(i).get_attribute("class") for i in range(3)] == ["", "cited", ""]
+    assert [sources.nth(i).get_attribute("class") for i in range(3)] == [None, "cited", None]
     assert sources.nth(1).inner_text().split() == ["[2]", "Lamp", "of", "Oslo", "cited", *text_if_open(sources.nth(1))]
     beside, answer = exchange.locator("aside").bounding_box(), exchange.locator("article").bounding_box()
     assert (beside["x"] > answer["x"] + answer["width"]) == (size == "desktop")
@@ -103,12 +103,13 @@ def test_ask_read_the_sources_and_rate_the_answer(opened, served, size, scheme):
 
 
 def text_if_open(source):
-    return source.locator(".text").inner_text().split() + ["oslo.html"] if source.locator(".text").is_visible() else []
+    text = source.locator(".text")
+    return [*text.inner_text().split(), "oslo.html"] if text.is_visible() else []
 
 
 def test_a_question_continues_the_conversation_and_an_answer_can_be_stopped(opened, served):
     page = opened()
-    url, chat, folder = served
+    _, chat, folder = served
     ask(page, "one").locator("aside").wait_for()
     page.locator("#list > li").last.get_by_role("button", name="Correct", exact=True).click()
     ask(page, "slow two").get_by_text("The lamp").wait_for()
