@@ -135,7 +135,7 @@ def test_an_error_is_shown_and_the_token_is_asked_for(browser, tmp_path):
         page = browser.new_page(viewport=SIZES["phone"])
         page.set_default_timeout(10_000)
         page.goto(url)
-        ask(page, "?").get_by_text("expected `Bearer`").wait_for()
+        ask(page, "?").get_by_text("Enter the token").wait_for()
         page.get_by_label("Token of this server").fill(TOKEN)
         ask(page, "a long one").get_by_text("99 tokens").wait_for()
         picture(page, "phone-error")

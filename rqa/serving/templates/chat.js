@@ -20,6 +20,7 @@ function post(path, value, options = {}) {
 }
 
 async function problemOf(response) {
+  if (response.status === 401) return "Enter the token of this server at the top, and ask again.";
   try {
     return (await response.json()).error.message;
   } catch {
@@ -197,6 +198,7 @@ async function ask(question) {
   } catch (error) {
     const isStopped = controller.signal.aborted;
     note(parts, isStopped ? "Stopped. Not part of the conversation." : error.message, !isStopped);
+    if (!isStopped && !field.value) field.value = question;
   }
   parts.answer.classList.remove("waiting");
   setRunning(null);
