@@ -1246,13 +1246,12 @@ PROMISES = (
             "max(0.0, self.deadline - time.monotonic())",
             "None",
         ),
-        Without("the generation ends", "rqa.serving.batcher.Job.next", "self.has_left = True", "self.has_left = False"),
+        Without("the generation ends", "rqa.serving.batcher.Job.is_over", "time.monotonic() > self.deadline", "False"),
     ),
     Promise(
         "A bad request is an error in the form of OpenAI's API",
         "serving/test_app.py::test_a_bad_request_is_an_error_in_the_form_of_openai",
         Without("the limit of a body", "rqa.serving.app.read_body", "len(body) > limit", "False"),
-        Without("half a surrogate pair", "rqa.serving.protocol._turn", "content.encode()"),
         Without(
             "options without effect",
             "rqa.serving.protocol.ChatRequest.parse",
@@ -2091,7 +2090,6 @@ PROMISES = (
         "An error in a chat template is an InputError",
         "prompts/test_chat_template.py::test_an_error_in_a_template_is_an_input_error",
         Without("long texts", "rqa.prompts.chat_template.ChatTemplate._render", "len(text) > MAX_CHARACTERS", "False"),
-        Without("half a surrogate pair", "rqa.prompts.chat_template.ChatTemplate._render", "text.encode()"),
     ),
     Promise(
         "A chat template without an end is an InputError",

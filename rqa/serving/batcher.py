@@ -56,7 +56,6 @@ class Job:
         try:
             return await asyncio.wait_for(self.events.get(), max(0.0, self.deadline - time.monotonic()))
         except TimeoutError:
-            self.has_left = True
             return RequestError(504, "the answer took longer than the server allows (--answer_timeout)", code="timeout")
 
 

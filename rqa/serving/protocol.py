@@ -86,10 +86,6 @@ def _turn(message: Any, where: str) -> Turn:
         content = _joined(content)
     if not isinstance(content, str):
         raise RequestError(400, f"{where}.content: expected a text, or a list of parts with a text", "messages")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(400, f"{where}.content: expected Unicode, got half a surrogate pair", "messages") from error
     return Turn(role, content)
 
 

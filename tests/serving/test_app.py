@@ -184,9 +184,10 @@ def test_after_the_deadline_an_answer_is_an_error(tmp_path):
         with pytest.raises(openai.InternalServerError) as refused:
             ask(client, "slow")
         assert refused.value.status_code == 504
+        wait_until(lambda: not httpx.get(f"{url}/health").json()["running"])
+        assert chat.num_words["slow"] < len(ANSWER.split())
         with pytest.raises(openai.APIError, match="answer_timeout"):
             list(ask(client, "slow and streamed", stream=True))
-        assert chat.num_words["slow"] < len(ANSWER.split())
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
