@@ -1205,12 +1205,6 @@ PROMISES = (
         "Each answer of a batch is streamed to its own listener, exactly",
         "generation/test_streaming.py::test_each_listener_receives_the_answer_of_its_own_question",
         Without(
-            "tokens after the end of a row are padding",
-            "rqa.generation.streaming.BatchStreamer.put",
-            "self.num_left[row] = 0 if id in self.stop_ids else self.num_left[row] - 1",
-            "self.num_left[row] -= 1",
-        ),
-        Without(
             "each row has its own streamer",
             "rqa.generation.streaming.BatchStreamer.put",
             "self.streamers[row].put(...)",
