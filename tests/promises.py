@@ -1323,6 +1323,134 @@ PROMISES = (
         "generation/test_chat.py::test_the_streamed_answer_is_that_of_a_batch",
         Without("incomplete characters are held back", "rqa.generation.generator", "....rstrip('\\ufffd')", "..."),
     ),
+    # Serving
+    Promise(
+        "50 users at a time get the answers of one by one, in batches; SIGTERM finishes a running answer",
+        "recipes/test_serve.py::test_50_users_at_a_time_get_the_answers_of_one_by_one_and_sigterm_finishes_them",
+        Without(
+            "waiting questions are one batch",
+            "rqa.serving.batcher.Batcher._next_batch",
+            "range(min(self.batch_size, len(self._waiting)))",
+            "range(1)",
+        ),
+        Without(
+            "a handler for the signal that the web server repeats",
+            "rqa.serving.server.serve",
+            "signal.signal(each, _ignore)",
+            "signal.signal(each, signal.SIG_DFL)",
+        ),
+    ),
+    Promise(
+        "Each answer of a batch is streamed to its own listener, exactly",
+        "generation/test_streaming.py::test_each_listener_receives_the_answer_of_its_own_question",
+        Without(
+            "each row has its own streamer",
+            "rqa.generation.streaming.BatchStreamer.put",
+            "self.streamers[row].put(...)",
+            "self.streamers[0].put(...)",
+        ),
+    ),
+    Promise(
+        "The generation of a batch ends when all its clients have left",
+        "generation/test_streaming.py::test_generation_ends_if_all_listeners_have_left",
+        Without("clients that left", "rqa.generation.streaming.RowStopping.__call__", "listener.has_left()", "False"),
+    ),
+    Promise(
+        "A client that leaves ends its answer, and the next is served",
+        "serving/test_app.py::test_a_client_that_leaves_ends_its_answer_and_the_next_is_served",
+        Without("the watch on the connection", "rqa.serving.app._watch", "job.leave()", "None"),
+    ),
+    Promise(
+        "A full queue is status 503 with Retry-After",
+        "serving/test_app.py::test_a_full_queue_is_status_503",
+        Without(
+            "the limit of the queue",
+            "rqa.serving.batcher.Batcher.submit",
+            "len(self._waiting) >= self.max_queue",
+            "False",
+        ),
+    ),
+    Promise(
+        "After its deadline a question is status 504, and its generation ends",
+        "serving/test_app.py::test_after_the_deadline_an_answer_is_an_error",
+        Without(
+            "the deadline",
+            "rqa.serving.batcher.Job.next",
+            "max(0.0, self.deadline - time.monotonic())",
+            "None",
+        ),
+        Without("the generation ends", "rqa.serving.batcher.Job.is_over", "time.monotonic() > self.deadline", "False"),
+    ),
+    Promise(
+        "A bad request is an error in the form of OpenAI's API",
+        "serving/test_app.py::test_a_bad_request_is_an_error_in_the_form_of_openai",
+        Without("the limit of a body", "rqa.serving.app.read_body", "len(body) > limit", "False"),
+        Without(
+            "options without effect",
+            "rqa.serving.protocol.ChatRequest.parse",
+            "values.get(name) not in allowed",
+            "False",
+        ),
+    ),
+    Promise(
+        "Without its token the server answers nothing",
+        "serving/test_app.py::test_a_token_is_required_if_there_is_one",
+        Without("the comparison", "rqa.serving.access.Access.check_token", "expected and not (...)", "False"),
+        Without(
+            "the token is not in the text of the object",
+            "rqa.serving.access.Access",
+            "field(default='', repr=False)",
+            "field(default='')",
+        ),
+    ),
+    Promise(
+        "An address of the network requires a token",
+        "serving/test_app.py::test_an_address_of_the_network_requires_a_token",
+        Without(
+            "the check",
+            "rqa.serving.access.Access.__post_init__",
+            "not self.token and not is_loopback(self.host)",
+            "False",
+        ),
+        Without(
+            "the length of a token",
+            "rqa.serving.access.Access.__post_init__",
+            "len(self.token) < MIN_TOKEN_LENGTH",
+            "False",
+        ),
+    ),
+    Promise(
+        "Another web site cannot use the server",
+        "serving/test_app.py::test_another_site_is_refused",
+        Without(
+            "the name of the host", "rqa.serving.access.Access.check_site", "not self.token and ... not in ...", "False"
+        ),
+        Without("the origin", "rqa.serving.access.Access.check_site", "origin is not None and ... != ...", "False"),
+    ),
+    Promise(
+        "Feedback is confirmed only if it is on the disk, and a failed row leaves no part",
+        "serving/test_app.py::test_feedback_is_confirmed_only_if_it_is_on_the_disk",
+        Without("the disk", "rqa.serving.feedback.Feedback._append", "os.fsync(file.fileno())"),
+        Without("a part is removed", "rqa.serving.feedback.Feedback._append", "os.truncate(self.path, end)"),
+    ),
+    Promise(
+        "Feedback describes the answer, once, and --judge_labels reads it",
+        "serving/test_app.py::test_feedback_is_a_row_that_describes_the_answer",
+        Without("once", "rqa.serving.feedback.Feedback.add", "del self._answers[str(id)]"),
+    ),
+    Promise(
+        "The page shows answers and passages as text, marks cited ones, and loads nothing",
+        "serving/test_page.py::test_ask_read_the_sources_and_rate_the_answer",
+        Without(
+            "texts are text", "rqa/serving/templates/chat.js", "made.textContent = text;", "made.innerHTML = text;"
+        ),
+        Without("cited passages are marked", "rqa.serving.protocol.sources", "passage['number'] in cited", "False"),
+    ),
+    Promise(
+        "The policy of the page allows no other script, and its name of the model stays text",
+        "serving/test_page.py::test_the_name_of_a_model_stays_text",
+        Without("escaping", "rqa.serving.page.render_page", "autoescape = True", "autoescape = False"),
+    ),
     # Caches, start-up
     Promise(
         "Cached passages are not retrieved again",
@@ -2146,7 +2274,6 @@ PROMISES = (
         "An error in a chat template is an InputError",
         "prompts/test_chat_template.py::test_an_error_in_a_template_is_an_input_error",
         Without("long texts", "rqa.prompts.chat_template.ChatTemplate._render", "len(text) > MAX_CHARACTERS", "False"),
-        Without("half a surrogate pair", "rqa.prompts.chat_template.ChatTemplate._render", "text.encode()"),
     ),
     Promise(
         "A chat template without an end is an InputError",

@@ -18,7 +18,7 @@ PACKAGES = (
     {"models"},
     {"generation"},
     {"evaluation"},
-    {"judge", "report", "training"},
+    {"judge", "report", "serving", "training"},
     {"doctor", "cli"},
 )
 FILES = sorted((ROOT / "rqa").glob("*/*.py"))

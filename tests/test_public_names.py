@@ -12,7 +12,7 @@ PUBLIC_NAMES: dict[str, str] = {
     "cli": (
         "at_least check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat "
         "GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs "
-        "require RetrievalArgs row_options run_main RunArgs"
+        "require RetrievalArgs row_options run_main RunArgs ServeArgs"
     ),
     "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (
@@ -42,7 +42,7 @@ PUBLIC_NAMES: dict[str, str] = {
     ),
     "generation": (
         "Answer ANSWERS_FILE AnswerStore AnswerStreamer Chat ChatQuestion EndpointGenerator Generator "
-        "GeneratorEndpoint map_batches"
+        "GeneratorEndpoint Listener map_batches"
     ),
     "judge": (
         "Agreement build_requests cohens_kappa Cost Judge judge_answers JudgeRequest read_labels RESPONSES_FILE "
@@ -61,6 +61,7 @@ PUBLIC_NAMES: dict[str, str] = {
         "build_query DamagedIndexError DenseRetriever Encoder FaissIndex KS open_corpus open_retriever Retrieval "
         "retrieve_splits Retrieved Retriever StaleIndexError uses_only_gold"
     ),
+    "serving": "Access Batcher Feedback make_app serve",
     "training": (
         "BatchLayout Checkpoints DamagedCheckpointError EarlyStopping export learning_rate_at log_resume_command "
         "log_rows make_optimizer max_weight_change new_folder OptimizerKind OPTIMIZERS Run run_fingerprint RunLog "

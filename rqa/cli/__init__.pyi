@@ -18,6 +18,7 @@ from .parser import options as options
 from .parser import parse_args as parse_args
 from .parser import require as require
 from .parser import run_main as run_main
+from .serve_args import ServeArgs as ServeArgs
 from .training_args import ModelArgs as ModelArgs
 from .training_args import OptimizationArgs as OptimizationArgs
 from .training_args import RunArgs as RunArgs
@@ -38,6 +39,7 @@ __all__ = [
     "PromptArgs",
     "RetrievalArgs",
     "RunArgs",
+    "ServeArgs",
     "at_least",
     "check_output",
     "flag",

@@ -8,6 +8,7 @@ from .endpoint_generator import EndpointGenerator as EndpointGenerator
 from .endpoint_generator import GeneratorEndpoint as GeneratorEndpoint
 from .generator import AnswerStreamer as AnswerStreamer
 from .generator import Generator as Generator
+from .streaming import Listener as Listener
 
 __all__ = [
     "ANSWERS_FILE",
@@ -19,5 +20,6 @@ __all__ = [
     "EndpointGenerator",
     "Generator",
     "GeneratorEndpoint",
+    "Listener",
     "map_batches",
 ]

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -89,9 +89,18 @@ class Chat:
         not fit are dropped, the oldest first. Raises InputError if the question alone does not fit.
         """
         example = Example("", question, (), chat_history=history)
-        query = build_query(example, history_turns=self.history_turns)
+        [hits] = self.retrieve([example])
+        return self.fit(example, hits)
+
+    def retrieve(self, examples: Sequence[Example]) -> list[list[Retrieved]]:
+        """Return the ranked passages for each question after its history."""
+        queries = [build_query(example, history_turns=self.history_turns) for example in examples]
         # As many as an evaluation retrieves: the first results of an approximate index depend on their number.
-        [hits] = self.retriever.retrieve([query], self.k + max(KS))
+        return self.retriever.retrieve(queries, self.k + max(KS))
+
+    def fit(self, example: Example, hits: Sequence[Retrieved]) -> ChatQuestion:
+        """Encode history, question and the first k passages; see `encode`."""
+        history = example.chat_history
         while True:
             item = GeneratorInput.from_ranked(example, [hit.passage for hit in hits[: self.k]])
             try:

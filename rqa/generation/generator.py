@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from torch.distributed.fsdp import register_fsdp_forward_method
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from rqa import __version__
@@ -19,12 +19,12 @@ from rqa.distributed.accelerator import is_sharded
 from rqa.distributed.weights import weights_checksum
 from rqa.generation.answers import ANSWERS_FILE, Answer, AnswerStore
 from rqa.generation.batches import map_batches
+from rqa.generation.streaming import BatchStreamer, Listener, RowStopping, Show
 from rqa.models.decoder import AnswerLM
+from rqa.models.families import UNPADDED_MODELS
 from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import Builder, Collator, EncodedExample
 from rqa.timing import Stopwatch
-
-Show = Callable[[str], object]
 
 
 @dataclass
@@ -84,12 +84,37 @@ class Generator:
         [answer] = self._answers([row], AnswerStreamer(self.collator.builder, show))
         return answer
 
+    def stream_batch(self, rows: Sequence[EncodedExample], listeners: Sequence[Listener]) -> list[Answer]:
+        """Return the answers to encoded examples, and pass the text of each to its listener meanwhile.
+
+        The answer of a listener that has left is incomplete. Models that generate a batch in parts pass each answer
+        as one piece, at the end.
+        """
+        limits = [min(self.max_new_tokens, each.max_new_tokens or self.max_new_tokens) for each in listeners]
+        builder, streamer = self.collator.builder, None
+        if self._unwrapped().config.model_type not in UNPADDED_MODELS:
+            streamers = [AnswerStreamer(builder, each.show) for each in listeners]
+            streamer = BatchStreamer(streamers, builder.stop_ids, limits)
+        answers = self._answers(rows, streamer, limits, RowStopping(listeners, limits))
+        if streamer is None:
+            for listener, answer in zip(listeners, answers, strict=True):
+                listener.show(answer.text)
+        return answers
+
     def _unwrapped(self) -> AnswerLM | FusionInDecoder:
         """Return the model without wrappers; with `keep_torch_compile` accelerate would remove DDP from it for good."""
         model: AnswerLM | FusionInDecoder = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model
 
-    def _answers(self, rows: Sequence[EncodedExample], streamer: BaseStreamer | None = None) -> list[Answer]:
+    def _answers(
+        self,
+        rows: Sequence[EncodedExample],
+        streamer: BaseStreamer | None = None,
+        limits: Sequence[int] = (),
+        stopping: RowStopping | None = None,
+    ) -> list[Answer]:
+        """Return the answer to each row, of at most `max_new_tokens`, or of `limits`, tokens."""
+        limits = limits or [self.max_new_tokens] * len(rows)
         builder, watch = self.collator.builder, Stopwatch()
         model = self._unwrapped().eval()
         batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
@@ -102,9 +127,11 @@ class Generator:
                 synced_gpus=is_sharded(self.accelerator),
                 logits_processor=[_FirstToken(watch, rows)],
                 streamer=streamer,
+                stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
             ).tolist()
         answers = []
-        for row, ids in zip(rows, generated, strict=True):
+        for row, limit, padded_ids in zip(rows, limits, generated, strict=True):
+            ids = padded_ids[:limit]
             end = next((i for i, id in enumerate(ids) if id in builder.stop_ids), None)
             num_tokens, finished = (len(ids), False) if end is None else (end + 1, True)
             text, reasoning = builder.read(ids)

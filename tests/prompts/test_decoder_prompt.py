@@ -350,7 +350,7 @@ def test_passages_are_truncated_from_the_last_ranked_on_at_their_ends(lengths, q
         with pytest.raises(InputError, match=f"take {len(expected)} tokens, --max_prompt_length is {budget}$"):
             built.prompt(chosen)
     else:
-        ids, *counts = built.prompt(chosen)
+        ids, *counts = built.prompt(chosen)[:3]
         read = tuple(passage for passage, rank in zip(chosen.passages, ranks, strict=True) if rank in kept)
         assert (BYTES.decode(ids), *counts) == (expected, truncated, read)
 
@@ -365,9 +365,8 @@ def test_truncation_removes_one_stretch_of_one_passage_after_whole_passages(name
     chosen = [item([passage for _, passage in k], history=HISTORY, ranks=[rank for rank, _ in k]) for k in kept]
     whole = [builder(name).prompt(each) for each in chosen]
     budget = len(whole[0].ids) + round(share * (len(whole[3].ids) - len(whole[0].ids)))
-    ids, truncated, read = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget).prompt(
-        chosen[3]
-    )
+    short = PromptBuilder(builder(name).tokenizer, FORMATS[name][1], max_prompt_length=budget)
+    ids, truncated, read, _ = short.prompt(chosen[3])
     assert len(ids) <= budget
     assert (truncated == 0) == (budget == len(whole[3].ids))
     marks = [prompt.ids for prompt in whole]
