@@ -52,6 +52,7 @@ def test_evaluation_by_token_ids_equals_the_local_one(world, server, tmp_path, m
     assert "BLEU" in done.stdout
 
 
+@pytest.mark.slow
 def test_killed_evaluation_repeats_no_answered_call(world, server, tmp_path):
     options = {"qa_endpoint": server.url, "qa_api": "chat", "qa_concurrency": "1", "bf16": ""}
     launch("evaluate.py", flags_of(world, tmp_path / "whole", **options))

@@ -83,6 +83,7 @@ async def ask_together(url):
         return await asyncio.gather(*(ask(*pair) for pair in enumerate(QUESTIONS)))
 
 
+@pytest.mark.slow
 def test_50_users_at_a_time_get_the_answers_of_one_by_one_and_sigterm_finishes_them(flags, tmp_path):
     texts, ids = expected_answers(flags)
     with serving(flags, tmp_path) as (process, url):
