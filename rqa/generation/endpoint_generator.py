@@ -26,6 +26,7 @@ from rqa.prompts.decoder_prompt import (
     load_stop_ids,
     load_tokenizer,
 )
+from rqa.terminal import plural
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class EndpointGenerator:
         self.api: Api = "chat" if builder is None else api
         self._models: set[str] = set()  # names that the server returned
         self._num_estimated = 0  # responses without counts of tokens
+        self._num_filtered = 0  # answers that a content filter refused
 
     @classmethod
     def load(
@@ -133,6 +135,7 @@ class EndpointGenerator:
             "parameters": dict(self.endpoint.parameters),
             "latencies": "of the server, its queue and the network",
             "truncation": "none: no tokenizer" if self.builder is None else "by the tokenizer",
+            "filtered_answers": self._num_filtered,
             "token_counts": f"{estimated} of them estimates from characters" if estimated else "of the server",
         }
 
@@ -149,7 +152,14 @@ class EndpointGenerator:
                 f"{self.endpoint.url}: expected {len(replies):,} answers, got {count:,}. The first "
                 f"problem: {problems[0]}. Repeat the command: it resumes, and asks only for the missing answers."
             )
-        return [self._answer(*each) for each in zip(inputs, prompts, bodies, replies, strict=True)]
+        answers = [self._answer(*each) for each in zip(inputs, prompts, bodies, replies, strict=True)]
+        if self._num_filtered:
+            log.warning(
+                "%s: a content filter refused %s, scored with the text that they have",
+                self.endpoint.url,
+                plural(self._num_filtered, "answer"),
+            )
+        return answers
 
     def _accepted_api(self, item: GeneratorInput, prompt: Prompt | None) -> Api:
         """Return the API that the server accepts: completions if it takes the ids of one prompt, else chat."""
@@ -198,6 +208,7 @@ class EndpointGenerator:
         self._num_estimated += not isinstance(completion.get("usage"), dict)
         choice = first_choice(completion, is_chat=self.endpoint.is_chat)
         is_cut = choice is not None and choice.get("finish_reason") == "length"
+        self._num_filtered += choice is None or choice.get("finish_reason") == "content_filter"
         text, split_off = ("", "") if choice is None else choice_texts(choice)
         text, reasoning = self._read(text.encode(errors="replace").decode(), is_cut=is_cut)
         return Answer(

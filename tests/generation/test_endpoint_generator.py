@@ -106,6 +106,16 @@ def test_faults_are_retried_and_missing_answers_stop(make, api):
     assert [answer.text for answer in answers] == [a.text for a in generator(language_model(), 2)(INPUTS)]
 
 
+@pytest.mark.parametrize("fault", ["filter", "filtered"])
+def test_answers_that_a_content_filter_refused_are_counted_and_a_warning(make, caplog, fault):
+    with served(faults={INPUTS[1].example.question: [fault]}) as server:
+        own = make(server, api="chat")
+        answers = own(INPUTS[:3])
+    assert [bool(answer.text) for answer in answers] == [True, False, True]
+    assert own.conditions()["filtered_answers"] == 1
+    assert "a content filter refused 1 answer" in caplog.text
+
+
 def test_slow_answers_time_out(make):
     with served(faults={"*": ["slow"]}) as server, pytest.raises(InputError, match="timeout"):
         make(server, api="chat", retries=0, timeout=0.3)(INPUTS[:1])
