@@ -216,6 +216,14 @@ def test_an_adapter_without_its_base_model_is_an_error(tmp_path):
     refused(path, r"adapter_config\.json: expected the base model's name")
 
 
+def test_an_adapter_of_an_adapter_is_an_error(tmp_path):
+    base, path = save_decoder(tmp_path / "base"), save_decoder(tmp_path / "adapter")
+    change(base, "adapter_config.json", base_model_name_or_path="no/model")
+    change(path, "adapter_config.json", base_model_name_or_path=base)
+    with pytest.raises(InputError, match="^" + re.escape(base) + ": expected a whole checkpoint .*, got an adapter"):
+        load_collator(path)
+
+
 def pickled(folder, **options):
     """Replace the safetensors files of a checkpoint by pickles with the same names; return the files."""
     for path in sorted(folder.glob("*.safetensors")):
