@@ -147,6 +147,7 @@ def spans_of_a_process():
     return runs
 
 
+@pytest.mark.slow
 def test_every_process_has_the_spans_of_all_and_repeated_batches_are_not_recorded(tmp_path):
     expected = [sorted(spans) for spans in spans_of_a_process()]
     for runs in results_of(__file__, tmp_path, processes=2):

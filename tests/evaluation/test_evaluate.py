@@ -367,7 +367,8 @@ def test_the_loss_is_plain_cross_entropy_in_every_batch_size(plain_loss):
     assert losses() == [plain_loss] * len(BATCH_SIZES)
 
 
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_the_loss_is_the_same_on_more_processes(plain_loss, tmp_path, processes):
     assert results_of(__file__, tmp_path, processes=processes) == [[plain_loss] * len(BATCH_SIZES)] * processes
 

@@ -60,7 +60,8 @@ def test_a_result_is_required_for_each_row():
         map_batches(Accelerator(cpu=True), rows_of(3), lambda batch: batch[1:], batch_size=2)
 
 
-@pytest.mark.parametrize("num_ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 3])
 def test_more_ranks_have_the_results_of_one_after_equally_many_calls(tmp_path, num_ranks):
     ranks = results_of(__file__, tmp_path, processes=num_ranks)
     for i, (number, batch_size) in enumerate(CASES):

@@ -56,7 +56,8 @@ def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(world, one):
     assert sorted(state["exp_avg"].numel() for state in moments) == sorted(t.numel() for t in weights.values())
 
 
-@pytest.mark.parametrize("folder", ["model", pytest.param("merged", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["model", "merged"])
 def test_evaluation_of_the_export_equals_the_test_of_the_run(world, one, tmp_path, folder):
     flags = {
         "--model_name_or_path": str(one / folder),
@@ -101,6 +102,7 @@ def test_fsdp2_equals_one_process(world, one, tmp_path):
     assert_same_run(tmp_path / "run", one)
 
 
+@pytest.mark.slow
 def test_resume_is_byte_identical_after_a_kill(world, tmp_path):
     """With dropout before the adapters."""
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"

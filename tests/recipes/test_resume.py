@@ -125,7 +125,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "name"),
     [
-        (1, "metrics.jsonl"),  # the evaluation is not recorded yet
+        pytest.param(1, "metrics.jsonl", marks=SLOW),  # the evaluation is not recorded yet
         pytest.param(1, "predictions.jsonl", marks=SLOW),  # it is in the log
         pytest.param(1, ".manifest.json.partial", marks=SLOW),  # it is being added to the checkpoint
         pytest.param(2, "metrics.jsonl", marks=SLOW),
@@ -222,7 +222,7 @@ def all_processes(launcher):
         pytest.param(*(LAUNCHERS[1], signal.SIGINT, itself, 0), marks=pytest.mark.slow),
         pytest.param(*(LAUNCHERS[1], signal.SIGHUP, itself, 0), marks=pytest.mark.slow),
         (LAUNCHERS[2], signal.SIGTERM, one_worker, 0),  # the other rank stops too
-        (LAUNCHERS[2], signal.SIGTERM, itself, 1),  # torchrun's own status
+        pytest.param(*(LAUNCHERS[2], signal.SIGTERM, itself, 1), marks=pytest.mark.slow),  # torchrun's own status
         (ACCELERATE_LAUNCH, signal.SIGTERM, itself, -signal.SIGTERM),  # passes no signal on: its end is the request
         pytest.param(*(LAUNCHERS[1], signal.SIGXCPU, itself, 0), marks=pytest.mark.slow),
         (ACCELERATE_LAUNCH, signal.SIGUSR1, all_processes, 0),
@@ -321,7 +321,7 @@ def limited(size):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-@pytest.mark.parametrize(("save_steps", "status"), [("7", 0), ("2", 1)])
+@pytest.mark.parametrize(("save_steps", "status"), [pytest.param("7", 0, marks=pytest.mark.slow), ("2", 1)])
 def test_on_a_full_disk_training_continues_until_three_checkpoints_fail(world, tmp_path, save_steps, status):
     """The optimizer's file is twice as large as the model's: only the model fits."""
     weights = (Path(world.model) / "model.safetensors").stat().st_size

@@ -282,7 +282,8 @@ def test_an_index_is_built_once_and_refused_for_another_corpus(world, tmp_path):
     assert "Traceback" not in refused
 
 
-@pytest.mark.parametrize("split", [pytest.param("eval", marks=pytest.mark.slow), "test"])
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["eval", "test"])
 def test_a_question_too_long_for_the_prompt_is_an_error_before_training(world, tmp_path, split):
     long = {**read_jsonl(Path(world.test))[0], "question": "Why? " * 3000}
     path = write_jsonl(tmp_path / "long.jsonl", [*read_jsonl(Path(world.test)), long])

@@ -343,6 +343,7 @@ def test_a_retriever_with_other_passages_or_too_many_is_refused(world, fault):
 # On two processes
 
 
+@pytest.mark.slow
 def test_every_rank_gets_the_results_of_the_main_process(world, tmp_path):
     ranks = results_of(__file__, tmp_path, world.folder)
     assert [rank.pop("embedded") for rank in ranks] == [ALL_CALLS * 2, []]
