@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 from accelerate import Accelerator
 from world import hand_over, results_of
 
@@ -25,6 +26,7 @@ def test_a_single_process_receives_its_own_list():
     assert exchange_lists([[1, "a"]]) == [[1, "a"]]
 
 
+@pytest.mark.slow
 def test_each_rank_receives_what_every_rank_sent_to_it(tmp_path):
     received = results_of(__file__, tmp_path, processes=PROCESSES)
     assert received == [[plain(sent(source, reader)) for source in range(PROCESSES)] for reader in range(PROCESSES)]

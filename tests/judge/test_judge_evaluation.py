@@ -306,6 +306,7 @@ def test_invalid_values_are_refused(flag):
 # Recipes
 
 
+@pytest.mark.slow
 def test_evaluation_is_written_before_judging_and_can_be_judged_later(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-sentinel-recipe-1")
     world = World.make(tmp_path / "world")

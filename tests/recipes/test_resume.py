@@ -302,6 +302,7 @@ def test_the_printed_command_resumes_the_run(world, unbroken, tmp_path):
     assert outcome(tmp_path / "run") == outcome(unbroken(1)[0])
 
 
+@pytest.mark.slow
 def test_the_same_signal_again_stops_at_once(world, tmp_path):
     process = start(world, tmp_path / "run", LAUNCHERS[1], **{**MANY, "eval_steps": "1", "max_new_tokens": "1900"})
     read_until(process, "step 1/")
@@ -358,6 +359,7 @@ def test_a_checkpoint_of_another_run_is_refused(world, unbroken):
     assert outcome(out) == before
 
 
+@pytest.mark.slow
 def test_a_run_resumes_after_its_files_moved(world, unbroken, tmp_path):
     """Every input file and the run itself are in other folders."""
     for path in (world.train, world.test, world.eval, world.corpus):

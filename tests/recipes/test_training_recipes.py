@@ -223,6 +223,7 @@ def test_evaluation_reads_the_contexts_of_the_file(swr, world, with_contexts):
     assert theirs["retrieval"].keys() - ours["retrieval"].keys() == {"seconds_per_question"}
 
 
+@pytest.mark.slow
 def test_sft_is_tested_on_the_contexts_of_the_file(world, with_contexts):
     out = world.folder / "sft-with_contexts"
     flags = {
