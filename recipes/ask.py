@@ -51,15 +51,13 @@ def main() -> None:
 
 def open_chat(generator: cli.GeneratorArgs, search: cli.RetrievalArgs, question: str | None) -> "generation.Chat":
     """Load everything; raise InputError before the model is loaded if the question does not fit its prompt."""
-    name, is_fid = generator.model_name_or_path, generator.qa_is_fid
+    name = generator.model_name_or_path
     passages = data.open_passages(search.full_dataset_file_path)
     accelerator = distributed.make_accelerator(bf16=generator.bf16, deepspeed=None)
     collator = models.load_collator(name, **generator.collator_options)
     if question is not None:
         collator.check([data.Example("", question, (), where="--question")])
-    attention = models.attention_for(
-        accelerator, name, is_fid=is_fid, use_flash_attention=generator.use_flash_attention
-    )
+    attention = models.attention_for(accelerator, name, **generator.attention_options)
     retriever = retrieval.open_retriever(passages, device=accelerator.device, **search.retriever_options)
     model = models.load_generator(accelerator, name, attention=attention, **generator.load_options)
     generate = generation.Generator(accelerator, model, collator, 1, generator.generation_limit)

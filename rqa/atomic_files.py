@@ -1,6 +1,7 @@
 """Atomic files: written under a temporary name, flushed to the disk, then renamed.
 
-After a full disk, a kill or a power cut the path holds the old content or the new content, whole.
+After a full disk, a kill or a power cut the path holds the old content or the new content, whole. `append_line` extends
+a file in place: after a kill its last line may be incomplete.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from errno import ENOSPC
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -96,6 +98,18 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_line(descriptor: int, line: bytes) -> None:
+    """Append a line to an open file, and wait for the disk. If this raises OSError, the file is as before."""
+    size = os.fstat(descriptor).st_size
+    try:
+        if os.write(descriptor, line) < len(line):
+            raise OSError(ENOSPC, "the disk is full")
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def sha256_of(path: Path) -> str:

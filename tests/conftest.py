@@ -1,6 +1,7 @@
 """Fixtures that several test modules use, and the marker `launch` of every test that starts processes."""
 
 import inspect
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,18 @@ def deepspeed_on_cpu(tmp_path_factory):
         patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
         patch.delenv("ACCELERATE_USE_CPU", raising=False)
         yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser; without one the test is skipped."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not path:
+        pytest.skip("there is no Chromium on this machine")
+    with pytest.importorskip("playwright.sync_api").sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 # The marker

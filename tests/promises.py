@@ -1253,7 +1253,7 @@ PROMISES = (
     Promise(
         "A response is on the disk before it counts",
         "judge/test_client.py::test_response_is_on_disk_before_it_counts",
-        Without("the flush", "rqa.endpoint.response_cache.ResponseCache.append", "os.fsync(self._file)"),
+        Without("the flush", "rqa.atomic_files.append_line", "os.fsync(descriptor)"),
     ),
     Promise(
         "Every transient fault is retried, and no response is paid for twice",
@@ -1430,8 +1430,8 @@ PROMISES = (
     Promise(
         "Feedback is confirmed only if it is on the disk, and a failed row leaves no part",
         "serving/test_app.py::test_feedback_is_confirmed_only_if_it_is_on_the_disk",
-        Without("the disk", "rqa.serving.feedback.Feedback._append", "os.fsync(file.fileno())"),
-        Without("a part is removed", "rqa.serving.feedback.Feedback._append", "os.truncate(self.path, end)"),
+        Without("the disk", "rqa.atomic_files.append_line", "os.fsync(descriptor)"),
+        Without("a part is removed", "rqa.atomic_files.append_line", "os.ftruncate(descriptor, size)"),
     ),
     Promise(
         "Feedback describes the answer, once, and --judge_labels reads it",
@@ -2611,7 +2611,7 @@ PROMISES = (
     Promise(
         "A killed evaluation resumes: its predictions are byte-identical",
         "recipes/test_killed_evaluation.py::test_predictions_are_byte_identical_after_a_kill",
-        Without("answers are stored", ANSWER_STORE + ".append", "file.write(line.encode())"),
+        Without("answers are stored", ANSWER_STORE + ".append", "append_line(file.fileno(), line.encode())"),
         Without(
             "a part of a line is removed", ANSWER_STORE + "._complete_lines", "os.truncate(self.path, len(complete))"
         ),

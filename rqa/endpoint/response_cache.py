@@ -4,12 +4,11 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rqa.atomic_files import flush
+from rqa.atomic_files import append_line, flush
 from rqa.data.jsonl import read_rows
 from rqa.errors import InputError
 
@@ -34,11 +33,10 @@ class ResponseCache:
         """Write a response; it is on the disk when this returns. If this raises OSError, the file is unchanged."""
         row = {"key": key, "response": response, "checksum": _checksum(key, response)}
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        size = os.fstat(self._file).st_size
-        if os.write(self._file, line) < len(line):
-            os.ftruncate(self._file, size)  # other responses may still be appended before the run stops
-            raise OSError(f"{self.path}: the disk is full")
-        os.fsync(self._file)
+        try:
+            append_line(self._file, line)
+        except OSError as error:
+            raise OSError(f"{self.path}: {error.strerror}") from error
         self.responses[key] = response
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from rqa.atomic_files import flush
+from rqa.atomic_files import append_line, flush
 from rqa.data.jsonl import parse_object
 from rqa.distributed.accelerator import call_on_main
 from rqa.errors import InputError
@@ -112,9 +112,7 @@ class AnswerStore:
             is_new = not self.path.exists()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+                append_line(file.fileno(), line.encode())
             if is_new:
                 flush(self.path.parent)  # the name of the file
         except OSError as error:

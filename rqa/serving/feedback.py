@@ -1,14 +1,12 @@
 """feedback.jsonl: the verdicts of users on answers, one row each, on the disk before it is confirmed."""
 
-import os
 import threading
 from collections import OrderedDict
 from datetime import UTC, datetime
-from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
-from rqa.atomic_files import flush, json_text
+from rqa.atomic_files import append_line, flush, json_text
 from rqa.errors import InputError
 from rqa.generation.answers import Answer
 from rqa.generation.chat import ChatQuestion
@@ -67,18 +65,9 @@ class Feedback:
             del self._answers[str(id)]
 
     def _append(self, line: str) -> None:
-        """Write a line and wait for the disk; a line that could not be written whole is removed."""
-        data = line.encode()
         try:
-            with self.path.open("ab", buffering=0) as file:
-                end = os.fstat(file.fileno()).st_size
-                try:
-                    if file.write(data) != len(data):
-                        raise OSError(ENOSPC, os.strerror(ENOSPC))
-                    os.fsync(file.fileno())
-                except OSError:
-                    os.truncate(self.path, end)
-                    raise
+            with self.path.open("ab") as file:
+                append_line(file.fileno(), line.encode())
         except OSError as error:
             raise RequestError(507, f"the feedback could not be saved: {error.strerror}") from error
 

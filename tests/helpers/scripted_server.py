@@ -6,13 +6,10 @@ serves until SIGTERM.
 """
 
 import asyncio
-import logging
-import sys
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import uvicorn
 
@@ -22,7 +19,7 @@ from rqa.generation.answers import Answer
 from rqa.generation.chat import ChatQuestion
 from rqa.prompts.collators import EncodedExample
 from rqa.retrieval.retrieve import Retrieved
-from rqa.serving import Access, Batcher, Feedback, make_app, serve
+from rqa.serving import Access, Batcher, Feedback, make_app
 
 HOSTILE = "<img src=//evil.example/x onerror='hacked = 1'><script>hacked = 1</script>"
 PASSAGES = [
@@ -99,13 +96,3 @@ def running(folder, *, token="", host="127.0.0.1", chat=None, batch_size=8, max_
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
-
-
-def main():
-    logging.basicConfig(level=logging.INFO)
-    feedback = Feedback(Path(sys.argv[1]) / "feedback.jsonl")
-    serve(make_app(Batcher(ScriptedChat()), feedback, Access("127.0.0.1"), model="lamps"), "127.0.0.1", 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -102,6 +102,18 @@ class World:
             write_pickle(folder / "document.pkl", corpus),
         )
 
+    def chat_flags(self, max_new_tokens: int) -> dict[str, str]:
+        """Return the flags of a generator, its retriever and its corpus, in float32."""
+        return {
+            "--model_name_or_path": self.model,
+            "--embedding_model": self.encoder,
+            "--embedding_max_num_to_retrieve": "2",
+            "--full_dataset_file_path": self.corpus,
+            "--full_dataset_index_path": str(self.folder / "index"),
+            "--bf16": "false",
+            "--max_new_tokens": str(max_new_tokens),
+        }
+
     @property
     def data(self) -> dict[str, str]:
         """The file flags of a training recipe."""

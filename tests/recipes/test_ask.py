@@ -43,15 +43,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def flags(world):
     """Return flags for evaluation and chat."""
-    return {
-        "--model_name_or_path": world.model,
-        "--embedding_model": world.encoder,
-        "--embedding_max_num_to_retrieve": "2",
-        "--full_dataset_file_path": world.corpus,
-        "--full_dataset_index_path": str(world.folder / "index"),
-        "--bf16": "false",
-        "--max_new_tokens": "12",
-    }
+    return world.chat_flags(12)
 
 
 @pytest.fixture

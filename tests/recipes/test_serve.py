@@ -22,15 +22,7 @@ QUESTIONS = [f"When was the lamp of {place} lit?{'?' * (i // 12)}" for i, place 
 
 @pytest.fixture(scope="module")
 def flags(world):
-    return {
-        "--model_name_or_path": world.model,
-        "--embedding_model": world.encoder,
-        "--embedding_max_num_to_retrieve": "2",
-        "--full_dataset_file_path": world.corpus,
-        "--full_dataset_index_path": str(world.folder / "index"),
-        "--bf16": "false",
-        "--max_new_tokens": "60",
-    }
+    return world.chat_flags(60)
 
 
 @contextmanager

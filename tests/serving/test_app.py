@@ -15,7 +15,7 @@ from world import read_jsonl
 
 from rqa.errors import InputError
 from rqa.judge import read_labels
-from rqa.serving import Access, Feedback, feedback
+from rqa.serving import Access, Feedback
 
 openai = pytest.importorskip("openai")
 PATH = "/v1/chat/completions"
@@ -273,7 +273,7 @@ def test_feedback_is_confirmed_only_if_it_is_on_the_disk(served, client, monkeyp
     def full(descriptor):
         raise OSError(ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(feedback.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     response = rate(url, id=id, correct=True)
     assert response.status_code == 507
     assert "No space left" in response.json()["error"]["message"]
