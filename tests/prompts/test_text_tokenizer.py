@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from seq2seq_tokenizers import TOKENIZERS, t5
 from tiny_tokenizers import FORMATS, TEMPLATES, builder, chatml, hybrid
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage
@@ -63,7 +63,14 @@ def spaced_words():
     return tokenizer
 
 
-KINDS = {**TEMPLATES, **TOKENIZERS, "spaced words": spaced_words}
+def expanding():
+    """Return a tokenizer of bytes that makes 18 letters of one, as T5's does."""
+    tokenizer = chatml()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    return tokenizer
+
+
+KINDS = {**TEMPLATES, **TOKENIZERS, "spaced words": spaced_words, "expanding": expanding}
 
 
 @pytest.mark.parametrize("kind", KINDS)
