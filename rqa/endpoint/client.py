@@ -26,9 +26,9 @@ from rqa.terminal import Progress
 log = logging.getLogger(__name__)
 
 CHAT, COMPLETIONS = "chat/completions", "completions"  # paths of the two APIs
-_MAX_BACKOFF = 60.0  # seconds between two attempts, beside those of Retry-After
+_MAX_BACKOFF = 60.0  # seconds between two attempts, added to those of Retry-After
 _MAX_RESPONSE_BYTES = 2**20  # an answer takes some KB, one with a long draft 100 KB; a server may send without end
-_TRANSIENT_STATUSES = {408, 409, 425, 429}  # besides 500 and above
+_TRANSIENT_STATUSES = {408, 409, 425, 429}  # those of 500 and above are transient too
 _QUOTA_ERRORS = {"insufficient_quota", "billing_hard_limit_reached"}
 _PARAMETER_ERRORS = {"model_not_found", "unsupported_parameter", "unsupported_value"}
 

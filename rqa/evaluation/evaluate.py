@@ -114,7 +114,7 @@ class Evaluator:
         if (model is None) != (collator is None):
             raise ValueError("model and collator: expected both or neither, got one")
         if endpoint is not None and (model is not None or attributions):
-            raise ValueError("endpoint: expected no model and no attributions beside it")
+            raise ValueError("endpoint: expected neither a model nor attributions, got one of them")
         self.k, self.ks, self.refusal_answer, self.metrics = k, ks, refusal_answer, metrics
         self.accelerator, self.max_new_tokens = accelerator, max_new_tokens
         self.environment = environment(accelerator, batch_size)
