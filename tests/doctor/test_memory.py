@@ -163,14 +163,24 @@ def test_forecast_positions_of_fusion_in_decoder_are_those_of_its_encoder_and_de
 
 
 def allocated(run):
-    """Return the peak of memory of a call in bytes, by torch's own allocator."""
+    """Return the peak of memory of a call in bytes, by torch's own allocator.
+
+    It is read at the end of each operation. So the buffers inside a kernel do not count: their size
+    differs between processors.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = []
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            changes.append((event.start_ns(), event.nbytes()))
+        elif not event.name().startswith("aten::empty"):  # also a kernel's own buffers
+            changes.append((event.end_ns(), 0))
     live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
+    for _, size in sorted(changes):
+        live += size
+        if not size:
+            peak = max(peak, live)
     return peak
 
 
@@ -192,25 +202,25 @@ def measured(model, batch, *, bf16, keeps):
 
 
 LORA = Lora(3, 6.0, dropout=0.1)
-# CPU kernels allocate buffers of their own in bfloat16 and with gradient checkpointing.
+# Gradient checkpointing and adapters in bfloat16 hold copies for a moment that the estimate leaves out.
 DECODER_CASES = [
     *((family, False, {}, 0.02) for family in DECODERS if family != "mixtral"),
-    ("llama", True, {}, 0.04),
-    ("gpt2", True, {}, 0.08),
+    ("llama", True, {}, 0.02),
+    ("gpt2", True, {}, 0.02),
     ("gemma2", True, {"gradient_checkpointing": True}, 0.03),
     ("qwen2", False, {"gradient_checkpointing": True}, 0.03),
     ("llama", False, {"accumulation": 1}, 0.02),
     ("llama", False, {"lora": LORA}, 0.02),
-    ("llama", True, {"lora": LORA}, 0.08),
+    ("llama", True, {"lora": LORA}, 0.02),
     ("llama", False, {"lora": LORA, "gradient_checkpointing": True}, 0.05),
-    ("gpt2", True, {"lora": LORA}, 0.08),
+    ("gpt2", True, {"lora": LORA}, 0.06),
     ("llama", False, {"lora": LORA, "load_in_4bit": True}, 0.05),
     ("qwen2", True, {"lora": LORA, "load_in_4bit": True, "gradient_checkpointing": True}, 0.1),
-    ("llama", True, {"optim": "adamw_bf16"}, 0.08),
+    ("llama", True, {"optim": "adamw_bf16"}, 0.02),
 ]
 FID_CASES = [
     *((family, False, {}, 0.02) for family in ("t5", "bart", "two_berts", "t5gemma")),
-    ("bart", True, {}, 0.05),
+    ("bart", True, {}, 0.02),
     ("mt5", False, {"encoder_batch_size": 3}, 0.03),
     ("bart", False, {"gradient_checkpointing": True}, 0.15),
     ("t5", False, {"lora": LORA}, 0.04),
