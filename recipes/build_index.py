@@ -9,7 +9,7 @@ An existing index is verified byte by byte and kept.
 import logging
 
 from rqa import data, distributed, retrieval
-from rqa.cli import IndexArgs, parse_args, require, run_main
+from rqa.cli import IndexArgs, parse_args, run_main
 from rqa.terminal import plural
 
 log = logging.getLogger("rqa")
@@ -18,15 +18,13 @@ log = logging.getLogger("rqa")
 def main() -> None:
     """Build the index, or open it; then verify it."""
     [args] = parse_args(IndexArgs())
-    require(args, "embedding_model", "full_dataset_file_path", "full_dataset_index_path")
+    args.require_retriever()
 
     passages = data.open_passages(args.full_dataset_file_path)
     log.info("%s, %s merged", plural(len(passages), "passage"), plural(passages.duplicates, "duplicate row"))
     device = distributed.default_device()
     retriever = retrieval.open_retriever(passages, device=device, **args.retriever_options)
     retriever.verify()
-    index = retriever.index
-    log.info("%s: %s of %d dimensions", args.full_dataset_index_path, plural(len(index), "vector"), index.dimension)
     log.info("fingerprint: %s", retriever.fingerprint())
 
 

@@ -39,12 +39,12 @@ def main() -> None:
         client = judge.Judge(**judging.client_options, cache_path=Path(flags.output_dir, judge.RESPONSES_FILE))
         if judging.judge_labels:
             judge.read_labels(judging.judge_labels, [example.id for example in examples])
-    is_gold = retrieval.uses_only_gold(search.embedding_model, splits)
+    is_gold = retrieval.uses_only_gold(search.has_retriever, splits)
     if is_gold and flags.context_report:
         raise InputError("--context_report true: expected --embedding_model, or ctxs in the questions, got only gold")
     if is_gold:
         log.info("passages: the gold passages of the questions; no retrieval")
-    passages = None if is_gold else retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, splits)
+    passages = None if is_gold else retrieval.open_corpus(search.has_retriever, search.full_dataset_file_path, splits)
     accelerator = distributed.make_accelerator(bf16=generator.bf16, deepspeed=None)
     folder = training.new_folder(accelerator, flags.output_dir, break_lock=flags.break_lock)
     model = collator = endpoint = None

@@ -31,8 +31,8 @@ def main() -> int:
     # Records and prompts: errors in the files are raised before anything is loaded.
     splits = train, evals, tests = data.load_splits(*files.paths, **cli.row_options(files, search, prompt, is_sft=True))
     data.warn_without_gold(train)
-    is_gold = retrieval.uses_only_gold(search.embedding_model, unseen := splits[1:])
-    passages = None if is_gold else retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, unseen)
+    is_gold = retrieval.uses_only_gold(search.has_retriever, unseen := splits[1:])
+    passages = None if is_gold else retrieval.open_corpus(search.has_retriever, search.full_dataset_file_path, unseen)
     collator = models.load_collator(name, **prompt.collator_options)
     collator.check(train, answers=True)
     collator.check([*evals, *tests], num_passages=k)

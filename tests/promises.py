@@ -1488,9 +1488,60 @@ PROMISES = (
         "retrieval/test_dense.py::test_two_processes_build_one_index",
         Without(
             "the lock",
-            "rqa.retrieval.dense.open_retriever",
-            "_folder_lock(index_path)",
+            "rqa.retrieval.dense.open_dense_retriever",
+            "folder_lock(index_path)",
             "__import__('contextlib').nullcontext()",
+        ),
+    ),
+    Promise(
+        "BM25 scores are those of the formula, and ties are in the order of the corpus",
+        "retrieval/test_bm25.py::test_bm25_equals_its_formula",
+        Without("the weight of the length", "rqa.retrieval.bm25._build", "BM25(k1=K1, b=B)", "BM25(k1=K1, b=0.5)"),
+        Without(
+            "the order of ties",
+            "rqa.retrieval.bm25.best",
+            "np.argsort(-scores[rows], kind='stable')",
+            "np.lexsort((-rows, -scores[rows]))",
+        ),
+    ),
+    Promise(
+        "A BM25 index of other inputs is never opened, and a damaged one is built again",
+        "retrieval/test_bm25.py",
+        Without("the corpus", "rqa.retrieval.bm25.open_bm25_retriever", "passages.fingerprint", "''"),
+        Without(
+            "the stemmer",
+            "rqa.retrieval.bm25.open_bm25_retriever",
+            "[FORMAT, bm25s.__version__, passages.fingerprint, stemmer, K1, B]",
+            "[FORMAT, bm25s.__version__, passages.fingerprint, K1, B]",
+        ),
+        Without(
+            "the comparison",
+            "rqa.retrieval.bm25._is_sound",
+            "checksums([folder / name for name in files]) == [*files.values()]",
+            "files",
+        ),
+    ),
+    Promise(
+        "Hybrid retrieval adds the reciprocal ranks of both lists",
+        "retrieval/test_hybrid.py",
+        Without("the offset", "rqa.retrieval.hybrid.fuse", "RANK_OFFSET + rank", "rank"),
+        Without(
+            "the second list",
+            "rqa.retrieval.hybrid.HybridRetriever.search",
+            "[lists[i] for lists in ranked]",
+            "[ranked[0][i]]",
+        ),
+    ),
+    Promise(
+        "Reranked passages are in the order of the cross-encoder's scores",
+        "retrieval/test_rerank.py",
+        Without("the order", "rqa.retrieval.rerank.RerankingRetriever.search", "-own_scores", "own_scores"),
+        Without("the raw score", "rqa.retrieval.rerank.Reranker.scores", "torch.nn.Identity()", "torch.nn.Sigmoid()"),
+        Without(
+            "the one score",
+            "rqa.retrieval.encoder_checkpoint._check_reranker",
+            "not architecture.endswith('ForSequenceClassification') or labels != 1",
+            "not architecture.endswith('ForSequenceClassification')",
         ),
     ),
     Promise(
@@ -2487,8 +2538,8 @@ PROMISES = (
     Promise(
         "An index of another corpus, encoder, prefix, dimension, similarity or factory is refused",
         "retrieval/test_dense.py::test_an_index_of_other_inputs_is_refused",
-        Without("the dimensions", "rqa.retrieval.dense.open_retriever", "encoder.truncate_dim", "None"),
-        Without("the similarity", "rqa.retrieval.dense.open_retriever", "encoder.similarity", "''"),
+        Without("the dimensions", "rqa.retrieval.dense.open_dense_retriever", "encoder.truncate_dim", "None"),
+        Without("the similarity", "rqa.retrieval.dense.open_dense_retriever", "encoder.similarity", "''"),
     ),
     # Files
     Promise(

@@ -58,8 +58,9 @@ PUBLIC_NAMES: dict[str, str] = {
     ),
     "report": "write_report",
     "retrieval": (
-        "build_query DamagedIndexError DenseRetriever Encoder FaissIndex KS open_corpus open_retriever Retrieval "
-        "retrieve_splits Retrieved Retriever StaleIndexError uses_only_gold"
+        "BM25Retriever build_query CorpusRetriever DamagedIndexError DenseRetriever Encoder FaissIndex HybridRetriever "
+        "KS open_corpus open_retriever Reranker RerankingRetriever Retrieval retrieve_splits Retrieved Retriever "
+        "StaleIndexError uses_only_gold"
     ),
     "serving": "Access Batcher Feedback make_app serve",
     "training": (

@@ -18,7 +18,7 @@ from rqa.generation.generator import Generator
 from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import ParallelCollator
 from rqa.prompts.fid_prompt import PassagePromptBuilder
-from rqa.retrieval.dense import open_retriever
+from rqa.retrieval.opening import open_retriever
 from rqa.timing import Span, Stopwatch, environment, record_spans, summarize_spans
 
 SPANS = [Span("prefill", 0.4, 3, 60), Span("decode", 1.2, 3, 9), Span("prefill", 0.1, 1, 15), Span("decode", 0.3, 1, 3)]

@@ -1,48 +1,47 @@
 """The dense retriever: a sentence encoder over a FAISS index."""
 
-import fcntl
 import logging
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rqa.data.corpus import PassageStore
 from rqa.errors import InputError
 from rqa.retrieval.encoder import Encoder
-from rqa.retrieval.index import FaissIndex
-from rqa.retrieval.retrieve import HitLists, Retrieved
+from rqa.retrieval.folder_lock import OTHER_PATH, folder_lock
+from rqa.retrieval.index import FaissIndex, Floats, Rows
+from rqa.retrieval.retrieve import CorpusRetriever
 from rqa.terminal import Progress, plural
 from rqa.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
-OTHER_PATH = "Choose another --full_dataset_index_path."
 
-
-class DenseRetriever:
+class DenseRetriever(CorpusRetriever):
     """Retrieves by the cosine between the embeddings of query and passage, or by their inner product; see `Encoder`."""
 
     def __init__(self, passages: PassageStore, encoder: Encoder, index: FaissIndex) -> None:
-        self.passages, self.encoder, self.index = passages, encoder, index
+        super().__init__(passages)
+        self.encoder, self.index = encoder, index
 
-    def retrieve(self, queries: Sequence[str], k: int) -> list[list[Retrieved]]:
-        """Return at most `k` distinct passages for each query, best first; ties are in the order of the corpus."""
+    def search(self, queries: Sequence[str], k: int) -> tuple[Rows, Floats]:
+        """Return rows (n, k) and scores (n, k), as `CorpusRetriever`."""
+        rows, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         if not queries:
-            return []
+            return rows, scores
         vectors, size = self.encoder.encode_queries(queries), self.encoder.batch_size
-        retrieved: list[list[Retrieved]] = []
         watch = Stopwatch()
         with Progress("searching the index", len(queries), unit="queries") as progress:
             for start in range(0, len(vectors), size):
-                scores, rows = self.index.search(vectors[start : start + size], k)
-                retrieved += HitLists.ranked(self.passages, rows, scores)
-                watch.lap("search", len(rows))
-                progress.advance(len(rows))
-        return retrieved
+                part = slice(start, start + size)
+                scores[part], rows[part] = self.index.search(vectors[part], k)
+                num_queries = len(rows[part])
+                watch.lap("search", num_queries)
+                progress.advance(num_queries)
+        return rows, scores
 
     def verify(self) -> None:
         """Wait until the whole index was read. Raises DamagedIndexError if it was damaged."""
@@ -58,7 +57,7 @@ class DenseRetriever:
         return f"corpus {corpus} index {index} encoder {encoder} query_prefix {self.encoder.query_prefix!r}"
 
 
-def open_retriever(
+def open_dense_retriever(
     passages: PassageStore,
     embedding_model: str,
     index_path: str | Path,
@@ -87,7 +86,7 @@ def open_retriever(
         "similarity": encoder.similarity,
         "truncate_dim": encoder.truncate_dim,
     }
-    with _folder_lock(index_path):
+    with folder_lock(index_path):
         try:
             index = FaissIndex.load(index_path, provenance=provenance)
         except FileNotFoundError:
@@ -97,6 +96,7 @@ def open_retriever(
             with Progress("building the index"):
                 index = FaissIndex.build(vectors, index_factory)
                 index.save(index_path, provenance=provenance)
+    log.info("%s: %s of %d dimensions", index_path, plural(len(index), "vector"), index.dimension)
     return DenseRetriever(passages, encoder, index)
 
 
@@ -107,24 +107,3 @@ def _check_writable(folder: Path) -> None:
     except OSError as error:
         problem = f"expected a folder that the index can be written into, got {error.strerror}"
         raise InputError(f"{folder}: {problem}. {OTHER_PATH}") from error
-
-
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which ends with the process: two runs never build the same index."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{folder}: expected a folder for the index, got {error.strerror}. {OTHER_PATH}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: waiting for another process that builds the index", folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks
-            log.warning("%s: no lock (%s). Build the index with one process at a time.", folder, error)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,5 @@
 """The sentence encoder: texts to vectors. n texts, D embedding size."""
 
-import hashlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rqa.atomic_files import sha256_of
 from rqa.data.records import Passage
 from rqa.distributed.device import bf16_is_fast
 from rqa.retrieval.encoder_checkpoint import (
     PASSAGE_PROMPTS,
     QUERY_PROMPTS,
-    checkpoint_files,
+    checkpoint_fingerprint,
     checkpoint_folder,
     load_encoder,
     read_encoder_settings,
@@ -129,10 +127,7 @@ class Encoder:
 
         The file of prompts is left out: an index or retriever keeps prefixes, similarity and dimensions themselves.
         """
-        digest = hashlib.sha256()
-        for path in track(checkpoint_files(self.folder), f"hashing {self.name_or_path}", unit="files"):
-            digest.update(f"{path.relative_to(self.folder)} {sha256_of(path)}".encode())
-        return digest.hexdigest()
+        return checkpoint_fingerprint(self.name_or_path, self.folder)
 
 
 def _max_length(model: "SentenceTransformer", task: str) -> int:

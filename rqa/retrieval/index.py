@@ -29,6 +29,7 @@ FORMAT = 3
 EXTRA_CANDIDATES = 16  # beyond k: 8 already sufficed on every clustered set of 100,000 unit vectors tried
 MAX_NORM = 2.0**63  # no inner product of two such vectors overflows float32
 DATA_FILES = f"index-{'[0-9a-f]' * 16}.faiss"
+NEIGHBOURS = ("bm25-*", "retrieved")  # folders of other modules in the folder of an index
 REMEDY = "Delete the folder to rebuild the index, or choose another path."
 
 
@@ -275,7 +276,8 @@ def _read_manifest(directory: Path) -> dict[str, Any] | None:
     path = directory / "manifest.json"
     if not path.exists():
         entries = directory.iterdir() if directory.is_dir() else [directory] if directory.exists() else []
-        foreign = [entry.name for entry in entries if not (entry.match(".*") or entry.match(DATA_FILES))]
+        own = (".*", DATA_FILES, *NEIGHBOURS)
+        foreign = [entry.name for entry in entries if not any(map(entry.match, own))]
         _expect(directory, "files", sorted(foreign), [])
         return None
     try:

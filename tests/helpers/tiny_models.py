@@ -10,7 +10,9 @@ from unittest.mock import patch
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoTokenizer,
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     BertTokenizerFast,
     Gemma2Config,
@@ -165,6 +167,16 @@ def save_encoder(
     modules = [transformer, Pooling(size, pooling_mode=pooling)]
     SentenceTransformer(modules=modules, prompts=prompts or {}, device="cpu").save(str(folder / "encoder"))
     return str(folder / "encoder")
+
+
+def save_reranker(folder: Path, plain: Path, *, seed: int = 0) -> str:
+    """Write a cross-encoder with one score: its sizes and tokenizer are those of the BERT in `plain`."""
+    config = BertConfig.from_pretrained(plain, num_labels=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(folder)
+    return str(folder)
 
 
 def random_batch(

@@ -13,8 +13,8 @@ from world import ACCELERATE_LAUNCH, files, launch, read_jsonl, torchrun, write_
 
 from rqa.data.corpus import open_passages
 from rqa.data.records import load_splits
-from rqa.retrieval.dense import open_retriever
-from rqa.retrieval.retrieve import retrieve_splits
+from rqa.retrieval.opening import open_retriever
+from rqa.retrieval.retrieve import KS, retrieve_splits
 
 EXACT = {"--bf16": "false", "--max_new_tokens": "12"}
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
@@ -319,3 +319,15 @@ def test_invalid_input_is_an_error_before_loading(world, flags, words):
     error = printed.partition("error: ")[2]
     assert all(word in error for word in words)
     assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_a_run_without_an_encoder_reads_the_passages_of_bm25(world, tmp_path):
+    run = {"--max_steps": "1", "--output_dir": str(tmp_path / "run"), "--query_history": "0"}
+    flags = {"--model_name_or_path": world.model, "--retriever": "bm25", "--embedding_max_num_to_retrieve": "2"}
+    launch("swr_starling.py", flags | run | world.data | EXACT)
+    corpus = open_passages(world.corpus)
+    retriever = open_retriever(corpus, "", tmp_path / "index", device=torch.device("cpu"), retriever="bm25")
+    for row in read_jsonl(tmp_path / "run/test/predictions.jsonl"):
+        [hits] = retriever.retrieve([row["question"]], max(KS))
+        assert [each["id"] for each in row["passages"]] == [hit.passage.id for hit in hits]

@@ -20,9 +20,9 @@ from world import PLACES, passage, write_jsonl
 
 from rqa.data.corpus import open_passages
 from rqa.errors import InputError
-from rqa.retrieval.dense import open_retriever
 from rqa.retrieval.encoder import Encoder
 from rqa.retrieval.index import FaissIndex, StaleIndexError
+from rqa.retrieval.opening import open_retriever
 
 ROWS = [passage(place, number) for number, place in enumerate(PLACES * 2)]
 QUERIES = ["When was the lamp of Oslo lit?", "lima", "It shines over Paris. " * 3, "1907?", "Lamp 3"]
