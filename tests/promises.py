@@ -2515,8 +2515,9 @@ PROMISES = (
         Without(
             "our own choice",
             f"{CHECKPOINT}.load_encoder",
-            "{'dtype': torch.float32, **_OWN_CHOICE}",
-            "{'dtype': torch.float32}",
+            "SentenceTransformer(str(folder), device=str(device), truncate_dim=truncate_dim, **_LOAD_OPTIONS)",
+            "SentenceTransformer(str(folder), device=str(device), truncate_dim=truncate_dim, trust_remote_code=False, "
+            "local_files_only=True, model_kwargs={'dtype': torch.float32})",
         ),
     ),
     Promise(

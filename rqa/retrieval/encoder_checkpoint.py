@@ -36,12 +36,16 @@ _CHECKPOINT_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _PICKLED = "pytorch_model*.bin"
 _EXPORTS = ("onnx", "openvino")  # folders for other runtimes
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-# Options that a checkpoint's own files cannot replace: plain attention, plain experts, no code from the hub.
-_OWN_CHOICE = {"attn_implementation": None, "experts_implementation": None, "use_kernels": False}
 _LOAD_OPTIONS: dict[str, Any] = {
     "trust_remote_code": False,
     "local_files_only": True,
-    "model_kwargs": {"dtype": torch.float32, **_OWN_CHOICE},
+    # A checkpoint's own files cannot replace these: plain attention, plain experts, no code from the hub.
+    "model_kwargs": {
+        "dtype": torch.float32,
+        "attn_implementation": None,
+        "experts_implementation": None,
+        "use_kernels": False,
+    },
 }
 # Raised by transformers and sentence-transformers for files, or values in them, that they do not expect.
 _LOADING_ERRORS = (
