@@ -13,8 +13,8 @@ ROOT_MODULES = {"atomic_files", "errors", "terminal", "timing"}
 # A package imports from packages of earlier lines, and from itself.
 PACKAGES = (
     {"data", "distributed"},
-    {"conversion", "documents"},
-    {"endpoint", "retrieval", "prompts"},
+    {"conversion", "documents", "endpoint"},
+    {"retrieval", "prompts"},
     {"models"},
     {"generation"},
     {"evaluation"},

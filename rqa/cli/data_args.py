@@ -1,6 +1,7 @@
 """Flags of data, retrieval and prompts."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from rqa.cli.parser import at_least, flag, options, require, require_package
 from rqa.data.jsonl import parse_object
 from rqa.data.passage_selection import REFUSAL_ANSWER, Order
+from rqa.endpoint.address import check_key_name, endpoint_of, is_url
 from rqa.errors import InputError
 from rqa.prompts.chat_template import TEMPLATE_DATE
 from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat
@@ -77,7 +79,11 @@ class IndexArgs:
     passage_prefix: str | None = flag(
         None, 'text before each passage ("passage: " for E5); default: the prompt in the checkpoint'
     )
-    index_factory: str = flag("Flat", "FAISS index factory; Flat is exact")
+    index_factory: str = flag("Flat", "FAISS index factory; Flat is exact; with --store: Flat or HNSW32")
+    store: str = flag(
+        "", "Milvus that holds the vectors: http(s)://HOST:PORT, or a folder; empty: an index of FAISS", is_path=True
+    )
+    store_key_name: str = flag("MILVUS_TOKEN", "environment variable that holds the key of --store")
     embedding_batch_size: int = flag(64, "texts embedded, or reranked, at a time")
     bm25_stemmer: str = flag("", "language of the stemmer of bm25, such as english or german; empty: whole words")
     reranker_model: str = flag(
@@ -90,6 +96,7 @@ class IndexArgs:
         at_least(self, 1, "embedding_batch_size", "rerank_top")
         if self.retriever == "hybrid":
             require(self, "embedding_model")
+        self._check_store()
         if self.retriever == "dense" and self.bm25_stemmer:
             raise InputError(f"--bm25_stemmer {self.bm25_stemmer}: no effect with --retriever dense. Remove it")
         if self.retriever != "dense":
@@ -100,6 +107,24 @@ class IndexArgs:
             require(self, "full_dataset_file_path", "full_dataset_index_path")
         elif self.reranker_model:
             raise InputError("--reranker_model: expected --embedding_model or --retriever bm25 too, got neither")
+
+    def _check_store(self) -> None:
+        if not self.store:
+            if self.store_key_name != IndexArgs.store_key_name:
+                raise InputError(f"--store_key_name {self.store_key_name}: no effect without --store. Remove it")
+            return
+        if self.retriever == "bm25" or not self.embedding_model:
+            raise InputError(f"--store {self.store}: no effect without vectors: --embedding_model, dense or hybrid")
+        check_key_name("--store_key_name", self.store_key_name)
+        if is_url(self.store):
+            endpoint_of(self.store, "--store")
+        elif re.fullmatch(r"[\w.-]+:\d+", self.store):
+            raise InputError(f"--store: expected http(s)://HOST:PORT or a folder, got {self.store}")
+        else:
+            require_package("--store", "milvus_lite", "milvus")
+        require_package("--store", "pymilvus", "milvus")
+        if not re.fullmatch(r"Flat|HNSW\d+", self.index_factory):
+            raise InputError(f"--index_factory: expected Flat or HNSW32 with --store, got {self.index_factory}")
 
     @property
     def has_retriever(self) -> bool:
@@ -116,7 +141,7 @@ class IndexArgs:
     def retriever_options(self) -> dict[str, Any]:
         """Keyword arguments of `open_retriever`."""
         names = ("embedding_model", "query_prefix", "passage_prefix", "index_factory", "embedding_batch_size")
-        further = ("retriever", "bm25_stemmer", "reranker_model", "rerank_top")
+        further = ("retriever", "bm25_stemmer", "reranker_model", "rerank_top", "store", "store_key_name")
         return {"index_path": self.full_dataset_index_path, **options(self, *names, *further)}
 
 

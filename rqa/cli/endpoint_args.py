@@ -1,15 +1,13 @@
 """Flags of a generator behind an endpoint, and the checks that they share with those of the judge."""
 
 import math
-import os
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rqa.cli.data_args import GeneratorArgs
 from rqa.cli.parser import at_least, flag
 from rqa.data.jsonl import parse_object
-from rqa.endpoint.address import endpoint_of
+from rqa.endpoint.address import check_key_name, endpoint_of, read_key
 from rqa.errors import InputError
 
 LOCAL_FLAGS = ("qa_is_fid", "bf16", "use_flash_attention", "device_map", "load_in_4bit")
@@ -20,10 +18,7 @@ def check_endpoint(flag_prefix: str, base_url: str, url_flag: str, key_name: str
     if not 0 < timeout < math.inf:
         raise InputError(f"{flag_prefix}_timeout: expected seconds above 0, got {timeout}")
     endpoint_of(base_url, url_flag)
-    if not re.fullmatch("[A-Z_][A-Z0-9_]*", key_name):  # it may be the key itself: never print it
-        raise InputError(
-            f"{flag_prefix}_key_name: expected the name of an environment variable in capitals, which holds the key"
-        )
+    check_key_name(f"{flag_prefix}_key_name", key_name)
 
 
 def read_parameters(flag: str, text: str) -> dict[str, Any]:
@@ -32,17 +27,6 @@ def read_parameters(flag: str, text: str) -> dict[str, Any]:
         return parse_object(text.encode())
     except ValueError as problem:
         raise InputError(f"{flag} {text}: {problem}") from problem
-
-
-def read_key(key_name: str, base_url: str, *, is_required: bool = True) -> str:
-    """Return the key. No flag holds it: flags are visible in the list of processes and in config.json."""
-    key = os.environ.get(key_name, "")
-    if is_required and not (key or base_url.startswith("http://")):
-        raise InputError(
-            f"{key_name}: expected the key of {base_url} in this environment variable, got nothing. "
-            f"If the endpoint needs no key, set {key_name}=EMPTY"
-        )
-    return key
 
 
 @dataclass(frozen=True)

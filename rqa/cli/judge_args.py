@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rqa.cli.endpoint_args import check_endpoint, read_key, read_parameters
+from rqa.cli.endpoint_args import check_endpoint, read_parameters
 from rqa.cli.parser import at_least, flag
+from rqa.endpoint.address import read_key
 
 
 @dataclass(frozen=True)

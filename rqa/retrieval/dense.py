@@ -1,9 +1,10 @@
-"""The dense retriever: a sentence encoder over a FAISS index."""
+"""The dense retriever: a sentence encoder over an index of vectors, such as that of FAISS."""
 
 import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from rqa.data.corpus import PassageStore
 from rqa.errors import InputError
 from rqa.retrieval.encoder import Encoder
 from rqa.retrieval.folder_lock import OTHER_PATH, folder_lock
-from rqa.retrieval.index import FaissIndex, Floats, Rows
+from rqa.retrieval.index import JSON, FaissIndex, Floats, Rows
 from rqa.retrieval.retrieve import CorpusRetriever
 from rqa.terminal import Progress, plural
 from rqa.timing import Stopwatch
@@ -20,10 +21,23 @@ from rqa.timing import Stopwatch
 log = logging.getLogger(__name__)
 
 
+class VectorIndex(Protocol):
+    """The vectors of a corpus: a `FaissIndex`, or a collection of a database."""
+
+    provenance: dict[str, JSON]
+    fingerprint: str
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Return scores (n, k) and rows (n, k), as `FaissIndex.search`."""
+
+    def verify(self) -> None:
+        """Raise InputError unless all vectors are there and sound."""
+
+
 class DenseRetriever(CorpusRetriever):
     """Retrieves by the cosine between the embeddings of query and passage, or by their inner product; see `Encoder`."""
 
-    def __init__(self, passages: PassageStore, encoder: Encoder, index: FaissIndex) -> None:
+    def __init__(self, passages: PassageStore, encoder: Encoder, index: VectorIndex) -> None:
         super().__init__(passages)
         self.encoder, self.index = encoder, index
 
@@ -44,7 +58,7 @@ class DenseRetriever(CorpusRetriever):
         return rows, scores
 
     def verify(self) -> None:
-        """Wait until the whole index was read. Raises DamagedIndexError if it was damaged."""
+        """Wait until the whole index was read. Raises InputError if it was damaged."""
         self.index.verify()
 
     def fingerprint(self) -> str:

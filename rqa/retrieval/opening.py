@@ -1,6 +1,8 @@
 """The retriever of a run, by its flags."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,7 @@ from rqa.data.corpus import PassageStore
 from rqa.retrieval.bm25 import open_bm25_retriever
 from rqa.retrieval.dense import open_dense_retriever
 from rqa.retrieval.hybrid import HybridRetriever
+from rqa.retrieval.milvus import open_milvus_retriever
 from rqa.retrieval.rerank import Reranker, RerankingRetriever
 from rqa.retrieval.retrieve import CorpusRetriever
 
@@ -30,8 +33,10 @@ def open_retriever(
     bm25_stemmer: str = "",
     reranker_model: str = "",
     rerank_top: int = 50,
+    store: str = "",
+    store_key_name: str = "MILVUS_TOKEN",
 ) -> CorpusRetriever:
-    """Return a retriever over `passages` with its indexes in `index_path`.
+    """Return a retriever over `passages` with its indexes in `index_path`, and its vectors in `store` if that is set.
 
     If there is no index, one process builds it and others wait. Raises StaleIndexError if the index of vectors was
     built from other passages or with another encoder, and InputError if the folder cannot hold an index, or if a
@@ -42,7 +47,10 @@ def open_retriever(
         reranker = Reranker(reranker_model, device=device, batch_size=embedding_batch_size)
     parts: list[CorpusRetriever] = []
     if retriever != "bm25":
-        dense = open_dense_retriever(
+        open_dense: Callable[..., CorpusRetriever] = open_dense_retriever
+        if store:
+            open_dense = partial(open_milvus_retriever, store=store, key_name=store_key_name)
+        dense = open_dense(
             passages,
             embedding_model,
             index_path,
