@@ -51,6 +51,7 @@ class MilvusDatabase:
 
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs errors with their traceback, then raises
         self.store, self.key_name, self._key, address = store, key_name, "", store
+        logging.getLogger("grpc._server").setLevel(logging.CRITICAL)  # Milvus Lite lacks calls that pymilvus tries
         if is_url(store):
             self._key = read_key(key_name, store)
         else:
@@ -76,6 +77,10 @@ class MilvusDatabase:
 
     def _problem(self, error: Any) -> str:
         """Return the message of an error, and its remedy."""
+        from grpc import RpcError
+
+        if isinstance(error.__cause__, RpcError):  # the reason of a failed connection
+            error = error.__cause__
         code = error.code() if callable(error.code) else error.code
         details = error.details() if hasattr(error, "details") else error.message
         text = without_key(f"{getattr(code, 'name', code)}: {details}", self._key)

@@ -1,10 +1,6 @@
-"""A server of Milvus's protocol on this machine: that of Milvus Lite, with a key and scripted faults.
-
-python tests/helpers/milvus_server.py FOLDER PORT serves until it is killed.
-"""
+"""A server of Milvus's protocol on this machine: that of Milvus Lite, with a key and scripted faults."""
 
 import base64
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,8 +45,3 @@ class MilvusServer(grpc.ServerInterceptor):
             return continuation(details)
         message = f"{status.name.lower()} {base64.b64decode(headers.get('authorization', '')).decode()}"
         return grpc.unary_unary_rpc_method_handler(lambda request, context: context.abort(status, message))
-
-
-if __name__ == "__main__":
-    with MilvusServer(Path(sys.argv[1]), port=int(sys.argv[2])) as server:
-        server.server.wait_for_termination()
