@@ -2709,6 +2709,21 @@ PROMISES = (
             "torch.load(path, map_location='meta', weights_only=False)",
         ),
     ),
+    Promise(
+        "An interrupted build of a database embeds only what is missing, and retrieves as FAISS does",
+        "retrieval/test_milvus.py::test_a_build_that_is_interrupted_continues_where_it_was",
+        Without("the ids that are there", "rqa.retrieval.milvus._complete", "index.stored_rows()", "np.zeros(0, int)"),
+    ),
+    Promise(
+        "Ties of a database are in order of the corpus",
+        "retrieval/test_milvus.py::test_ties_past_the_last_hit_are_in_order_of_the_corpus",
+        Without(
+            "the row",
+            "rqa.retrieval.milvus.MilvusIndex.search",
+            "np.lexsort((hit_rows, -hit_scores))",
+            "np.argsort(hit_rows * 0)[::-1]",
+        ),
+    ),
     # A corpus from documents
     Promise(
         "Passages of a document lose no character of its text, and none is longer than the limit",

@@ -1,4 +1,4 @@
-"""milvus: retrieval from a database equals brute force and FAISS, and a killed, changed or failing one loses nothing."""
+"""milvus: retrieval from a database equals brute force and FAISS, and an interrupted build loses nothing."""
 
 import socket
 from functools import partial
@@ -231,9 +231,10 @@ def test_a_collection_that_is_deleted_or_changed_is_an_error(path, corpus, tmp_p
     name = retriever.index.name
     with pytest.raises(InputError, match="dimension of the index, 32, got 3"):
         retriever.index.search(np.ones((1, 3), np.float32), 1)
-    with pytest.raises(InputError, match="at most 2"), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(milvus, "MAX_HITS", 2)
-        retriever.retrieve(QUERIES, 3)
+        with pytest.raises(InputError, match="at most 2"):
+            retriever.retrieve(QUERIES, 3)
     client.delete(name, ids=[corpus[0].id])
     with pytest.raises(StaleIndexError, match=f"expected in {name} {len(corpus)} vectors, got {len(corpus) - 1}"):
         retriever.verify()
@@ -242,7 +243,7 @@ def test_a_collection_that_is_deleted_or_changed_is_an_error(path, corpus, tmp_p
     with pytest.raises(StaleIndexError, match=f"ids of the corpus, got {foreign}"):
         retriever.retrieve(QUERIES, len(corpus))
     client.drop_collection(name)
-    with pytest.raises(InputError, match="collection was deleted: run recipes/build_index.py"):
+    with pytest.raises(InputError, match="collection was deleted: run"):
         retriever.retrieve(QUERIES, 3)
     client.create_collection(name, dimension=32)
     with pytest.raises(StaleIndexError, match="Delete the collection"):
