@@ -2710,7 +2710,7 @@ PROMISES = (
         ),
     ),
     Promise(
-        "An interrupted build of a database embeds only what is missing, and retrieves as FAISS does",
+        "An interrupted build of a database embeds only the missing passages, and retrieves as FAISS does",
         "retrieval/test_milvus.py::test_a_build_that_is_interrupted_continues_where_it_was",
         Without("the ids that are there", "rqa.retrieval.milvus._complete", "index.stored_rows()", "np.zeros(0, int)"),
     ),
