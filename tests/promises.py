@@ -1489,7 +1489,7 @@ PROMISES = (
         Without(
             "the lock",
             "rqa.retrieval.dense.open_retriever",
-            "_folder_lock(index_path)",
+            "folder_lock(index_path, 'the index', OTHER_PATH)",
             "__import__('contextlib').nullcontext()",
         ),
     ),

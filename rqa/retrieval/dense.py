@@ -1,15 +1,13 @@
 """The dense retriever: a sentence encoder over a FAISS index."""
 
-import fcntl
 import logging
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from rqa.atomic_files import folder_lock
 from rqa.data.corpus import PassageStore
 from rqa.errors import InputError
 from rqa.retrieval.encoder import Encoder
@@ -87,7 +85,7 @@ def open_retriever(
         "similarity": encoder.similarity,
         "truncate_dim": encoder.truncate_dim,
     }
-    with _folder_lock(index_path):
+    with folder_lock(index_path, "the index", OTHER_PATH):
         try:
             index = FaissIndex.load(index_path, provenance=provenance)
         except FileNotFoundError:
@@ -107,24 +105,3 @@ def _check_writable(folder: Path) -> None:
     except OSError as error:
         problem = f"expected a folder that the index can be written into, got {error.strerror}"
         raise InputError(f"{folder}: {problem}. {OTHER_PATH}") from error
-
-
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which ends with the process: two runs never build the same index."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{folder}: expected a folder for the index, got {error.strerror}. {OTHER_PATH}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: waiting for another process that builds the index", folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks
-            log.warning("%s: no lock (%s). Build the index with one process at a time.", folder, error)
-        yield
-    finally:
-        os.close(descriptor)
