@@ -44,7 +44,7 @@ def main() -> None:
         raise InputError("--context_report true: expected --embedding_model, or ctxs in the questions, got only gold")
     if is_gold:
         log.info("passages: the gold passages of the questions; no retrieval")
-    passages = None if is_gold else retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, splits)
+    passages = None if is_gold else retrieval.open_corpus(search.embedding_model, splits, **search.corpus_options)
     accelerator = distributed.make_accelerator(bf16=generator.bf16, deepspeed=None)
     folder = training.new_folder(accelerator, flags.output_dir, break_lock=flags.break_lock)
     model = collator = endpoint = None

@@ -38,7 +38,7 @@ def main() -> None:
 def open_chat(generator: cli.GeneratorArgs, search: cli.RetrievalArgs, batch_size: int) -> "generation.Chat":
     """Load everything that an answer needs, and verify the index."""
     name = generator.model_name_or_path
-    passages = data.open_passages(search.full_dataset_file_path)
+    passages = data.open_passages(**search.corpus_options)
     accelerator = distributed.make_accelerator(bf16=generator.bf16, deepspeed=None)
     collator = models.load_collator(name, **generator.collator_options)
     attention = models.attention_for(accelerator, name, **generator.attention_options)

@@ -32,7 +32,7 @@ def main() -> int:
     splits = train, evals, tests = data.load_splits(*files.paths, **cli.row_options(files, search, prompt, is_sft=True))
     data.warn_without_gold(train)
     is_gold = retrieval.uses_only_gold(search.embedding_model, unseen := splits[1:])
-    passages = None if is_gold else retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, unseen)
+    passages = None if is_gold else retrieval.open_corpus(search.embedding_model, unseen, **search.corpus_options)
     collator = models.load_collator(name, **prompt.collator_options)
     collator.check(train, answers=True)
     collator.check([*evals, *tests], num_passages=k)

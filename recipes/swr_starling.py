@@ -33,7 +33,7 @@ def main() -> int:
 
     # Records and prompts: errors in the files are raised before anything is loaded.
     splits = train, evals, tests = data.load_splits(*files.paths, **cli.row_options(files, search, prompt))
-    passages = retrieval.open_corpus(search.embedding_model, search.full_dataset_file_path, splits)
+    passages = retrieval.open_corpus(search.embedding_model, splits, **search.corpus_options)
     collator = models.load_collator(name, **prompt.collator_options)
     collator.check(train, answers=True, num_passages=k + 1, **mix.refusal_options)
     collator.check([*evals, *tests], num_passages=k, refusal_answer=mix.refusal_answer)

@@ -61,11 +61,16 @@ class IndexArgs:
         is_path=True,
     )
     full_dataset_file_path: str = flag(
-        "", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl", "document_path", is_path=True
+        "",
+        "the corpus of passages: .jsonl, .tsv (both also .gz), .parquet, LocalRQA's document.pkl, or a folder of these",
+        "document_path",
+        is_path=True,
     )
     full_dataset_index_path: str = flag(
-        "", "folder of the index; built if it does not exist", "index_path", is_path=True
+        "", "folder of the index and of the cached corpus; built if it does not exist", "index_path", is_path=True
     )
+    text_field: str | None = flag(None, "text of a row of the corpus; default: page_content, for columns also text")
+    title_field: str | None = flag(None, "title of a row of the corpus; default: metadata.title, for columns title")
     query_prefix: str | None = flag(
         None, 'text before each query ("query: " for E5); default: the prompt in the checkpoint'
     )
@@ -80,6 +85,17 @@ class IndexArgs:
         at_least(self, 1, "embedding_batch_size")
         if self.embedding_model:
             require(self, "full_dataset_file_path", "full_dataset_index_path")
+
+    @property
+    def corpus_options(self) -> dict[str, Any]:
+        """Keyword arguments of `open_passages`; the corpus is cached in the folder of the index."""
+        folder = self.full_dataset_index_path
+        cache_dir = Path(folder, "corpus") if folder else None
+        return {
+            "path": self.full_dataset_file_path,
+            "cache_dir": cache_dir,
+            **options(self, "text_field", "title_field"),
+        }
 
     @property
     def retriever_options(self) -> dict[str, Any]:

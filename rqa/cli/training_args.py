@@ -30,7 +30,7 @@ UNSTOPPABLE = ("SIGKILL", "SIGSTOP")  # no process can handle these
 FLAGS_FREE_ON_RESUME = frozenset(
     "model_name_or_path embedding_model train_file eval_file test_file full_dataset_file_path full_dataset_index_path "
     "deepspeed bf16 fp16 output_dir logging_steps save_steps save_total_limit resume_from_checkpoint report_to "
-    "run_group merge_adapter save_dtype stop_signals break_lock max_bad_rows".split()
+    "run_group merge_adapter save_dtype stop_signals break_lock max_bad_rows text_field title_field".split()
 )
 
 

@@ -137,8 +137,10 @@ def _cached(
     if stored := cache.load(report, verify=verify):
         return PassageStore(*stored, cache.discard)
     with cache.lock():
-        if stored := cache.load(report):  # another process has just written it
+        if stored := cache.load(report, verify=verify):  # another process has just written it
             return PassageStore(*stored, cache.discard)
+        if cache.problem:
+            log.warning("%s: %s: the corpus is read again", cache.folder, cache.problem)
         with cache.new_folder() as folder:
             parts = [
                 open_part(file, cache.text_path(folder, i) if is_packed(file) else None, *fields)

@@ -6,7 +6,6 @@ differs, as of a copy, all of the file is compared. Every array is compared with
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,8 +22,6 @@ from rqa.data.file_report import FileReport
 from rqa.data.passage_rows import RowFormat
 from rqa.terminal import Progress
 
-log = logging.getLogger(__name__)
-
 FORMAT = 1
 _SAMPLE_BYTES = 2**16
 _NUM_SAMPLES = 64  # of all files together, but at least 3 of each
@@ -39,19 +36,17 @@ class CorpusCache:
         content = [("".join(Path(file.path).suffixes[-2:]), self._sample(file)) for file in files]
         key = hashlib.sha256(json.dumps([FORMAT, content, *options]).encode()).hexdigest()[:16]
         self._root, self.folder = root, root / key
+        self.problem = ""  # of the stored corpus
 
     def load(self, report: FileReport, *, verify: bool = False) -> tuple[list[Part], Table, Summary] | None:
-        """Return the stored corpus, and its counts in `report`; None if there is none, or it is damaged.
+        """Return the stored corpus, and its counts in `report`; None if there is none, or it has a `problem`.
 
         `verify` compares all bytes of all files.
         """
         try:
             manifest = read_manifest(self.folder / _MANIFEST)
             if not self._is_unchanged(manifest, verify=verify):
-                log.warning(
-                    "%s: another content with the size of the stored one: the corpus is read again", report.path
-                )
-                return None
+                raise ValueError("the files have another content")
             if checksums(Table.paths(self.folder)) != manifest["arrays"]:
                 raise ValueError("an array does not match its checksum")
             parts = [self._part(i, values, verify=verify) for i, values in enumerate(manifest["parts"])]
@@ -60,7 +55,7 @@ class CorpusCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError) as error:
-            log.warning("%s: damaged (%s): the corpus is read again", self.folder, error)
+            self.problem = str(error)
             return None
         return parts, table, summary
 

@@ -254,6 +254,6 @@ def _fingerprint(lengths: NDArray[np.uint32], identities: NDArray[np.uint8], is_
     for row in range(0, len(lengths), _ROWS_AT_ONCE):
         part = lengths[row : row + _ROWS_AT_ONCE].astype(np.int64)
         block = identities[start : start + int(part.sum())]
-        digest.update(block[np.repeat(is_first[row : row + _ROWS_AT_ONCE], part)])
+        digest.update(block[np.repeat(is_first[row : row + _ROWS_AT_ONCE], part)].tobytes())
         start += len(block)
     return digest.hexdigest()

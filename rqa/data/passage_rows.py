@@ -210,11 +210,12 @@ def _quick_row(values: dict[str, Any]) -> tuple[str, str, str, Unread] | None:
     The same as `Fields` with `read_passage`, in a fraction of the time.
     """
     text, metadata = values.get("page_content"), values.get("metadata")
+    title: Any = ""
+    source: Any = ""
+    inner = None
     if type(text) is not str or not text or text.isspace():
         return None
-    if metadata is None:
-        title, source, inner = "", "", None
-    elif type(metadata) is dict:
+    if type(metadata) is dict:
         title, source = metadata.get("title"), metadata.get("source")
         if title is None or (type(title) is str and title.isspace()):
             title = ""
@@ -223,7 +224,7 @@ def _quick_row(values: dict[str, Any]) -> tuple[str, str, str, Unread] | None:
         if type(title) is not str or type(source) is not str:
             return None
         inner = (tuple(metadata), tuple(map(bool, metadata.values())))
-    else:
+    elif metadata is not None:
         return None
     return text, title, source, _unread((tuple(values), tuple(map(bool, values.values()))), inner)
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
@@ -17,7 +17,7 @@ from rqa.data.passage_rows import Block, RowFormat, scan_block
 from rqa.errors import InputError
 
 T = TypeVar("T")
-MIN_PARALLEL_BYTES = 2**25  # of a corpus: a process needs a fraction of a second to start
+MIN_PARALLEL_BYTES = 2**26  # of a corpus: a process needs a fraction of a second to start
 MAX_WORKERS = 16  # one process reads and merges for them all
 _COMMAND = "from rqa.data.scan_workers import work; work()"
 
@@ -27,7 +27,9 @@ def default_workers(size: int) -> int:
     return min(MAX_WORKERS, len(os.sched_getaffinity(0))) if size >= MIN_PARALLEL_BYTES else 1
 
 
-def scan_blocks(blocks: Iterable[tuple[T, bytes, RowFormat]], num_workers: int) -> Iterator[tuple[T, Block]]:
+def scan_blocks(
+    blocks: Iterable[tuple[T, bytes, RowFormat]], num_workers: int
+) -> Generator[tuple[T, Block], None, None]:
     """Yield each key with the scan of its block, in order. At most two blocks for each worker are in memory.
 
     This process scans the first block, and the others if there is one worker.
@@ -53,7 +55,7 @@ def scan_blocks(blocks: Iterable[tuple[T, bytes, RowFormat]], num_workers: int) 
 
 
 def _worker() -> "subprocess.Popen[bytes]":
-    """Start a process. It has no main module, unlike those of `multiprocessing`, which would import the recipe again."""
+    """Start a process without a main module: those of `multiprocessing` would import the recipe again."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", _COMMAND]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)

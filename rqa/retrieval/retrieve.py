@@ -166,13 +166,15 @@ def uses_only_gold(embedding_model: str, splits: Sequence[Sequence[Example]]) ->
     return not embedding_model and not any(example.contexts for example in chain(*splits))
 
 
-def open_corpus(embedding_model: str, path: str, splits: Sequence[Sequence[Example]]) -> PassageStore | None:
+def open_corpus(
+    embedding_model: str, splits: Sequence[Sequence[Example]], path: str, **options: Any
+) -> PassageStore | None:
     """Return the corpus that a retriever searches, or None if there is no retriever.
 
-    Raises InputError as `open_passages` does, and InputError or DataError if examples have no contexts either.
+    `options` are those of `open_passages`. Raises InputError as `open_passages` does, and InputError or DataError if examples have no contexts either.
     """
     if embedding_model:
-        return open_passages(path)
+        return open_passages(path, **options)
     if uses_only_gold(embedding_model, splits):
         raise InputError("--embedding_model: expected a sentence encoder, got none, and no question has ctxs.")
     _check_contexts(splits)
