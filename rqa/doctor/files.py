@@ -35,7 +35,8 @@ def read_corpus(
 ) -> tuple[PassageStore | None, list[Finding]]:
     """Return the corpus of the good rows, None without a path, and findings about rows and fields.
 
-    `options` are those of `open_passages`; a folder for the cache is not created. Raises as `open_passages` does if no row is good.
+    `options` are those of `open_passages`; a folder for the cache is not created.
+    Raises as `open_passages` does if no row is good.
     """
     if not path:
         return None, []

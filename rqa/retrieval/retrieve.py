@@ -171,7 +171,8 @@ def open_corpus(
 ) -> PassageStore | None:
     """Return the corpus that a retriever searches, or None if there is no retriever.
 
-    `options` are those of `open_passages`. Raises InputError as `open_passages` does, and InputError or DataError if examples have no contexts either.
+    `options` are those of `open_passages`. Raises InputError as it does, and InputError or DataError if examples have
+    no contexts either.
     """
     if embedding_model:
         return open_passages(path, **options)
