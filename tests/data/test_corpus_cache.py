@@ -295,5 +295,5 @@ def test_the_quick_identity_of_every_character_is_that_of_the_definition():
 def test_a_process_that_ends_early_is_an_error(corpus, monkeypatch):
     monkeypatch.setattr(jsonl, "BLOCK_BYTES", 100)
     monkeypatch.setattr(scan_workers, "_COMMAND", "import os; os._exit(3)")
-    with pytest.raises(InputError, match="reading the corpus: .*status 3"):
+    with pytest.raises(InputError, match=r"reading the corpus: .*status 3"):
         open_passages(corpus, num_workers=2)
