@@ -183,7 +183,7 @@ class _PartReport:
             num_good = row.good_before
             if row.is_broken and not self._has_rows and not num_good and not self._part.row_format.columns:
                 self._check_format(start + row.start, row.length)
-            self._has_rows |= row.length > 0
+            self._has_rows |= row.problems != ("blank line",)
             report.add_bad_row(self._place(self._line + row.line), *row.problems, is_foreign=row.is_foreign)
         report.num_rows += block.num_good - num_good
         for unread, (line, rows) in block.unread.items():

@@ -4,13 +4,14 @@ import csv
 import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rqa.data.fields import Fields
-from rqa.data.jsonl import parse_object
+from rqa.data.jsonl import parse_object, scan_value
 from rqa.data.records import Passage, passage_digest
 
 METADATA = "metadata."  # begins the name of a field of the object `metadata`
@@ -76,15 +77,15 @@ def split_cells(line: bytes) -> list[str]:
 
 
 class BadRow(NamedTuple):
-    """A row with problems: its line in the block, the good rows before it, its place, and its problems."""
+    """A row with problems: its line in the block, the good rows before it, its problems, and its place in the block."""
 
     line: int
     good_before: int
-    start: int
-    length: int
     problems: tuple[str, ...]
     is_foreign: bool = False
     is_broken: bool = False  # no row at all
+    start: int = 0
+    length: int = 0
 
 
 @dataclass
@@ -95,108 +96,98 @@ class Block:
     rows. The blank lines after the last row are `num_blank`, the others are bad rows.
     """
 
-    rows: NDArray[Any]
-    identities: bytes
-    sources: bytes
     num_lines: int
-    num_good: int  # rows without problems, with those that are left out
-    num_blank: int
-    num_titles: int
+    rows: NDArray[Any] = field(default_factory=lambda: np.zeros(0, ROW))
+    identities: bytes = b""
+    sources: bytes = b""
+    num_good: int = 0  # rows without problems, with those that are left out
+    num_blank: int = 0
+    num_titles: int = 0
     bad_rows: list[BadRow] = field(default_factory=list)
     unread: dict[Unread, tuple[int, int]] = field(default_factory=dict)
     notes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    def end_blank_lines(self, line: int) -> None:
+        """Make the blank lines before a row bad rows."""
+        blank = range(line - self.num_blank, line)
+        self.bad_rows += [BadRow(each, self.num_good, ("blank line",)) for each in blank]
+        self.num_blank = 0
+
+
+_QuickRow = tuple[str, str, str, bytes, Unread]  # text, title, source, id, unread fields
+
 
 def scan_block(data: bytes, row_format: RowFormat) -> Block:
     """Return the rows of some whole lines."""
-    return _Scan(row_format).block(data)
-
-
-class _Scan:
-    def __init__(self, row_format: RowFormat) -> None:
-        self._format = row_format
-        self._is_fast = row_format == RowFormat()
-        self._rows: list[tuple[int, int, int]] = []
-        self._digests: list[bytes] = []
-        self._identities: list[bytes] = []
-        self._sources: list[bytes] = []
-        self._bad: list[BadRow] = []
-        self._unread: dict[Unread, tuple[int, int]] = {}
-        self._notes: dict[str, tuple[int, int]] = {}
-        self._num_good = self._num_titles = 0
-
-    def block(self, data: bytes) -> Block:
-        start = num_blank = 0
-        lines = data.removesuffix(b"\n").split(b"\n")
-        for number, line in enumerate(lines):
+    lines = data.removesuffix(b"\n").split(b"\n")
+    block, numbers, passages = Block(len(lines)), [], []
+    lengths = np.fromiter(map(len, lines), np.int64, len(lines))
+    starts = np.cumsum(lengths + 1) - lengths - 1
+    spaced, is_fast = _double_spaces(data, starts), row_format == RowFormat()
+    for number, line in enumerate(lines):
+        passage = _quick_row(line, number in spaced) if is_fast else None
+        if passage is None:
             if not line or line.isspace():
-                num_blank += 1
-            else:
-                for blank in range(number - num_blank, number):
-                    self._bad.append(BadRow(blank, self._num_good, 0, 0, ("blank line",)))
-                num_blank = 0
-                self._scan_line(number, start, line)
-            start += len(line) + 1
-        rows = np.zeros(len(self._rows), ROW)
-        if self._rows:
-            places = np.array(self._rows, np.uint32)
-            for i, name in enumerate(("start", "length", "checksum")):
-                rows[name] = places[:, i]
-            ids = np.frombuffer(b"".join(self._digests), ">u8").reshape(-1, 2)
-            rows["id_high"], rows["id_low"] = ids[:, 0], ids[:, 1]
-            rows["identity"], rows["source"] = [*map(len, self._identities)], [*map(len, self._sources)]
-        return Block(
-            rows,
-            b"".join(self._identities),
-            b"".join(self._sources),
-            len(lines),
-            self._num_good,
-            num_blank,
-            self._num_titles,
-            self._bad,
-            self._unread,
-            self._notes,
-        )
+                block.num_blank += 1
+                continue
+            block.end_blank_lines(number)
+            passage = _any_row(line, number, row_format, block)
+            if passage is None:
+                continue
+        elif block.num_blank:
+            block.end_blank_lines(number)
+        block.num_good += 1
+        if unread := passage[-1]:
+            _count(block.unread, unread, number)
+        numbers.append(number)
+        passages.append(passage)
+    for i, bad in enumerate(block.bad_rows):
+        block.bad_rows[i] = bad._replace(start=int(starts[bad.line]), length=int(lengths[bad.line]))
+    if passages:
+        _add_passages(block, passages)
+        block.rows["start"], block.rows["length"] = starts[numbers], lengths[numbers]
+        block.rows["checksum"] = [zlib.crc32(lines[number]) for number in numbers]
+    return block
 
-    def _scan_line(self, number: int, start: int, line: bytes) -> None:
-        try:
-            values = self._format.parse(line)
-        except ValueError as problem:
-            self._bad.append(BadRow(number, self._num_good, start, len(line), (str(problem),), is_broken=True))
-            return
-        quick = _quick_row(values) if self._is_fast else None
-        if quick:
-            text, title, source, unread = quick
-            self._num_good += 1
-        else:
-            row = Fields(values)
-            passage = self._format.read(row)
-            if row.problems and row.is_blank(self._format.text) and len(row.problems) == 1:
-                row.problems.clear()
-                row.note(BLANK)
-            unread = tuple(row.unread())
-            for note in row.notes:
-                _count(self._notes, note, number)
-            if row.problems:
-                is_foreign = row.num_missing > 1
-                problems = tuple(row.problems)
-                self._bad.append(BadRow(number, self._num_good, start, len(line), problems, is_foreign))
-            else:
-                self._num_good += 1
-            if unread:
-                _count(self._unread, unread, number)
-            if row.problems or BLANK in row.notes:
-                return
-            text, title, source = passage.text, passage.title, "".join(passage.sources)
-            unread = ()
-        if unread:
-            _count(self._unread, unread, number)
-        digest = passage_digest(text)
-        self._rows.append((start, len(line), zlib.crc32(line)))
-        self._digests.append(digest)
-        self._identities.append(f"{digest.hex()} {len(title)} {title}\n".encode())
-        self._sources.append(source.encode())
-        self._num_titles += title != ""
+
+def _add_passages(block: Block, passages: list[_QuickRow]) -> None:
+    _, titles, sources, digests, _ = zip(*passages, strict=True)
+    identities = [
+        f"{digest.hex()} {len(title)} {title}\n".encode() for title, digest in zip(titles, digests, strict=True)
+    ]
+    encoded = [source.encode() for source in sources]
+    block.identities, block.sources = b"".join(identities), b"".join(encoded)
+    block.num_titles = len(titles) - titles.count("")
+    block.rows = np.zeros(len(passages), ROW)
+    ids = np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2)
+    block.rows["id_high"], block.rows["id_low"] = ids[:, 0], ids[:, 1]
+    block.rows["identity"], block.rows["source"] = [*map(len, identities)], [*map(len, encoded)]
+
+
+def _any_row(line: bytes, number: int, row_format: RowFormat, block: Block) -> _QuickRow | None:
+    """Return the passage of a row, None if it has none; add its problems, notes and unread fields to the block."""
+    try:
+        row = Fields(row_format.parse(line))
+    except ValueError as problem:
+        block.bad_rows.append(BadRow(number, block.num_good, (str(problem),), is_broken=True))
+        return None
+    passage = row_format.read(row)
+    if row.problems and row.is_blank(row_format.text) and len(row.problems) == 1:
+        row.problems.clear()
+        row.note(BLANK)
+    unread = tuple(row.unread())
+    for note in row.notes:
+        _count(block.notes, note, number)
+    if not (row.problems or row.notes):
+        return passage.text, passage.title, "".join(passage.sources), passage_digest(passage.text), unread
+    if unread:
+        _count(block.unread, unread, number)
+    if row.problems:
+        is_foreign = row.num_missing > 1
+        block.bad_rows.append(BadRow(number, block.num_good, tuple(row.problems), is_foreign=is_foreign))
+    else:
+        block.num_good += 1
+    return None
 
 
 def _count(counts: dict[Any, tuple[int, int]], key: Any, line: int) -> None:
@@ -204,29 +195,51 @@ def _count(counts: dict[Any, tuple[int, int]], key: Any, line: int) -> None:
     counts[key] = (first, rows + 1)
 
 
-def _quick_row(values: dict[str, Any]) -> tuple[str, str, str, Unread] | None:
-    """Return text, title, source and unread fields of an ordinary row {page_content, metadata?}, None for others.
+def _double_spaces(data: bytes, starts: NDArray[np.int64]) -> set[int]:
+    """Return the lines with two spaces in succession; for all lines at once this takes a tenth of the time."""
+    is_space = np.frombuffer(data, np.uint8) == ord(" ")
+    places = np.flatnonzero(is_space[1:] & is_space[:-1])
+    return {*(np.searchsorted(starts, places, "right") - 1).tolist()}
 
-    The same as `Fields` with `read_passage`, in a fraction of the time.
+
+def _quick_row(line: bytes, has_double_space: bool) -> _QuickRow | None:
+    """Return the passage of an ordinary row {page_content, metadata?}, None for a row that `_any_row` must read.
+
+    The result is the same, in a third of the time: a corpus has millions of rows.
     """
+    try:
+        json_text = line.decode()
+        values, end = scan_value(json_text, 0)
+    except (ValueError, StopIteration, RecursionError):
+        return None
+    if type(values) is not dict or (end < len(json_text) and json_text[end:] != "\r"):
+        return None
+    has_escapes = "\\" in json_text
+    if has_escapes and ("\\ud" in json_text or "\\uD" in json_text):  # may be half of a surrogate pair
+        return None
     text, metadata = values.get("page_content"), values.get("metadata")
     title: Any = ""
     source: Any = ""
-    inner = None
-    if type(text) is not str or not text or text.isspace():
-        return None
+    is_ordinary = len(values) == 1
     if type(metadata) is dict:
         title, source = metadata.get("title"), metadata.get("source")
         if title is None or (type(title) is str and title.isspace()):
             title = ""
         if source is None or (type(source) is str and source.isspace()):
             source = ""
-        if type(title) is not str or type(source) is not str:
-            return None
-        inner = (tuple(metadata), tuple(map(bool, metadata.values())))
+        is_ordinary = len(values) == 2 and len(metadata) == ("title" in metadata) + ("source" in metadata)
     elif metadata is not None:
         return None
-    return text, title, source, _unread((tuple(values), tuple(map(bool, values.values()))), inner)
+    if type(text) is not str or type(title) is not str or type(source) is not str or not text or text.isspace():
+        return None
+    # Without escapes JSON has no white space in a text but spaces and some characters beyond ASCII.
+    is_spaced = has_escapes or has_double_space or not text.isascii() or text[0] == " " or text[-1] == " "
+    digest = passage_digest(text) if is_spaced else sha256(text.encode()).digest()[:16]
+    return text, title, source, digest, () if is_ordinary else _unread(_shape(values), _shape(metadata))
+
+
+def _shape(values: dict[str, Any] | None) -> _Shape | None:
+    return None if values is None else (tuple(values), tuple(map(bool, values.values())))
 
 
 @lru_cache(maxsize=10_000)
