@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from mmap import ACCESS_READ, mmap
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from rqa.atomic_files import HASH_THREADS, PIECE, checksums, folder_lock, publish_folder, read_manifest, write_manifest
+from rqa.atomic_files import HASH_THREADS, PIECE, folder_lock, publish_folder, read_manifest, write_manifest
 from rqa.data.corpus_files import is_packed
 from rqa.data.corpus_table import Part, Summary, Table
 from rqa.data.data_file import DataFile, open_packed
@@ -47,7 +48,7 @@ class CorpusCache:
             manifest = read_manifest(self.folder / _MANIFEST)
             if not self._is_unchanged(manifest, verify=verify):
                 raise ValueError("the files have another content")
-            if checksums(Table.paths(self.folder)) != manifest["arrays"]:
+            if _checksums(Table.paths(self.folder)) != manifest["arrays"]:
                 raise ValueError("an array does not match its checksum")
             parts = [self._part(i, values, verify=verify) for i, values in enumerate(manifest["parts"])]
             table, summary = Table.load(self.folder), Summary(**manifest["summary"])
@@ -89,7 +90,7 @@ class CorpusCache:
                 }
                 for file, part in zip(self._files, parts, strict=True)
             ],
-            "arrays": checksums(Table.paths(self._partial)),
+            "arrays": _checksums(Table.paths(self._partial)),
             "summary": asdict(summary),
             "report": report.state(),
         }
@@ -153,3 +154,14 @@ def content_hash(data: DataFile) -> str:
             digest.update(piece)
             progress.advance(min(PIECE, len(data) - progress.done))
     return digest.hexdigest()
+
+
+def _checksums(paths: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of each file, read through its mapping: this takes no memory of the process."""
+    with ThreadPool(HASH_THREADS) as pool:
+        return pool.map(_checksum, paths)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()

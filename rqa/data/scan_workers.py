@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from queue import SimpleQueue
 from typing import IO, Any, TypeVar
@@ -17,6 +17,7 @@ from rqa.data.passage_rows import Block, RowFormat, scan_block
 from rqa.errors import InputError
 
 T = TypeVar("T")
+Worker = subprocess.Popen[bytes]
 MIN_PARALLEL_BYTES = 2**26  # of a corpus: a process needs a fraction of a second to start
 MAX_WORKERS = 16  # one process reads and merges for them all
 _COMMAND = "from rqa.data.scan_workers import work; work()"
@@ -38,13 +39,12 @@ def scan_blocks(
     for key, data, row_format in blocks if num_workers == 1 else islice(blocks, 1):
         yield key, scan_block(data, row_format)
     with ExitStack() as stack:
-        idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        idle: SimpleQueue[Worker] = SimpleQueue()
         threads = stack.enter_context(ThreadPoolExecutor(num_workers))
         pending: deque[tuple[T, Future[Block]]] = deque()
         for count, (key, data, row_format) in enumerate(blocks):
             if count < num_workers:
                 worker = stack.enter_context(_worker())
-                stack.callback(worker.kill)
                 idle.put(worker)
             pending.append((key, threads.submit(_scan, idle, data, row_format)))
             if len(pending) == 2 * num_workers:
@@ -54,14 +54,24 @@ def scan_blocks(
             yield key, future.result()
 
 
-def _worker() -> "subprocess.Popen[bytes]":
-    """Start a process without a main module: those of `multiprocessing` would import the recipe again."""
+@contextmanager
+def _worker() -> Iterator[Worker]:
+    """Run a process without a main module: those of `multiprocessing` would import the recipe again."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", _COMMAND]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):  # of what was not written to a process that has ended
+                if pipe:
+                    pipe.close()
+        process.wait()
 
 
-def _scan(idle: "SimpleQueue[subprocess.Popen[bytes]]", data: bytes, row_format: RowFormat) -> Block:
+def _scan(idle: SimpleQueue[Worker], data: bytes, row_format: RowFormat) -> Block:
     worker = idle.get()
     assert worker.stdin
     assert worker.stdout
