@@ -58,8 +58,8 @@ def measure(path: Path, cache: Path | str, source: Path) -> str:
     result = subprocess.run(command, env=environment, cwd=source, check=True, stdout=subprocess.PIPE).stdout
     seconds, cpu_seconds, private, peak, look_up, fingerprint = json.loads(result)
     print(
-        f"{seconds:8.2f} s {cpu_seconds:8.2f} s of all cores {private / 2**20:8.1f} MB private {peak / 2**20:8.1f} MB at the peak "
-        f"{look_up * 1e6:6.2f} us a look-up"
+        f"{seconds:8.2f} s, {cpu_seconds:8.2f} s of cores {private / 2**20:8.1f} MB private "
+        f"{peak / 2**20:8.1f} MB at the peak {look_up * 1e6:6.2f} us a look-up"
     )
     return str(fingerprint)
 

@@ -2511,6 +2511,53 @@ PROMISES = (
         ),
     ),
     Promise(
+        "The quick scan of a corpus equals one row at a time, in blocks of any size, also cached",
+        "data/test_corpus_cache.py::test_any_reading_equals_one_row_at_a_time",
+        Without(
+            "white space in texts with escapes",
+            "rqa.data.passage_rows._quick_row",
+            "has_escapes or has_double_space or not text.isascii() or text[0] == ' ' or text[-1] == ' '",
+            "False",
+        ),
+        Without(
+            "the sources of duplicates",
+            "rqa.data.corpus_table.Table.later_sources_of",
+            "json.loads(self.later_sources[start:end].tobytes())",
+            "[]",
+        ),
+    ),
+    Promise(
+        "Any number of processes reads the same corpus",
+        "data/test_corpus_cache.py::test_any_number_of_processes_reads_the_same",
+        Without(
+            "blocks in their order",
+            "rqa.data.scan_workers.scan_blocks",
+            "pending.popleft()",
+            "pending.pop()",
+        ),
+    ),
+    Promise(
+        "A damaged cache of a corpus is built again",
+        "data/test_corpus_cache.py::test_a_damaged_cache_is_built_again",
+        Without(
+            "checksums of the arrays",
+            "rqa.data.corpus_cache.CorpusCache.load",
+            "_checksums(Table.paths(self.folder)) != manifest['arrays']",
+            "False",
+        ),
+    ),
+    Promise(
+        "A change that the samples miss is an error at access, and then read again",
+        "data/test_corpus_cache.py::test_a_change_between_the_samples_is_found_at_access_and_by_verify",
+        Without("the cache is discarded", "rqa.data.corpus.PassageStore._read", "self._discard()"),
+        Without(
+            "all is compared if the time differs",
+            "rqa.data.corpus_cache.CorpusCache._is_unchanged",
+            "is_copy or verify",
+            "verify",
+        ),
+    ),
+    Promise(
         "A corpus that is changed while it is opened is an error",
         "data/test_corpus.py::test_a_file_that_changes_while_it_is_opened_is_an_error",
         Without(
@@ -2550,7 +2597,7 @@ PROMISES = (
     Promise(
         "A line without an end is refused in little memory",
         "data/test_data_file.py::test_a_line_without_end_is_refused_in_little_memory",
-        Without("the longest line", "rqa.data.jsonl._split", "len(rest) > MAX_LINE_BYTES", "len(rest) > 2**28"),
+        Without("the longest line", "rqa.data.jsonl.line_blocks", "len(rest) > MAX_LINE_BYTES", "len(rest) > 2**28"),
     ),
     Promise(
         "A pickle needs little more memory than its bytes",
