@@ -23,13 +23,11 @@ from .metrics import answer_scores as answer_scores
 from .metrics import corpus_bleu as corpus_bleu
 from .metrics import format_scores as format_scores
 from .metrics import retrieval_scores as retrieval_scores
-from .results import CitationSupportRecord as CitationSupportRecord
 from .results import EvaluationRecord as EvaluationRecord
 from .results import PairedResult as PairedResult
 from .results import PassageRecord as PassageRecord
 from .results import PredictionRecord as PredictionRecord
 from .results import ScoreRecord as ScoreRecord
-from .results import SentenceRecord as SentenceRecord
 from .results import StepRecord as StepRecord
 from .results import TimingRecord as TimingRecord
 from .results import read_record as read_record
@@ -48,7 +46,6 @@ __all__ = [
     "METRICS",
     "RESAMPLES",
     "AnswerLoss",
-    "CitationSupportRecord",
     "Contexts",
     "CrossAttention",
     "Evaluation",
@@ -61,7 +58,6 @@ __all__ = [
     "Results",
     "ScoreRecord",
     "Scores",
-    "SentenceRecord",
     "StepRecord",
     "TimingRecord",
     "answer_scores",
