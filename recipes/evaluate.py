@@ -38,7 +38,7 @@ def main() -> None:
             raise InputError(f"--gen_gpt4eval true: expected references in {flags.test_file}, got none to judge by")
         client = judge.Judge(**judging.client_options, cache_path=Path(flags.output_dir, judge.RESPONSES_FILE))
         if judging.judge_labels:
-            judge.read_labels(judging.judge_labels, [example.id for example in examples])
+            judge.read_labels(judging.judge_labels, examples)
     is_gold = retrieval.uses_only_gold(search.embedding_model, splits)
     if is_gold and flags.context_report:
         raise InputError("--context_report true: expected --embedding_model, or ctxs in the questions, got only gold")

@@ -2,14 +2,15 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rqa.data.data_file import check_file, open_data
+from rqa.data.fields import Fields
 from rqa.data.jsonl import read_rows
-from rqa.data.records import Passage
+from rqa.data.records import Example, Passage, Role, Turn
 from rqa.errors import InputError
 from rqa.evaluation.comparison import read_evaluation
 from rqa.evaluation.results import EVALUATE_AGAIN, PredictionRecord, VerdictRecord, write_predictions, write_record
@@ -53,7 +54,7 @@ def judge_answers(
     if without_references := len(predictions) - len(requests):
         log.info("%s: %d answers without references are not judged", folder, without_references)
     support_requests = build_support_requests(predictions)
-    human_verdicts = read_labels(labels, evaluation.predictions) if labels else {}
+    human_verdicts = read_labels(labels, predictions) if labels else {}
     if dry_run:
         cost = judge.estimate_cost([*requests, *support_requests.values()], prompt_price, completion_price)
         cited = f" and the citations of {len(support_requests)}" if support_requests else ""
@@ -125,17 +126,62 @@ def build_requests(predictions: Iterable[PredictionRecord]) -> list[JudgeRequest
     return requests
 
 
-def read_labels(path: str | Path, ids: Collection[str]) -> dict[str, bool]:
-    """Return people's verdicts by id, from rows of {"id": one of `ids`, "correct": true or false}. Raises DataError."""
+def read_labels(path: str | Path, questions: Iterable[Example | PredictionRecord]) -> dict[str, bool]:
+    """Return people's verdicts by the id of a question.
+
+    A row is {"id": that of a question, "correct": true or false}. A row of feedback.jsonl belongs to the prediction
+    with its question, conversation and answer; an example has no answer, which is then not compared. Raises DataError
+    with all invalid rows, and InputError if no row of feedback belongs to a question.
+    """
     check_file(path, (".jsonl", ".jsonl.gz"))
-    expected, labels = set(ids), dict[str, bool]()
+    by_id, labels = {each.id: each for each in questions}, dict[str, bool]()
+    feedback: dict[tuple[Any, ...], list[bool]] = {}
     for *_, row in read_rows(path, open_data(path)):
-        id = row.identifier("id")
-        if id not in expected or id in labels:
-            row.problem("id", f'expected the id of a question of the evaluation, once, got "{id}"')
         if not row.has("correct"):
             row.problem("correct", "expected true or false, got nothing")
+        if row.has("answer") and row.has("passages"):
+            rated = (row.text("question"), _history(row))
+            for key in (rated, (*rated, row.value("answer"))):
+                feedback.setdefault(key, []).append(row.flag("correct"))
+            continue
+        id = row.identifier("id")
+        if id not in by_id or id in labels:
+            row.problem("id", f'expected the id of a question of the evaluation, once, got "{id}"')
         labels[id] = row.flag("correct")
+    return _matched(path, feedback, by_id.values()) | labels if feedback else labels
+
+
+def _history(row: Fields) -> tuple[Turn, ...]:
+    turns = row.objects("chat_history", optional=True)
+    roles: list[Role] = ["user" if turn.text("speaker") == "user" else "assistant" for turn in turns]
+    return tuple(Turn(role, turn.text("message")) for role, turn in zip(roles, turns, strict=True))
+
+
+def _matched(
+    path: str | Path,
+    feedback: Mapping[tuple[Any, ...], Sequence[bool]],
+    questions: Iterable[Example | PredictionRecord],
+) -> dict[str, bool]:
+    """Return the verdict of users on each question; different verdicts on one answer are left out.
+
+    `feedback` has the verdicts by question and conversation, and by these and the answer.
+    """
+    keys = {
+        each.id: (each.question, each.chat_history, *([each.answer] if isinstance(each, PredictionRecord) else ()))
+        for each in questions
+    }
+    verdicts = {id: feedback[key] for id, key in keys.items() if key in feedback}
+    labels = {id: rated[0] for id, rated in verdicts.items() if len({*rated}) == 1}
+    count = sum(len(feedback[key]) for key in {*keys.values()} & feedback.keys())
+    total = sum(len(rated) for key, rated in feedback.items() if len(key) == 2)
+    if not count:
+        asked = sum(len(feedback.get(key, ())) for key in {key[:2] for key in keys.values()})
+        raise InputError(
+            f"--judge_labels {path}: expected feedback on answers of the evaluation, got none in {total} rows, of "
+            f"which {asked} are on its questions with other answers. Serve the model that is evaluated."
+        )
+    left_out = f"; {len(verdicts) - len(labels)} answers with different verdicts are left out"
+    log.info("%s: %d of %d rows are on answers of the evaluation%s", path, count, total, left_out)
     return labels
 
 

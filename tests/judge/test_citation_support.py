@@ -76,7 +76,7 @@ def mean(values):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Lit [1]. By hand. [2] In 3.5 years, e.g. [1][2].", ["Lit [1].", "By hand. [2]", "In 3.5 years, e.g. [1][2]."]),
+        ("Lit [1]. By hand. [2] In 3.5, e.g. [1][2].", ["Lit [1].", "By hand. [2]", "In 3.5, e.g. [1][2]."]),
         ("1. Lit [1]\n2. Painted.", ["1. Lit [1]", "2. Painted."]),
         ("Lit。[1]Rome？Yes", ["Lit。[1]", "Rome？", "Yes"]),
         ('He wrote "Lit!" [1] Then', ['He wrote "Lit!" [1]', "Then"]),
