@@ -70,14 +70,10 @@ def sentences(text: str) -> list[str]:
     inner = {i for match in _CITATION.finditer(text) for i in range(match.start(2), match.end())}
     parts, start = [], 0
     for match in _END.finditer(text):
-        rest = text[match.end() :]
-        is_end = not match[1] or (rest[:1].isspace() and not rest.lstrip()[:1].islower()) or not rest
-        if (
-            is_end
-            and match.end() not in inner
-            and not _NO_SENTENCE.fullmatch(without_citations(text[start : match.end()]))
-        ):
-            parts.append(text[start : match.end()])
+        part, rest = text[start : match.end()], text[match.end() :]
+        is_end = not match[1] or not rest or (rest[:1].isspace() and not rest.lstrip()[:1].islower())
+        if is_end and match.end() not in inner and not _NO_SENTENCE.fullmatch(without_citations(part)):
+            parts.append(part)
             start = match.end()
     if parts and _NO_SENTENCE.fullmatch(without_citations(text[start:])):
         parts[-1] += text[start:]

@@ -141,7 +141,7 @@ def read_labels(path: str | Path, questions: Iterable[Example | PredictionRecord
             row.problem("correct", "expected true or false, got nothing")
         if row.has("answer") and row.has("passages"):
             rated = (row.text("question"), _history(row))
-            for key in (rated, (*rated, row.value("answer"))):
+            for key in (rated, (*rated, row.text("answer", optional=True))):
                 feedback.setdefault(key, []).append(row.flag("correct"))
             continue
         id = row.identifier("id")
@@ -154,7 +154,7 @@ def read_labels(path: str | Path, questions: Iterable[Example | PredictionRecord
 def _history(row: Fields) -> tuple[Turn, ...]:
     turns = row.objects("chat_history", optional=True)
     roles: list[Role] = ["user" if turn.text("speaker") == "user" else "assistant" for turn in turns]
-    return tuple(Turn(role, turn.text("message")) for role, turn in zip(roles, turns, strict=True))
+    return tuple(Turn(role, turn.text("message", optional=True)) for role, turn in zip(roles, turns, strict=True))
 
 
 def _matched(
