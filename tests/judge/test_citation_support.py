@@ -8,6 +8,7 @@ from five_questions import score_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from judge_server import JudgeServer, completion
+from world import launch, write_jsonl
 
 from rqa.data.citations import cited_numbers, sentences
 from rqa.data.records import Example, Passage
@@ -248,3 +249,28 @@ def test_contradictory_replies_are_decided_by_the_last_one_alone_on_its_lines():
     texts = [f"First I read {other} there.\n{reply(*ITEMS)}", f"I quote {reply(*ITEMS)}.\n{other}"]
     first, second = (read_support(completion(text).decode(), "body", CITED).support for text in texts)
     assert (first[1], second[1]) == ((True, {1}), (False, {1}))
+
+
+# Recipe
+
+
+@pytest.mark.slow
+def test_recipe_judges_citations_with_feedback_as_labels(folder, tmp_path):
+    (folder / "config.json").write_text("{}")
+    fields = {"passages": [], "comment": "", "citations": True}
+    feedback = [
+        {"id": f"chatcmpl-{id}", "question": f"Who {id}?", "answer": text, "correct": id == "a", **fields}
+        for id, text in ANSWERS.items()
+    ]
+    labels = write_jsonl(tmp_path / "feedback.jsonl", [*feedback, {**feedback[0], "answer": "Another."}])
+    with JudgeServer() as server:
+        flags = {"--evaluation": str(folder), "--judge_base_url": server.url, "--judge_model": "m"}
+        output = launch("judge.py", {**flags, "--judge_labels": labels, "--judge_dry_run": "true"})
+        assert "and the citations of 2 takes 6 calls" in output
+        output = launch("judge.py", {**flags, "--judge_labels": labels})
+    assert "4 of 5 rows are on answers of the evaluation" in output
+    new = score(folder)
+    # The server judges all answers as incorrect, the user all but one.
+    assert (new["judge"]["agreement"]["both"], new["judge"]["agreement"]["per_cent"]) == (4, 75)
+    assert new["metrics"][NAMES[1]] == pytest.approx(mean([pair[1] for pair in JUDGED.values()]))
+    assert "supported sentences" in (folder / "report.html").read_text(encoding="utf-8")
