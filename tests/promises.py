@@ -19,6 +19,7 @@ SPLITTER = "rqa.documents.splitter.Splitter"
 WRITER = "rqa.documents.writer"
 COLLATOR = "rqa.prompts.collators.Collator"
 SERVER = "rqa.generation.endpoint_generator.EndpointGenerator"
+SUPPORT = "rqa.judge.citation_support"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -1208,8 +1209,8 @@ PROMISES = (
         Without(
             "the shared scores",
             "rqa.evaluation.significance._with_shared_scores",
-            "replace(row, citation_scores=citation_scores, judge_scores=judge_scores)",
-            "replace(row, judge_scores=judge_scores)",
+            "replace(row, citation_scores=shared('citation_scores'), judge_scores=shared('judge_scores'))",
+            "replace(row, judge_scores=shared('judge_scores'))",
         ),
     ),
     Promise(
@@ -1434,9 +1435,29 @@ PROMISES = (
         Without("a part is removed", "rqa.atomic_files.append_line", "os.ftruncate(descriptor, size)"),
     ),
     Promise(
-        "Feedback describes the answer, once, and --judge_labels reads it",
+        "Feedback describes the answer, once",
         "serving/test_app.py::test_feedback_is_a_row_that_describes_the_answer",
         Without("once", "rqa.serving.feedback.Feedback.add", "del self._answers[str(id)]"),
+    ),
+    Promise(
+        "Answers that users rate as correct become gold answers, which cite their gold passages",
+        "serving/test_app.py::test_feedback_becomes_questions_whose_gold_passages_are_the_cited_ones",
+        Without("the rating", "rqa.conversion.feedback.feedback_questions", "row.flag('correct')", "True"),
+        Without("the cited passages", "rqa.conversion.feedback._question", "[passages[...] for number in cited]", "[]"),
+        Without(
+            "the numbers", "rqa.conversion.feedback._question", "{old: new for new, old in enumerate(cited, 1)}", "{}"
+        ),
+    ),
+    Promise(
+        "--judge_labels reads feedback on the answers of the evaluation",
+        "serving/test_app.py::test_feedback_is_the_verdict_on_an_equal_answer_of_the_evaluation",
+        Without("equal answers", "rqa.judge.judge_evaluation._matched", "isinstance(each, PredictionRecord)", "False"),
+        Without(
+            "equal conversations",
+            "rqa.judge.judge_evaluation._history",
+            "row.objects('chat_history', optional=True)",
+            "[]",
+        ),
     ),
     Promise(
         "The page shows answers and passages as text, marks cited ones, and loads nothing",
@@ -2157,6 +2178,34 @@ PROMISES = (
     ),
     # The judge
     Promise(
+        "Precision and recall of supported citations equal those by hand",
+        "judge/test_citation_support.py::test_scores_equal_those_by_hand",
+        Without(
+            "a number that is cited twice counts once",
+            f"{SUPPORT}.support_scores",
+            "{*each.cited}",
+            "each.cited",
+        ),
+        Without(
+            "sentences without citations count",
+            f"{SUPPORT}.support_scores",
+            "100 * sum(each.is_supported for each in judged) / len(judged)",
+            "100 * sum(each.is_supported for each in judged) / len([each for each in judged if each.cited])",
+        ),
+    ),
+    Promise(
+        "Missing verdicts on citations widen the bounds, and are paid for once",
+        "judge/test_citation_support.py::test_missing_verdicts_widen_the_bounds_and_are_paid_for_later",
+        Without("the upper bound", f"{SUPPORT}.summarize_support", "_full(row)", "{}"),
+    ),
+    Promise(
+        "A verdict on citations is complete and does not contradict itself",
+        "judge/test_citation_support.py::test_malformed_reply_is_no_verdict",
+        Without("each sentence once", "rqa.judge.verdicts._support", "len(support) < len(items)", "False"),
+        Without("each cited sentence", "rqa.judge.verdicts._support", "not cited.keys() <= support.keys()", "False"),
+        Without("support by a passage", "rqa.judge.verdicts._support", "own if is_consistent else None", "own"),
+    ),
+    Promise(
         "A response of the judge is read to 1 MiB, uncompressed, and not requested again",
         "judge/test_client.py::test_body_without_end_is_read_to_a_limit_and_not_paid_again",
         Without("the limit", "rqa.endpoint.client._Run.read", "len(data) > _MAX_RESPONSE_BYTES", "False"),
@@ -2197,11 +2246,11 @@ PROMISES = (
     Promise(
         "A quoted verdict, or one in a draft, never replaces the judge's decision",
         "judge/test_client.py::test_ambiguous_content_has_no_verdict",
-        Without("drafts are left out", "rqa.judge.verdicts.read_verdict", "_without_draft(content)", "content"),
+        Without("drafts are left out", "rqa.judge.verdicts._read", "_without_draft(content)", "content"),
         Without(
             "the last object decides, if it alone has its lines",
             "rqa.judge.verdicts._decision_in",
-            "len({_correct(value) for value in alone}) == 1 and alone[-1] is spans[-1][2]",
+            "is_clear and alone[-1] is spans[-1][2]",
             "bool(alone)",
         ),
     ),

@@ -45,8 +45,8 @@ PUBLIC_NAMES: dict[str, str] = {
         "GeneratorEndpoint Listener map_batches"
     ),
     "judge": (
-        "Agreement build_requests cohens_kappa Cost Judge judge_answers JudgeRequest read_labels RESPONSES_FILE "
-        "summarize Verdict"
+        "Agreement build_requests build_support_requests cohens_kappa Cost Judge judge_answers JudgeRequest "
+        "read_labels RESPONSES_FILE summarize SupportRequest Verdict"
     ),
     "models": (
         "AnswerLM attention_for check_context_length export_dtype FusionInDecoder load_collator load_config "

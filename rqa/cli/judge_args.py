@@ -27,7 +27,9 @@ class JudgeArgs:
     judge_prompt_price: float | None = flag(None, "price of a million tokens of requests, for the cost")
     judge_completion_price: float | None = flag(None, "price of a million tokens of verdicts, for the cost")
     judge_labels: str = flag(
-        "", 'verdicts of people, .jsonl of {"id", "correct"}: their agreement with the judge is computed', is_path=True
+        "",
+        'verdicts of people, .jsonl of {"id", "correct"} or feedback.jsonl: their agreement with the judge is computed',
+        is_path=True,
     )
 
     def check(self) -> None:
