@@ -2146,7 +2146,7 @@ PROMISES = (
     Promise(
         "A quoted verdict, or one in a draft, never replaces the judge's decision",
         "judge/test_client.py::test_ambiguous_content_has_no_verdict",
-        Without("drafts are left out", "rqa.judge.verdicts.read_verdict", "_without_draft(content)", "content"),
+        Without("drafts are left out", "rqa.judge.verdicts.read_verdict", "without_draft(content)", "content"),
         Without(
             "the last object decides, if it alone has its lines",
             "rqa.judge.verdicts._decision_in",

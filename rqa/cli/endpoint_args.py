@@ -26,6 +26,19 @@ def check_endpoint(flag_prefix: str, base_url: str, url_flag: str, key_name: str
         )
 
 
+def client_options(args: Any, prefix: str, **others: str) -> dict[str, Any]:
+    """Return keyword arguments of `Endpoint`, except the cache, from the flags with a prefix, such as "judge_".
+
+    `others` are the values of model and base_url if these flags have other names.
+    """
+    names = ("key_name", "concurrency", "timeout", "deadline", "retries", "max_calls", "max_tokens")
+    values = {name: getattr(args, f"{prefix}{name}") for name in names}
+    values |= others or {name: getattr(args, f"{prefix}{name}") for name in ("model", "base_url")}
+    is_required = not getattr(args, f"{prefix}dry_run", False)
+    key = read_key(values["key_name"], values["base_url"], is_required=is_required)
+    return {**values, "api_key": key, "parameters": args.parameters}
+
+
 def read_parameters(flag: str, text: str) -> dict[str, Any]:
     """Return the parameters of each request. Raises InputError if they are no JSON object."""
     try:
@@ -102,19 +115,7 @@ class EndpointArgs:
 
     def load_options(self, generator: GeneratorArgs) -> dict[str, Any]:
         """Keyword arguments of `EndpointGenerator.load`."""
-        client = {
-            "model": generator.model_name_or_path,
-            "base_url": self.qa_endpoint,
-            "key_name": self.qa_key_name,
-            "api_key": read_key(self.qa_key_name, self.qa_endpoint),
-            "parameters": self.parameters,
-            "concurrency": self.qa_concurrency,
-            "timeout": self.qa_timeout,
-            "deadline": self.qa_deadline,
-            "retries": self.qa_retries,
-            "max_calls": self.qa_max_calls,
-            "max_tokens": self.qa_max_tokens,
-        }
+        client = client_options(self, "qa_", model=generator.model_name_or_path, base_url=self.qa_endpoint)
         names = ("chat", "instruction", "max_prompt_length", "chat_template_kwargs", "chat_template_date")
         prompt = {name: value for name, value in generator.collator_options.items() if name in names}
         own = {"api": self.qa_api, "tokenizer": self.qa_tokenizer, "max_new_tokens": generator.generation_limit}

@@ -8,15 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rqa.endpoint.responses import (
-    CHARACTERS_PER_TOKEN,
-    choice_texts,
-    excerpt,
-    first_choice,
-    json_object,
-    message_text,
-    used_tokens,
-)
+from rqa.endpoint.responses import CHARACTERS_PER_TOKEN, completed_text, excerpt, json_object, used_tokens
 from rqa.errors import InputError
 from rqa.prompts.answer_decoder import REASONING
 
@@ -44,15 +36,11 @@ class Verdict:
 def read_verdict(response: str, body: str) -> Verdict:
     """Return the verdict in a response to the request `body`. Tokens without a valid count are estimated."""
     completion = json_object(response)
-    if (choice := first_choice(completion)) is None:  # a content filter refused the request
-        return Verdict("refused", explanation=excerpt(response))
-    content, refusal = choice_texts(choice)[0], message_text(choice["message"].get("refusal"))
     tokens = used_tokens(completion, body)
-    if refusal or choice.get("finish_reason") == "content_filter":
-        return Verdict("refused", None, excerpt(refusal or f"content filter: {content}"), *tokens)
-    if choice.get("finish_reason") == "length":
-        return Verdict("malformed", None, f"truncated at the token limit: {excerpt(content)}", *tokens)
-    decision = _decision_in(content := _without_draft(content))
+    content, defect, reason = completed_text(completion)
+    if defect:
+        return Verdict(defect, None, reason, *tokens)
+    decision = _decision_in(content := without_draft(content))
     if decision is None or (correct := _correct(decision)) is None:
         count = len(_verdicts_in(content))
         return Verdict("malformed", None, f"expected one verdict, got {count}: {excerpt(content)}", *tokens)
@@ -62,12 +50,16 @@ def read_verdict(response: str, body: str) -> Verdict:
     return Verdict("judged", correct, text, *tokens)
 
 
-def _without_draft(content: str) -> str:
-    """Return the content without the reasoning before its end mark, or, if there is none, after its start mark."""
-    last = max((match.start() for match in _OPENING.finditer(content)), default=len(content))
+def without_draft(content: str, opening_of_object: re.Pattern[str] | None = None) -> str:
+    """Return the content without the reasoning before its end mark, or, if there is none, after its start mark.
+
+    The answer is a JSON object that begins as `opening_of_object`, by default a verdict.
+    """
+    pattern = opening_of_object or _OPENING
+    last = max((match.start() for match in pattern.finditer(content)), default=len(content))
     # A mark after the last object may be a quotation in its texts.
     end = max((match.end() for match in _DRAFT_END.finditer(content, 0, last)), default=0)
-    start, opening = _DRAFT_START.search(content, end), _OPENING.search(content, end)
+    start, opening = _DRAFT_START.search(content, end), pattern.search(content, end)
     is_unfinished = start and not (opening and opening.start() < start.start())
     return content[end : start.start()] if start and is_unfinished else content[end:]
 
