@@ -3,12 +3,19 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from rqa.endpoint.client import Endpoint, Reply, to_body
 from rqa.judge import prompt
-from rqa.judge.prompt import JudgeRequest
 from rqa.judge.verdicts import Cost, Verdict, estimate_cost, read_verdict
+
+
+class Prompted(Protocol):
+    """A request to the judge."""
+
+    @property
+    def prompt(self) -> str:
+        """The text that the judge reads; it asks for a verdict."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -28,23 +35,23 @@ class Judge(Endpoint):
         """The version of the prompt, part of every cache key."""
         return prompt.PROMPT_VERSION
 
-    def request_body(self, request: JudgeRequest) -> str:
+    def request_body(self, request: Prompted) -> str:
         """Return the body of the HTTP request: equal texts for equal requests."""
         messages = [{"role": "user", "content": request.prompt}]
         return to_body({"model": self.model, "messages": messages, **self.parameters})
 
     def estimate_cost(
-        self, requests: Sequence[JudgeRequest], prompt_price: float | None = None, completion_price: float | None = None
+        self, requests: Sequence[Prompted], prompt_price: float | None = None, completion_price: float | None = None
     ) -> Cost:
         """Return the cost of judging `requests`, without a call. Prices are those of a million tokens."""
         bodies = list(dict.fromkeys(map(self.request_body, requests)))
         return estimate_cost(bodies, self.cached(bodies), prompt_price, completion_price)
 
-    def __call__(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
+    def __call__(self, requests: Sequence[Prompted]) -> list[Verdict]:
         """Return the verdict on each request; `judge` is the same for code in an event loop."""
         return asyncio.run(self.judge(requests))
 
-    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
+    async def judge(self, requests: Sequence[Prompted]) -> list[Verdict]:
         """Return the verdict on each request, from the cache or from a call. Raises as `fetch` does."""
         bodies = [self.request_body(request) for request in requests]
         replies = await self.fetch(bodies)

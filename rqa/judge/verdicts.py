@@ -194,19 +194,26 @@ def price_of(
 
 
 def estimate_cost(
-    bodies: Sequence[str], responses: Mapping[str, str], prompt_price: float | None, completion_price: float | None
+    bodies: Sequence[str],
+    responses: Mapping[str, str],
+    prompt_price: float | None,
+    completion_price: float | None,
+    tokens_per_answer: float = TOKENS_PER_VERDICT,
 ) -> Cost:
-    """Return the cost of the request bodies without a response; `responses` are by body, prices of a million tokens."""
+    """Return the cost of the request bodies without a response; `responses` are by body, prices of a million tokens.
+
+    `tokens_per_answer` is used if there is no response.
+    """
     lengths = [len(body) for body in bodies if body not in responses]
     cached = {body: read_verdict(response, body) for body, response in responses.items()}
     counted = {body: verdict for body, verdict in cached.items() if verdict.prompt_tokens}
-    characters_per_token, tokens_per_verdict, basis = CHARACTERS_PER_TOKEN, TOKENS_PER_VERDICT, "assumed"
+    characters_per_token, basis = CHARACTERS_PER_TOKEN, "assumed"
     if counted:
         characters_per_token = sum(map(len, counted)) / sum(verdict.prompt_tokens for verdict in counted.values())
-        tokens_per_verdict = sum(verdict.completion_tokens for verdict in counted.values()) / len(counted)
+        tokens_per_answer = sum(verdict.completion_tokens for verdict in counted.values()) / len(counted)
         basis = f"mean of {len(counted)} cached responses"
     prompt_tokens = math.ceil(sum(lengths) / characters_per_token)
-    completion_tokens = math.ceil(len(lengths) * tokens_per_verdict)
+    completion_tokens = math.ceil(len(lengths) * tokens_per_answer)
     price = price_of(prompt_tokens, completion_tokens, prompt_price, completion_price)
-    basis = f"{characters_per_token:.3g} characters per token, {tokens_per_verdict:.3g} tokens per verdict, {basis}"
+    basis = f"{characters_per_token:.3g} characters per token, {tokens_per_answer:.3g} tokens per answer, {basis}"
     return Cost(len(lengths), len(cached), prompt_tokens, completion_tokens, price, basis)
