@@ -3,7 +3,7 @@
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rqa.doctor.answers import support, unsupported_numbers, words
 from rqa.doctor.findings import MIN_SUPPORT
@@ -42,12 +42,12 @@ class Rules:
             return question
         for reason, detail in _broken_rules(question):
             return question.rejected(reason, detail)
-        # A later question of a conversation may have the words of another: "Why?"
-        text = " ".join([*(turn.text for turn in question.history), question.text])
-        if same := self._passed.add(text):
-            is_equal = words(same) == words(text)
-            return question.rejected("duplicate" if is_equal else "near_duplicate", same)
-        return question
+        # Later questions of different conversations may have the same words: "Why?"
+        earlier = [turn.text for turn in question.history if turn.role == "user"]
+        same = _with_equal_words(question.text, earlier) if earlier else self._passed.add(question.text)
+        if not same:
+            return question
+        return question.rejected("duplicate" if _with_equal_words(question.text, [same]) else "near_duplicate", same)
 
 
 def _broken_rules(question: Question) -> Iterator[tuple[str, str]]:
@@ -87,8 +87,17 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def _with_equal_words(text: str, others: Iterable[str]) -> str:
+    return next((other for other in others if words(other) == words(text)), "")
+
+
+def names_in(text: str) -> frozenset[str]:
+    """Return the words with a capital or a digit, except the first: of two texts that differ in them, both are kept."""
+    return frozenset(word for word in re.findall(r"\w+", text)[1:] if word != word.lower() or re.search(r"\d", word))
+
+
 class _QuestionIndex:
-    """Texts in which a near duplicate is found without a comparison with all of them.
+    """Texts in which a near duplicate is found without a comparison with all of them: the same names, similar words.
 
     Two sets of words whose share of common words is at least NEAR_DUPLICATE have one of their first words in common, in
     any order of all words, if enough first words are compared (prefix filtering, Chaudhuri et al. 2006). Long words
@@ -106,7 +115,8 @@ class _QuestionIndex:
         first = ordered[: len(own) - math.ceil(NEAR_DUPLICATE * len(own)) + 1]
         for number in sorted({number for word in first for number in self._by_word.get(word, ())}):
             other, other_words = self._texts[number]
-            if len(own & other_words) >= NEAR_DUPLICATE * len(own | other_words):
+            is_near = len(own & other_words) >= NEAR_DUPLICATE * len(own | other_words)
+            if own == other_words or (is_near and names_in(text) == names_in(other)):
                 return other
         for word in first:
             self._by_word.setdefault(word, []).append(len(self._texts))

@@ -99,16 +99,16 @@ def _deal(sizes: Mapping[str, int], shares: Mapping[Split, float], seed: int) ->
         )
     rest = sorted(sizes, key=lambda name: _digest(seed, name))
     total, splits = sum(sizes.values()), dict[Split, list[str]]()
-    for split in reversed(wanted[1:]):
-        chosen, room = list[str](), shares[split] * total
+    for num_left in range(len(wanted) - 1, 0, -1):  # splits after this one
+        split, room = wanted[num_left], shares[wanted[num_left]] * total
+        chosen = dict[str, None]()
         for name in rest:
-            if sizes[name] <= room:
-                chosen.append(name)
+            if sizes[name] <= room and len(chosen) < len(rest) - num_left:
+                chosen[name] = None
                 room -= sizes[name]
-        chosen = (chosen or [min(rest, key=lambda name: sizes[name])])[: len(rest) - 1]
-        splits[split] = chosen
-        taken = set(chosen)
-        rest = [name for name in rest if name not in taken]
+        chosen = chosen or {min(rest, key=lambda name: sizes[name]): None}
+        splits[split] = list(chosen)
+        rest = [name for name in rest if name not in chosen]
     return {wanted[0]: rest, **splits}
 
 
