@@ -1,4 +1,4 @@
-"""Prompts: those of the writer, and those of the judge that checks what was written."""
+"""Prompts of the writer, and of the judge that checks written questions."""
 
 import json
 from collections.abc import Sequence

@@ -93,9 +93,9 @@ def _deal(sizes: Mapping[str, int], shares: Mapping[Split, float], seed: int) ->
     wanted = [split for split in SPLITS if shares[split] > 0]
     if len(sizes) < len(wanted):
         raise InputError(
-            f"expected at least {plural(len(wanted), 'document')} with passages of {MIN_PASSAGE_WORDS} words, one for "
-            f"each of {', '.join(wanted)}, got {len(sizes)}. Documents that share a passage count as one. Set a share "
-            "of 0, or --split_by passage"
+            f"corpus: expected at least {plural(len(wanted), 'document')} with passages of {MIN_PASSAGE_WORDS} words, "
+            f"one for each of {', '.join(wanted)}, got {len(sizes)}. Documents that share a passage count as one. "
+            "Set --validation_share and --test_share to 0, or --split_by passage"
         )
     rest = sorted(sizes, key=lambda name: _digest(seed, name))
     total, splits = sum(sizes.values()), dict[Split, list[str]]()

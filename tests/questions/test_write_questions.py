@@ -266,7 +266,7 @@ def test_an_unanswerable_question_that_the_passage_answers_is_rejected(one):
 
 def test_questions_after_a_rejected_one_of_a_conversation_are_rejected(one):
     plan = Plan(num_questions=9, validation_share=0, test_share=0, multi_turn_share=1, unanswerable_share=0)
-    rejected, kept, server = one(plan, unsupported=frozenset({FIRST}))
+    rejected, kept, _ = one(plan, unsupported=frozenset({FIRST}))
     assert ("not_supported", WHEN) in rejected
     assert ("earlier_turn", "Who was it that lit it?") in rejected
     assert {row["chat_history"] == [] for row in kept if FIRST not in row["question"]} == {True, False}
