@@ -2680,7 +2680,7 @@ PROMISES = (
         "questions/test_question_rules.py::test_each_rule",
         Without("the quotation", BY_ANSWER, "_plain(question.evidence) not in _plain(passage.text)", "False"),
         Without("numbers", BY_ANSWER, "unsupported_numbers(question.answer, texts)", "[]"),
-        Without("words", BY_ANSWER, "(share := support(question.answer, texts)) < MIN_SUPPORT", "False"),
+        Without("words", BY_ANSWER, "(share := support(question.answer, [passage.content])) < MIN_SUPPORT", "False"),
         Without("mentions", "rqa.questions.rules._broken_rules", "_MENTION.search(text)", "None"),
     ),
     Promise(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rqa.cli.endpoint_args import check_endpoint, client_options, read_parameters
-from rqa.cli.parser import at_least, flag
+from rqa.cli.parser import flag
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,7 @@ class JudgeArgs:
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
-        at_least(self, 1, "judge_concurrency")
-        at_least(self, 0, "judge_retries", "judge_deadline")
-        check_endpoint("--judge", self.judge_base_url, "--judge_base_url", self.judge_key_name, self.judge_timeout)
-        _ = self.parameters
+        check_endpoint(self, "judge_", "judge_base_url")
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rqa.cli.parser import at_least, flag, options, require
 from rqa.errors import InputError
 
 SHARES = ("validation_share", "test_share", "multi_turn_share", "unanswerable_share")
-OTHERS = ("num_questions", "questions_per_passage", "max_attempts", "split_by", "seed")
+PLAN_FLAGS = (*SHARES, "num_questions", "questions_per_passage", "max_attempts", "split_by", "seed")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class QuestionArgs:
     @property
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments of `Plan`."""
-        return options(self, *SHARES, *OTHERS)
+        return options(self, *PLAN_FLAGS)
 
     def settings(self, writer: "WriterArgs", judging: JudgeArgs) -> dict[str, Any]:
         """Return the flags that the questions depend on."""
@@ -92,10 +92,7 @@ class WriterArgs:
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
-        at_least(self, 1, "writer_concurrency")
-        at_least(self, 0, "writer_retries", "writer_deadline")
-        check_endpoint("--writer", self.writer_base_url, "--writer_base_url", self.writer_key_name, self.writer_timeout)
-        _ = self.parameters
+        check_endpoint(self, "writer_", "writer_base_url")
 
     @property
     def parameters(self) -> dict[str, Any]:

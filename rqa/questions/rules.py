@@ -21,7 +21,7 @@ _MENTION = re.compile(
     rf"|\b(?:this|these|(?:the )?(?:given|provided|above|following|preceding)) {_KINDS_OF_TEXT}\b"
     rf"|\b{_KINDS_OF_TEXT} (?:above|below)\b"
     rf"|\b(?:according to|based on|mentioned in|described in|stated in) (?:the|this) {_KINDS_OF_TEXT}\b"
-    r"|\b(?:in the text|the author)\b"
+    r"|\bin the text(?=[,?])"
 )
 _QUOTATION = re.compile(r"[\"“„«]([^\"“”„«»]+)[\"”“»]")
 
@@ -78,7 +78,7 @@ def _broken_by_answer(question: Question) -> Iterator[tuple[str, str]]:
     quotations = [each for each in _QUOTATION.findall(question.answer) if _plain(each) not in _plain(passage.content)]
     if quotations:
         yield "unsupported_quotation", quotations[0]
-    if (share := support(question.answer, texts)) < MIN_SUPPORT:
+    if (share := support(question.answer, [passage.content])) < MIN_SUPPORT:
         yield "unsupported_words", f"{share:.0%} of its longer words are in the passage"
 
 

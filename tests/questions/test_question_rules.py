@@ -34,6 +34,8 @@ UNANSWERABLE = Question(Task(PASSAGE, "unanswerable"), text="What did the lamp o
         ({"text": "Who, by the passage, lit the lamp of Rome?"}, "mention"),
         ({"text": "According to the document, who lit the lamp of Rome?"}, "mention"),
         ({"text": "Who lit the lamp of Rome in the text above?"}, "mention"),
+        ({"text": "Who lit the lamp of Rome in the text?"}, "mention"),
+        ({"text": "Who lit the lamp of Rome in the text field?"}, ""),
         ({"text": "In THIS document, who lit the lamp of Rome?"}, "mention"),
         ({"text": "How is a document saved when the lamp of Rome was lit?"}, ""),
         ({"answer": "lamp " * 151}, "answer_length"),
@@ -48,6 +50,7 @@ UNANSWERABLE = Question(Task(PASSAGE, "unanswerable"), text="What did the lamp o
         ({"answer": 'Anna Berg lit "the old eye".'}, ""),
         ({"answer": 'Anna Berg lit "the young eye".'}, "unsupported_quotation"),
         ({"answer": "Nikola Tesla invented electrical currents."}, "unsupported_words"),
+        ({"text": "Whose invention lit the lamp?", "answer": "Nobody claims that invention."}, "unsupported_words"),
         ({"reason": "malformed", "text": ""}, "malformed"),
     ],
 )
