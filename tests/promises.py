@@ -2700,8 +2700,8 @@ PROMISES = (
         Without(
             "without the passage",
             REVIEWER + ".__call__",
-            "self._without_passage([reviewed[i] for i in open])",
-            "[reviewed[i] for i in open]",
+            "self._without_passage([reviewed[i] for i in answered])",
+            "[reviewed[i] for i in answered]",
         ),
     ),
     Promise(

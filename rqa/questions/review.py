@@ -39,8 +39,8 @@ class Reviewer:
     def __call__(self, questions: Sequence[Question]) -> list[Question]:
         """Return the questions, with the reason to reject them. One without a verdict is rejected."""
         reviewed = self._by_passage(questions)
-        open = [i for i, each in enumerate(reviewed) if not each.reason and each.task.kind != "unanswerable"]
-        for i, each in zip(open, self._without_passage([reviewed[i] for i in open]), strict=True):
+        answered = [i for i, each in enumerate(reviewed) if not each.reason and each.task.kind != "unanswerable"]
+        for i, each in zip(answered, self._without_passage([reviewed[i] for i in answered]), strict=True):
             reviewed[i] = each
         return reviewed
 
@@ -66,8 +66,7 @@ class Reviewer:
                 to_grade.append(i)
         verdicts = self._judge([grading_request(questions[i], answers[i] or "") for i in to_grade])
         for i, verdict in zip(to_grade, verdicts, strict=True):
-            is_known = verdict.correct
-            is_kept = None if is_known is None else not is_known
+            is_kept = None if verdict.correct is None else not verdict.correct
             reviewed[i] = _judged(questions[i], verdict, is_kept, "known_without_passage", answers[i] or "")
         return reviewed
 

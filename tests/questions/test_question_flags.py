@@ -8,12 +8,10 @@ from rqa.questions import Plan
 
 
 def test_the_writer_has_the_flags_of_the_judge():
-    writer, judge = ({name.partition("_")[2]: value for name, value in vars(args).items()} for args in (
-        WriterArgs(), JudgeArgs()
-    ))  # fmt: skip
-    assert {name: value for name, value in writer.items() if name != "instruction"} == {
-        name: value for name, value in judge.items() if name != "labels"
-    }
+    writer = {name.removeprefix("writer_"): value for name, value in vars(WriterArgs()).items()}
+    judge = {name.removeprefix("judge_"): value for name, value in vars(JudgeArgs()).items()}
+    assert writer.pop("instruction") == judge.pop("labels") == ""
+    assert writer == judge
 
 
 def test_the_defaults_of_the_flags_are_those_of_the_library():
@@ -40,9 +38,14 @@ def test_the_defaults_of_the_flags_are_those_of_the_library():
 def test_wrong_flags_are_refused(argv, expected):
     words = ["--full_dataset_file_path", "c.jsonl", "--output_dir", "o", *argv.split()]
     with pytest.raises(InputError) as caught:
-        args, _, judging = parse_args(QuestionArgs(), WriterArgs(), JudgeArgs(), argv=words)
-        args.check_beside(judging)
+        parse(words)
     assert expected in str(caught.value)
+
+
+def parse(words):
+    args, writer, judging = parse_args(QuestionArgs(), WriterArgs(), JudgeArgs(), argv=words)
+    args.check_beside(judging)
+    return args, writer, judging
 
 
 def test_flags_of_the_endpoint_do_not_change_the_questions():
@@ -51,7 +54,7 @@ def test_flags_of_the_endpoint_do_not_change_the_questions():
     settings = [
         args.settings(writer, judging)
         for args, writer, judging in (
-            parse_args(QuestionArgs(), WriterArgs(), JudgeArgs(), argv=[*words, *more])
+            parse([*words, *more])
             for more in ([], free, ["--seed", "1"], ["--writer_instruction", "Be brief."], ["--judge_model", "m"])
         )
     ]
