@@ -234,17 +234,19 @@ WHEN = f"When was the lamp of {FIRST} lit?"
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "reason", "num_calls"),
     [
-        ({"known": frozenset({FIRST})}, "known_without_passage"),
-        ({"guessed": frozenset({FIRST})}, ""),
-        ({"unsupported": frozenset({FIRST})}, "not_supported"),
+        ({"known": frozenset({FIRST})}, "known_without_passage", 2),
+        ({"guessed": frozenset({FIRST})}, "", 3),
+        ({"unsupported": frozenset({FIRST})}, "not_supported", 1),
+        ({}, "", 2),
     ],
 )
-def test_the_judge_rejects_questions(one, options, reason):
-    rejected, kept, _ = one(**options)
+def test_the_judge_rejects_questions(one, options, reason, num_calls):
+    rejected, kept, server = one(**options)
     assert rejected == ({(reason, WHEN)} if reason else set())
     assert len(kept) == 3 - bool(reason)
+    assert len(server.received) == 3 + 2 * 2 + num_calls  # of the writer; on the other questions; on this one
 
 
 def test_an_answer_without_the_passage_in_other_words_is_judged(one):
