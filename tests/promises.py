@@ -2696,7 +2696,9 @@ PROMISES = (
     Promise(
         "A written question that the judge refuses, or that its model can answer without the passage, is rejected",
         "questions/test_write_questions.py::test_the_judge_rejects_questions",
-        Without("the verdict with the passage", REVIEWER + ".__call__", "self._by_passage(questions)", "list(questions)"),
+        Without(
+            "the verdict with the passage", REVIEWER + ".__call__", "self._by_passage(questions)", "list(questions)"
+        ),
         Without(
             "the answer without the passage",
             REVIEWER + ".__call__",
