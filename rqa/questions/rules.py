@@ -42,7 +42,7 @@ class Rules:
             return question
         for reason, detail in _broken_rules(question):
             return question.rejected(reason, detail)
-        # Later questions of different conversations may have the same words: "Why?"
+        # Later questions of different conversations may have the same words.
         earlier = [turn.text for turn in question.history if turn.role == "user"]
         same = _with_equal_words(question.text, earlier) if earlier else self._passed.add(question.text)
         if not same:
@@ -53,8 +53,8 @@ class Rules:
 def _broken_rules(question: Question) -> Iterator[tuple[str, str]]:
     """Yield the name of each rule that a question breaks, with the part that breaks it."""
     text = unicodedata.normalize("NFKC", question.text).casefold()
-    length = len(words(text))
-    if not MIN_QUESTION_WORDS <= length <= MAX_QUESTION_WORDS:
+    length, least = len(words(text)), 1 if question.history else MIN_QUESTION_WORDS  # "Why?"
+    if not least <= length <= MAX_QUESTION_WORDS:
         yield "question_length", f"{length} words"
     if not text.endswith(tuple(QUESTION_MARKS)):
         yield "no_question_mark", text[-20:]

@@ -29,6 +29,7 @@ UNANSWERABLE = Question(Task(PASSAGE, "unanswerable"), text="What did the lamp o
         ({}, ""),
         ({"text": "Who, then?"}, "question_length"),
         ({"text": f"Who lit the lamp{' of Rome' * 30}?"}, "question_length"),
+        ({"text": "Who?", "history": (Turn("user", "Was it lit?"), Turn("assistant", "Yes."))}, ""),
         ({"text": "你看谁点亮了罗马的灯？"}, ""),
         ({"text": "Tell me who lit the lamp of Rome."}, "no_question_mark"),
         ({"text": "Who, by the passage, lit the lamp of Rome?"}, "mention"),
