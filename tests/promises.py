@@ -20,6 +20,9 @@ WRITER = "rqa.documents.writer"
 COLLATOR = "rqa.prompts.collators.Collator"
 SERVER = "rqa.generation.endpoint_generator.EndpointGenerator"
 SUPPORT = "rqa.judge.citation_support"
+SAMPLER = "rqa.questions.sampling.PassageSampler"
+BY_ANSWER = "rqa.questions.rules._broken_by_answer"
+REVIEWER = "rqa.questions.review.Reviewer"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -2246,7 +2249,7 @@ PROMISES = (
     Promise(
         "A quoted verdict, or one in a draft, never replaces the judge's decision",
         "judge/test_client.py::test_ambiguous_content_has_no_verdict",
-        Without("drafts are left out", "rqa.judge.verdicts._read", "_without_draft(content)", "content"),
+        Without("drafts are left out", "rqa.judge.verdicts._read", "without_draft(content)", "content"),
         Without(
             "the last object decides, if it alone has its lines",
             "rqa.judge.verdicts._decision_in",
@@ -2757,6 +2760,57 @@ PROMISES = (
             "torch.load(path, map_location='meta', weights_only=True)",
             "torch.load(path, map_location='meta', weights_only=False)",
         ),
+    ),
+    # Questions written by a model
+    Promise(
+        "No document, and so no gold passage, is in two files of written questions",
+        "questions/test_question_sampling.py::test_no_document_is_in_two_splits",
+        Without(
+            "all sources of a passage", SAMPLER + ".__init__", "documents.join(names)", "documents.join(names[:1])"
+        ),
+        Without("documents that are joined later", SAMPLER + ".__init__", "documents.find(name)", "name"),
+        Without(
+            "a document for each split",
+            "rqa.questions.sampling._deal",
+            "sizes[name] <= room and len(chosen) < len(rest) - num_left",
+            "sizes[name] <= room",
+        ),
+    ),
+    Promise(
+        "An answer that its passage does not support is rejected, and so is a question that mentions the passage",
+        "questions/test_question_rules.py::test_each_rule",
+        Without("the quotation", BY_ANSWER, "_plain(question.evidence) not in _plain(passage.text)", "False"),
+        Without("numbers", BY_ANSWER, "unsupported_numbers(question.answer, texts)", "[]"),
+        Without("words", BY_ANSWER, "(share := support(question.answer, [passage.content])) < MIN_SUPPORT", "False"),
+        Without("mentions", "rqa.questions.rules._broken_rules", "_MENTION.search(text)", "None"),
+    ),
+    Promise(
+        "Similar questions are found as by a comparison with all of them",
+        "questions/test_question_rules.py::test_near_duplicates_equal_a_comparison_with_all",
+        Without(
+            "enough first words",
+            "rqa.questions.rules._QuestionIndex.add",
+            "len(own) - math.ceil(NEAR_DUPLICATE * len(own)) + 1",
+            "len(own) - math.ceil(NEAR_DUPLICATE * len(own))",
+        ),
+    ),
+    Promise(
+        "A written question that the judge refuses, or that its model can answer without the passage, is rejected",
+        "questions/test_write_questions.py::test_the_judge_rejects_questions",
+        Without(
+            "the verdict with the passage", REVIEWER + ".__call__", "self._by_passage(questions)", "list(questions)"
+        ),
+        Without(
+            "the answer without the passage",
+            REVIEWER + ".__call__",
+            "self._without_passage([reviewed[i] for i in answered])",
+            "[reviewed[i] for i in answered]",
+        ),
+    ),
+    Promise(
+        "Written questions continue after a budget, equal to a run without one, and no call is made twice",
+        "questions/test_write_questions.py::test_a_budget_ends_the_calls_and_the_same_command_continues",
+        Without("the cache", "rqa.endpoint.client._Run.reply", "self.cache.append(key, response)"),
     ),
     # A corpus from documents
     Promise(

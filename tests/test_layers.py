@@ -20,6 +20,7 @@ PACKAGES = (
     {"evaluation"},
     {"judge", "report", "serving", "training"},
     {"doctor", "cli"},
+    {"questions"},
 )
 FILES = sorted((ROOT / "rqa").glob("*/*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

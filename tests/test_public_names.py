@@ -12,7 +12,7 @@ PUBLIC_NAMES: dict[str, str] = {
     "cli": (
         "at_least check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat "
         "GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs "
-        "require RetrievalArgs row_options run_main RunArgs ServeArgs"
+        "QuestionArgs require RetrievalArgs row_options run_main RunArgs ServeArgs WriterArgs"
     ),
     "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (
@@ -56,6 +56,7 @@ PUBLIC_NAMES: dict[str, str] = {
         "ChatFormat Collator ConcatenatedCollator EncodedExample IGNORE_INDEX INSTRUCTION load_tokenizer "
         "ParallelCollator PassagePromptBuilder PassagePrompts Prompt PromptBuilder TEMPLATE_DATE unknown_control_tokens"
     ),
+    "questions": ("estimate_questions PassageSampler Plan Question RESPONSES_FILE Rules Task write_questions Writer"),
     "report": "write_report",
     "retrieval": (
         "BM25Retriever build_query CorpusRetriever DamagedIndexError DenseRetriever Encoder FaissIndex HybridRetriever "

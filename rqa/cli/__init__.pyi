@@ -18,6 +18,8 @@ from .parser import options as options
 from .parser import parse_args as parse_args
 from .parser import require as require
 from .parser import run_main as run_main
+from .question_args import QuestionArgs as QuestionArgs
+from .question_args import WriterArgs as WriterArgs
 from .serve_args import ServeArgs as ServeArgs
 from .training_args import ModelArgs as ModelArgs
 from .training_args import OptimizationArgs as OptimizationArgs
@@ -37,9 +39,11 @@ __all__ = [
     "Parser",
     "PassageArgs",
     "PromptArgs",
+    "QuestionArgs",
     "RetrievalArgs",
     "RunArgs",
     "ServeArgs",
+    "WriterArgs",
     "at_least",
     "check_output",
     "flag",

@@ -3,14 +3,22 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from rqa.endpoint.client import Endpoint, Reply, to_body
 from rqa.judge import prompt
-from rqa.judge.prompt import JudgeRequest, SupportRequest
 from rqa.judge.verdicts import Cost, Verdict, estimate_cost
 
-Request = JudgeRequest | SupportRequest
+
+class Request(Protocol):
+    """A request to the judge."""
+
+    @property
+    def prompt(self) -> str:
+        """The text that the judge reads; it asks for a verdict."""
+
+    def read(self, response: str, body: str) -> Verdict:
+        """Return the verdict in a response to the request `body`."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -9,15 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
-from rqa.endpoint.responses import (
-    CHARACTERS_PER_TOKEN,
-    choice_texts,
-    excerpt,
-    first_choice,
-    json_object,
-    message_text,
-    used_tokens,
-)
+from rqa.endpoint.responses import CHARACTERS_PER_TOKEN, completed_text, excerpt, json_object, used_tokens
 from rqa.errors import InputError
 from rqa.prompts.answer_decoder import REASONING
 
@@ -60,15 +52,11 @@ def read_support(response: str, body: str, cited: Mapping[int, Set[int]]) -> Ver
 def _read(response: str, body: str, field: str, decide: Decide) -> tuple[Verdict, Any]:
     """Return the verdict without its decision, and the decision, which stands in an object with `field`."""
     completion = json_object(response)
-    if (choice := first_choice(completion)) is None:  # a content filter refused the request
-        return Verdict("refused", explanation=excerpt(response)), None
-    content, refusal = choice_texts(choice)[0], message_text(choice["message"].get("refusal"))
     tokens = used_tokens(completion, body)
-    if refusal or choice.get("finish_reason") == "content_filter":
-        return Verdict("refused", None, excerpt(refusal or f"content filter: {content}"), *tokens), None
-    if choice.get("finish_reason") == "length":
-        return Verdict("malformed", None, f"truncated at the token limit: {excerpt(content)}", *tokens), None
-    value = _decision_in(content := _without_draft(content), field, decide)
+    content, defect, reason = completed_text(completion)
+    if defect:
+        return Verdict(defect, None, reason, *tokens), None
+    value = _decision_in(content := without_draft(content), field, decide)
     if value is None or (decision := decide(value)) is None:
         count = len(_verdicts_in(content, field))
         return Verdict("malformed", None, f"expected one verdict, got {count}: {excerpt(content)}", *tokens), None
@@ -78,12 +66,16 @@ def _read(response: str, body: str, field: str, decide: Decide) -> tuple[Verdict
     return Verdict("judged", None, text, *tokens), decision
 
 
-def _without_draft(content: str) -> str:
-    """Return the content without the reasoning before its end mark, or, if there is none, after its start mark."""
-    last = max((match.start() for match in _OPENING.finditer(content)), default=len(content))
+def without_draft(content: str, opening_of_object: re.Pattern[str] | None = None) -> str:
+    """Return the content without the reasoning before its end mark, or, if there is none, after its start mark.
+
+    The answer is a JSON object that begins as `opening_of_object`, by default a verdict.
+    """
+    pattern = opening_of_object or _OPENING
+    last = max((match.start() for match in pattern.finditer(content)), default=len(content))
     # A mark after the last object may be a quotation in its texts.
     end = max((match.end() for match in _DRAFT_END.finditer(content, 0, last)), default=0)
-    start, opening = _DRAFT_START.search(content, end), _OPENING.search(content, end)
+    start, opening = _DRAFT_START.search(content, end), pattern.search(content, end)
     is_unfinished = start and not (opening and opening.start() < start.start())
     return content[end : start.start()] if start and is_unfinished else content[end:]
 
@@ -242,19 +234,26 @@ def price_of(
 
 
 def estimate_cost(
-    bodies: Sequence[str], responses: Mapping[str, str], prompt_price: float | None, completion_price: float | None
+    bodies: Sequence[str],
+    responses: Mapping[str, str],
+    prompt_price: float | None,
+    completion_price: float | None,
+    tokens_per_answer: float = TOKENS_PER_VERDICT,
 ) -> Cost:
-    """Return the cost of the request bodies without a response; `responses` are by body, prices of a million tokens."""
+    """Return the cost of the request bodies without a response; `responses` are by body, prices of a million tokens.
+
+    `tokens_per_answer` is used if there is no response.
+    """
     lengths = [len(body) for body in bodies if body not in responses]
     cached = {body: read_verdict(response, body) for body, response in responses.items()}
     counted = {body: verdict for body, verdict in cached.items() if verdict.prompt_tokens}
-    characters_per_token, tokens_per_verdict, basis = CHARACTERS_PER_TOKEN, TOKENS_PER_VERDICT, "assumed"
+    characters_per_token, basis = CHARACTERS_PER_TOKEN, "assumed"
     if counted:
         characters_per_token = sum(map(len, counted)) / sum(verdict.prompt_tokens for verdict in counted.values())
-        tokens_per_verdict = sum(verdict.completion_tokens for verdict in counted.values()) / len(counted)
+        tokens_per_answer = sum(verdict.completion_tokens for verdict in counted.values()) / len(counted)
         basis = f"mean of {len(counted)} cached responses"
     prompt_tokens = math.ceil(sum(lengths) / characters_per_token)
-    completion_tokens = math.ceil(len(lengths) * tokens_per_verdict)
+    completion_tokens = math.ceil(len(lengths) * tokens_per_answer)
     price = price_of(prompt_tokens, completion_tokens, prompt_price, completion_price)
-    basis = f"{characters_per_token:.3g} characters per token, {tokens_per_verdict:.3g} tokens per verdict, {basis}"
+    basis = f"{characters_per_token:.3g} characters per token, {tokens_per_answer:.3g} tokens per answer, {basis}"
     return Cost(len(lengths), len(cached), prompt_tokens, completion_tokens, price, basis)
