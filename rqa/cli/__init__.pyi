@@ -1,3 +1,4 @@
+from .card_facts import card_facts as card_facts
 from .data_args import DataArgs as DataArgs
 from .data_args import FidPromptArgs as FidPromptArgs
 from .data_args import GeneratorArgs as GeneratorArgs
@@ -19,6 +20,7 @@ from .parser import parse_args as parse_args
 from .parser import require as require
 from .parser import run_main as run_main
 from .serve_args import ServeArgs as ServeArgs
+from .sharing_args import SharingArgs as SharingArgs
 from .training_args import ModelArgs as ModelArgs
 from .training_args import OptimizationArgs as OptimizationArgs
 from .training_args import RunArgs as RunArgs
@@ -40,7 +42,9 @@ __all__ = [
     "RetrievalArgs",
     "RunArgs",
     "ServeArgs",
+    "SharingArgs",
     "at_least",
+    "card_facts",
     "check_output",
     "flag",
     "flags_locked_on_resume",
