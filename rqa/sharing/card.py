@@ -59,9 +59,11 @@ class CardRecord:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """Return the flags of a run that has exported its model. Raises InputError if there is no such run."""
-    if not (folder / "model").is_dir() or not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: expected the folder of a finished run, with config.json and model/, got another")
-    return read_object(folder / "config.json")
+    path = folder / "config.json"
+    config = read_object(path) if path.is_file() and (folder / EXPORTS[0]).is_dir() else {}
+    if not {"train_file", "model_name_or_path"} <= config.keys():
+        raise InputError(f"{folder}: expected the folder of a training run, with config.json and model/, got another")
+    return config
 
 
 def record_run(
@@ -138,8 +140,9 @@ def _versions_of_test(folder: Path) -> dict[str, str]:
 
 def license_of(base: str) -> dict[str, str]:
     """Return the license in the base model's card, or in its config.json, on this machine; {} if there is none."""
+    _, is_local = public_name(base)
     for name in (CARD, "config.json"):
-        path = Path(base, name) if Path(base).is_dir() else _cached(base, name)
+        path = Path(base, name) if is_local else _cached(base, name)
         if path and path.is_file():
             values = _front_matter(path) if name == CARD else read_object(path)
             found = {key: values[key] for key in LICENSE_KEYS if _is_short_text(values.get(key))}
@@ -230,7 +233,7 @@ def _test(record: CardRecord, score: ScoreRecord | None) -> str:
     rows = [f"| score | value | {percent} interval |", "|---|---|---|"]
     for name, label in {**LABELS, **(score.labels or {})}.items():
         if name in score.metrics:
-            text = label.strip() if name in LABELS else code(label)
+            text = LABELS[name].strip() if name in LABELS else code(label)
             ends = [f"{end:.{3 if name == 'loss' else 1}f}" for end in score.intervals.get(name, ())]
             rows.append(f"| {text} | {score.metrics[name]:.{3 if name == 'loss' else 1}f} | {' to '.join(ends)} |")
     notes = replace(score, runtime={}).notes  # without the count of one attempt
@@ -247,15 +250,14 @@ def _usage(record: CardRecord, is_adapter: bool) -> str:
     else:
         flags |= {"test_file": "path/to/questions.jsonl", "output_dir": "path/to/evaluation"}
     flags |= {name: value for name, value in record.usage_flags.items() if is_adapter or name != "load_in_4bit"}
-    words = [f"--{name} {shlex.quote(_flag_text(value))}" for name, value in flags.items()]
+    words = [f"--{name} {_shell_word(_flag_text(value))}" for name, value in flags.items()]
     command = " \\\n    ".join([f"python recipes/{'ask' if record.retriever else 'evaluate'}.py", *words])
-    fence = "`" * max(3, 1 + _longest_run(command))
     intro = "`path/to/model` is the folder of this file. The flags make the prompts of the training:"
     local = is_adapter and record.base_is_local
     note = (
         f"\n\nThe base model {code(record.base_model)} must be at the path in `adapter_config.json`." if local else ""
     )
-    return f"{intro}\n\n{fence}bash\n{command}\n{fence}{note}"
+    return f"{intro}\n\n```bash\n{command}\n```{note}"
 
 
 def _limits(record: CardRecord) -> str:
@@ -273,14 +275,26 @@ def _flag_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _shell_word(text: str) -> str:
+    """Return a text as one word of bash, in one line, without characters that are not visible."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + _escaped(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+
+
 def code(text: str) -> str:
-    """Return a Markdown code span, in one line. Characters that are not visible, and `|`, are escaped as in Python."""
-    shown = "".join(char if char.isprintable() and char != "|" else f"\\u{ord(char):04x}" for char in text)
-    ticks = "`" * (1 + _longest_run(shown))
-    space = " " if "`" in shown or shown != shown.strip() or not shown else ""  # a reader removes one at each end
+    """Return a text as a Markdown code span, also inside a table, without characters that are not visible."""
+    shown = _escaped(text, "|") or " "
+    ticks = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    is_padded = shown.strip() and ("`" in shown or shown != shown.strip())  # a reader removes one space at each end
+    space = " " if is_padded else ""
     return f"{ticks}{space}{shown}{space}{ticks}"
 
 
-def _longest_run(text: str) -> int:
-    """Return the length of the longest run of backticks."""
-    return max(map(len, re.findall("`+", text)), default=0)
+def _escaped(text: str, others: str = "") -> str:
+    """Return a text with escapes in place of characters that are not visible, and of `others`."""
+    return "".join(char if char.isprintable() and char not in others else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return "\\n" if char == "\n" else f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
