@@ -106,4 +106,4 @@ def test_the_command_of_a_card_without_a_retriever_evaluates_as_the_run(world, t
     card = (out / "model/README.md").read_text(encoding="utf-8")
     run_command_of(card, **{"model": out / "model", "questions.jsonl": file, "evaluation": tmp_path / "evaluation"})
     scores = [json.loads((folder / "score.json").read_text()) for folder in (out / "test", tmp_path / "evaluation")]
-    assert scores[0]["metrics"] == scores[1]["metrics"]
+    assert scores[0]["metrics"] == pytest.approx(scores[1]["metrics"], rel=1e-6)  # another batch size
