@@ -2776,7 +2776,12 @@ PROMISES = (
         "A card has no path of this machine",
         "sharing/test_card.py::test_a_card_has_no_path_of_this_machine",
         Without("names of models", f"{CARD}.public_name", "Path(name_or_path).resolve().name", "name_or_path"),
-        Without("names of files", f"{CARD}.record_run", "Path(str(config[f'{split}_file'])).name", "str(config[f'{split}_file'])"),
+        Without(
+            "names of files",
+            f"{CARD}.record_run",
+            "Path(str(config[f'{split}_file'])).name",
+            "str(config[f'{split}_file'])",
+        ),
     ),
     Promise(
         "Times and attempts change no byte of a card",
@@ -2789,7 +2794,7 @@ PROMISES = (
         Without(
             "the list of names",
             f"{HUB}.files_to_upload",
-            "any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)",
+            "path in selected",
             "True",
         ),
     ),

@@ -31,4 +31,4 @@ def _changed(config: Mapping[str, Any], *groups: Any, without: tuple[str, ...] |
     """Return the flags of `groups` in a config that differ from their defaults, without paths."""
     paths = {flag.name for group in groups for flag in flags_of(group) if flag.metadata.get("is_path")}
     defaults = {name: value for name, value in flat(groups).items() if name not in paths and name not in without}
-    return {name: config[name] for name in defaults if name in config and config[name] != defaults[name]}
+    return {name: config[name] for name in defaults if config.get(name) not in (None, defaults[name])}

@@ -96,7 +96,7 @@ def record_run(
         retriever_is_local=retriever_is_local,
         files=files,
         questions={split: counts.get(split) for split in files},
-        flags={name: value for name, value in sorted(flags.items()) if value is not None},
+        flags=dict(sorted(flags.items())),
         usage_flags=dict(usage_flags),
         license=license_of(base),
         versions=installed if splits else _versions_of_test(folder),

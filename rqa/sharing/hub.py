@@ -5,7 +5,6 @@ import logging
 import re
 import shlex
 from collections.abc import Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,9 @@ REPORT = "report.html"
 # Names of the files of a model, an adapter and a tokenizer. Others in their folder are left out, and named.
 MODEL_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "*config.json", "README.md"),
-    *("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json", "chat_template*"),
-    *("*.model", "*.txt", "*.tiktoken", "*.spm", "*.vocab", "*.bpe"),
+    *("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json"),
+    *("vocab.txt", "merges.txt", "*.model", "*.tiktoken", "*.spm", "*.vocab", "*.bpe"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
 )
 
 
@@ -55,9 +55,12 @@ def files_to_upload(run: Path, *, push_report: bool = False) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     for export in EXPORTS:
-        for path in sorted((run / export).glob("*")):
-            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in MODEL_FILES):
-                files[path.name if export == EXPORTS[0] else f"{export}/{path.name}"] = path
+        folder = run / export
+        selected = {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if path in selected:
+                name = path.relative_to(folder if export == EXPORTS[0] else run).as_posix()
+                files[name] = path
             else:
                 log.warning("%s: not uploaded, because it is no file of a model or a tokenizer", path)
     if push_report:

@@ -22,6 +22,7 @@ OTHERS = (
     "checkpoints/step-00000001/model.safetensors",
     "checkpoints/step-00000001/optimizer.bin",
     "model/optimizer.bin",
+    "model/step-00000001/model.safetensors",
     "model/predictions.jsonl",
     "model/train.json",
     "model/score.json",

@@ -136,6 +136,7 @@ def test_the_report_is_uploaded_only_if_asked_and_a_public_repository_too(run, t
         assert hub.files[REPO]["report/report.html"] == (run / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_adapter_names_no_folder_of_this_machine(tmp_path):
     run = make_run(tmp_path / "run")
     settings = '{"base_model_name_or_path": "%s", "r": 4}'
@@ -151,8 +152,8 @@ def test_an_adapter_names_no_folder_of_this_machine(tmp_path):
     ("fault", "at", "words"),
     [
         (401, "/api/repos/create", "401"),
-        (403, "/commit/", "403"),
-        (500, "/api/models/me/lamps", "500"),
+        pytest.param(403, "/commit/", "403", marks=pytest.mark.slow),
+        pytest.param(500, "/api/models/me/lamps", "500", marks=pytest.mark.slow),
         pytest.param(500, "/lfs/", "model.safetensors", marks=pytest.mark.slow),  # the client tries for 25 seconds
         (0, "", "ConnectError"),
     ],
