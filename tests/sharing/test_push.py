@@ -17,7 +17,7 @@ from rqa.errors import InputError
 from rqa.sharing.hub import check_push, files_to_upload
 
 REPO = "me/lamps"
-SHARED = {"README.md", "card.json"}
+SHARED = {"README.md", ".README.md.partial", "card.json"}  # written by the recipe
 MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
 TOKENIZER_FILES = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 
