@@ -11,7 +11,7 @@ T5, mT5, UMT5, BART, T5Gemma and pairs of BERTs work. If the questions have pass
 from collections.abc import Sequence
 from functools import partial
 
-from rqa import cli, data, distributed, evaluation, models, prompts, report, retrieval, training
+from rqa import cli, data, distributed, evaluation, models, prompts, retrieval, sharing, training
 
 
 def main() -> int:
@@ -99,11 +99,11 @@ def main() -> int:
     # The best or the last model: export and test
     run.checkpoints.load_best()
     training.export(accelerator, model, collator.builder.tokenizer, folder / "model", **weights)
+    if accelerator.is_main_process:
+        sharing.record_run(folder, splits, **cli.card_facts(config))
     if tests:
         run.log.evaluation("test", evaluator(tests, test_hits, folder / "test"))
-    if accelerator.is_main_process:
-        run.log.info(f"report: {report.write_report(folder)}")
-    return 0
+    return sharing.finish_run(accelerator, folder, **output.sharing_options)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ ANSWER_STORE = "rqa.generation.answers.AnswerStore"
 SPLITTER = "rqa.documents.splitter.Splitter"
 WRITER = "rqa.documents.writer"
 COLLATOR = "rqa.prompts.collators.Collator"
+CARD = "rqa.sharing.card"
+HUB = "rqa.sharing.hub"
 SERVER = "rqa.generation.endpoint_generator.EndpointGenerator"
 SUPPORT = "rqa.judge.citation_support"
 SAMPLER = "rqa.questions.sampling.PassageSampler"
@@ -2910,5 +2912,66 @@ PROMISES = (
             "args.max_passage_tokens",
         ),
         Without("the status", "recipes.make_corpus.main", "len(report.problems) > args.max_bad_files", "False"),
+    ),
+    # Sharing
+    Promise(
+        "In a card, texts of users stay text",
+        "sharing/test_card.py::test_texts_of_users_stay_text",
+        Without("characters that are not visible", f"{CARD}.code", "_escaped(text, '|')", "text"),
+        Without(
+            "more backticks than the text has",
+            f"{CARD}.code",
+            "1 + max(map(len, re.findall('`+', shown)), default=0)",
+            "1",
+        ),
+        Without("quotes of the shell", f"{CARD}._usage", "_shell_word(_flag_text(value))", "_flag_text(value)"),
+        Without("own labels", f"{CARD}._test", "code(label)", "label"),
+    ),
+    Promise(
+        "A card has no path of this machine",
+        "sharing/test_card.py::test_a_card_has_no_path_of_this_machine",
+        Without("names of models", f"{CARD}.public_name", "Path(name_or_path).resolve().name", "name_or_path"),
+        Without(
+            "names of files",
+            f"{CARD}.record_run",
+            "Path(str(config[f'{split}_file'])).name",
+            "str(config[f'{split}_file'])",
+        ),
+    ),
+    Promise(
+        "Times and attempts change no byte of a card",
+        "sharing/test_card.py::test_times_and_attempts_change_no_byte",
+        Without("the count of an attempt", f"{CARD}._test", "replace(score, runtime={})", "score"),
+    ),
+    Promise(
+        "Checkpoints, predictions and data are never uploaded",
+        "sharing/test_push.py::test_only_files_of_the_model_are_listed_and_others_are_named",
+        Without(
+            "the list of names",
+            f"{HUB}.files_to_upload",
+            "path in selected",
+            "True",
+        ),
+    ),
+    Promise(
+        "A run is not uploaded to a public repository unless asked; its report only if asked",
+        "sharing/test_push.py::test_the_report_is_uploaded_only_if_asked_and_a_public_repository_too",
+        Without("the check", f"{HUB}._push", "private and not api.model_info(repo).private", "False"),
+    ),
+    Promise(
+        "Uploaded settings of an adapter name no folder of this machine",
+        "sharing/test_push.py::test_an_adapter_names_no_folder_of_this_machine",
+        Without("the copy", f"{HUB}._content", "path.name == ADAPTER_CONFIG", "False"),
+    ),
+    Promise(
+        "A failed upload leaves a complete run, a command that repeats it, and no token in the log",
+        "sharing/test_push.py::test_a_failed_upload_is_one_warning_with_the_command_to_repeat_it",
+        Without("the token", f"{HUB}._reason", "without_key(text, get_token() or '')", "text"),
+        Without("signed addresses", f"{HUB}._reason", "re.sub(..., ..., ...)", "' '.join('; '.join(parts).split())"),
+    ),
+    Promise(
+        "The main process alone uploads",
+        "recipes/test_share_recipe.py::test_a_training_pushes_its_adapter_merged_model_and_report",
+        Without("the check", f"{HUB}.finish_run", "not accelerator.is_main_process", "False"),
     ),
 )

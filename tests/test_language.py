@@ -49,14 +49,6 @@ RATES = {  # words by 1,000 words of prose in the library: (pattern, least, most
 }
 # Texts for language models
 DATA = {"PROMPT", "PROMPTS", "SUPPORT_PROMPT", "_START", "_ANSWERED", "INSTRUCTION", "REFUSAL_ANSWER"}
-    "PROMPT",
-    "PROMPTS",
-    "SUPPORT_PROMPT",
-    "_START",
-    "_ANSWERED",
-    "INSTRUCTION",
-    "REFUSAL_ANSWER",
-}  # texts for language models
 # A string literal is prose if it has at least four words, and one of these.
 COMMON_WORDS = set("a an and are as at be by for from has have if in is it its no not of on or the to with".split())
 

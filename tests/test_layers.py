@@ -19,6 +19,7 @@ PACKAGES = (
     {"generation"},
     {"evaluation"},
     {"judge", "report", "serving", "training"},
+    {"sharing"},
     {"doctor", "cli"},
     {"questions"},
 )

@@ -10,9 +10,10 @@ from world import ROOT, launch_environment
 
 PUBLIC_NAMES: dict[str, str] = {
     "cli": (
-        "at_least check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat "
-        "GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs "
-        "QuestionArgs require RetrievalArgs row_options run_main RunArgs ServeArgs WriterArgs"
+        "at_least card_facts check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag "
+        "flags_locked_on_resume flat GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options "
+        "parse_args Parser PassageArgs PromptArgs QuestionArgs require RetrievalArgs row_options run_main RunArgs ServeArgs "
+        "SharingArgs WriterArgs"
     ),
     "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (
@@ -63,6 +64,7 @@ PUBLIC_NAMES: dict[str, str] = {
         "KS open_corpus open_retriever Reranker RerankingRetriever Retrieval retrieve_splits Retrieved Retriever "
         "StaleIndexError uses_only_gold"
     ),
+    "sharing": "check_push config_of files_to_upload finish_run push RECORD record_run write_cards",
     "serving": "Access Batcher Feedback make_app serve",
     "training": (
         "BatchLayout Checkpoints DamagedCheckpointError EarlyStopping export learning_rate_at log_resume_command "

@@ -1,3 +1,4 @@
+from .card_facts import card_facts as card_facts
 from .data_args import DataArgs as DataArgs
 from .data_args import FidPromptArgs as FidPromptArgs
 from .data_args import GeneratorArgs as GeneratorArgs
@@ -21,6 +22,7 @@ from .parser import run_main as run_main
 from .question_args import QuestionArgs as QuestionArgs
 from .question_args import WriterArgs as WriterArgs
 from .serve_args import ServeArgs as ServeArgs
+from .sharing_args import SharingArgs as SharingArgs
 from .training_args import ModelArgs as ModelArgs
 from .training_args import OptimizationArgs as OptimizationArgs
 from .training_args import RunArgs as RunArgs
@@ -43,8 +45,10 @@ __all__ = [
     "RetrievalArgs",
     "RunArgs",
     "ServeArgs",
+    "SharingArgs",
     "WriterArgs",
     "at_least",
+    "card_facts",
     "check_output",
     "flag",
     "flags_locked_on_resume",
