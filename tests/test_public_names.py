@@ -12,8 +12,8 @@ PUBLIC_NAMES: dict[str, str] = {
     "cli": (
         "at_least card_facts check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag "
         "flags_locked_on_resume flat GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options "
-        "parse_args Parser PassageArgs PromptArgs QuestionArgs require RetrievalArgs row_options run_main RunArgs ServeArgs "
-        "SharingArgs WriterArgs"
+        "parse_args Parser PassageArgs PromptArgs QuestionArgs require RetrievalArgs row_options run_main RunArgs "
+        "ServeArgs SharingArgs WriterArgs"
     ),
     "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (
