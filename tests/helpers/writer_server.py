@@ -62,7 +62,7 @@ class WriterServer(JudgeServer):
         if prompt.startswith("Answer the last question"):
             return 200, completion(self.closed_book(case), prompt)
         if prompt.startswith("You check a question and its answer"):
-            place, year, person, height = FACTS.match(case["passage"].partition("\n")[2]).groups()
+            place, year, person, height = FACTS.search(case["passage"].partition("\n")[2]).groups()
             is_true = any(fact in case["answer"] for fact in (year, person, height))
             correct = is_true and not (place in self.unsupported and not case["conversation"])
         else:
@@ -70,7 +70,7 @@ class WriterServer(JudgeServer):
         return 200, completion(json.dumps({"explanation": "By the rules.", "correct": correct}), prompt)
 
     def written(self, prompt: str, case: dict[str, Any]) -> str:
-        place, *_ = FACTS.match(case["text"]).groups()
+        place, *_ = FACTS.search(case["text"]).groups()
         if place in self.replies:
             return self.replies[place]
         count = int(re.search(r"(\d) question", prompt)[1])
@@ -85,7 +85,7 @@ class WriterServer(JudgeServer):
 
 def questions_on(text: str, prompt: str = "") -> list[dict[str, str]]:
     """Return what the writer writes about a passage."""
-    place, year, person, height = FACTS.match(text).groups()
+    place, year, person, height = FACTS.search(text).groups()
     if "does not answer" in prompt:
         return [{"question": f"What did the lamp of {place} cost?"}]
     is_conversation = "Write a conversation" in prompt
