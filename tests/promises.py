@@ -1488,7 +1488,7 @@ PROMISES = (
         "retrieval/test_dense.py::test_two_processes_build_one_index",
         Without(
             "the lock",
-            "rqa.retrieval.dense.open_retriever",
+            "rqa.retrieval.dense.open_dense_retriever",
             "_folder_lock(index_path)",
             "__import__('contextlib').nullcontext()",
         ),
@@ -2487,8 +2487,8 @@ PROMISES = (
     Promise(
         "An index of another corpus, encoder, prefix, dimension, similarity or factory is refused",
         "retrieval/test_dense.py::test_an_index_of_other_inputs_is_refused",
-        Without("the dimensions", "rqa.retrieval.dense.open_retriever", "encoder.truncate_dim", "None"),
-        Without("the similarity", "rqa.retrieval.dense.open_retriever", "encoder.similarity", "''"),
+        Without("the dimensions", "rqa.retrieval.dense.open_dense_retriever", "encoder.truncate_dim", "None"),
+        Without("the similarity", "rqa.retrieval.dense.open_dense_retriever", "encoder.similarity", "''"),
     ),
     # Files
     Promise(

@@ -1,3 +1,4 @@
+from .data_args import BuildArgs as BuildArgs
 from .data_args import DataArgs as DataArgs
 from .data_args import FidPromptArgs as FidPromptArgs
 from .data_args import GeneratorArgs as GeneratorArgs
@@ -25,6 +26,7 @@ from .training_args import RunArgs as RunArgs
 from .training_args import flags_locked_on_resume as flags_locked_on_resume
 
 __all__ = [
+    "BuildArgs",
     "DataArgs",
     "EndpointArgs",
     "EvaluationArgs",

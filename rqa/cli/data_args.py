@@ -72,12 +72,20 @@ class IndexArgs:
     passage_prefix: str | None = flag(
         None, 'text before each passage ("passage: " for E5); default: the prompt in the checkpoint'
     )
-    index_factory: str = flag("Flat", "FAISS index factory; Flat is exact")
+    index_factory: str = flag(
+        "auto",
+        "FAISS index factory; Flat is exact; auto: that of an existing index, else Flat up to 200,000 passages, then "
+        "IVF with SQ8",
+    )
+    nprobe: int | None = flag(None, "lists that a search of an IVF index reads; default: as many as recall needed")
+    ef_search: int | None = flag(
+        None, "candidates that a search of an HNSW index keeps; default: as many as recall needed"
+    )
     embedding_batch_size: int = flag(64, "texts embedded at a time")
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
-        at_least(self, 1, "embedding_batch_size")
+        at_least(self, 1, "embedding_batch_size", "nprobe", "ef_search")
         if self.embedding_model:
             require(self, "full_dataset_file_path", "full_dataset_index_path")
 
@@ -85,7 +93,20 @@ class IndexArgs:
     def retriever_options(self) -> dict[str, Any]:
         """Keyword arguments of `open_retriever`."""
         names = ("embedding_model", "query_prefix", "passage_prefix", "index_factory", "embedding_batch_size")
-        return {"index_path": self.full_dataset_index_path, **options(self, *names)}
+        own = options(self, *names, "nprobe", "ef_search")
+        return {"index_path": self.full_dataset_index_path, **own}
+
+
+@dataclass(frozen=True)
+class BuildArgs(IndexArgs):
+    """The index to build."""
+
+    rebuild: bool = flag(False, "replace an index of other inputs; passages embedded before are not embedded again")
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        super().check()
+        require(self, "embedding_model", "full_dataset_file_path", "full_dataset_index_path")
 
 
 @dataclass(frozen=True)
