@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from rqa.data.corpus import PassageStore
 from rqa.distributed.accelerator import call_on_main
 from rqa.errors import InputError
 from rqa.retrieval.encoder import Encoder
-from rqa.retrieval.index import VECTORS, FaissIndex, StaleIndexError, choose_factory, stored_factory
+from rqa.retrieval.index import VECTORS, EffortFlag, FaissIndex, StaleIndexError, choose_factory, stored_factory
 from rqa.retrieval.retrieve import HitLists, Retrieved
 from rqa.retrieval.vectors import StoredVectors, VectorShards, block_size, keys_of
 from rqa.terminal import Progress, plural, track
@@ -27,7 +27,6 @@ from rqa.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Effort: TypeAlias = Literal["nprobe", "ef_search"]
 
 SEARCH_BATCH = 1024  # queries that share one reading of the vectors
 RECALL_QUERIES = 1000
@@ -39,7 +38,7 @@ class DenseRetriever:
     """Retrieves by the cosine between the embeddings of query and passage, or by their inner product; see `Encoder`."""
 
     def __init__(
-        self, passages: PassageStore, encoder: Encoder, index: FaissIndex, effort: dict[Effort, int] | None = None
+        self, passages: PassageStore, encoder: Encoder, index: FaissIndex, effort: dict[EffortFlag, int] | None = None
     ) -> None:
         self.passages, self.encoder, self.index, self.effort = passages, encoder, index, effort or {}
         for flag, value in self.effort.items():
@@ -132,7 +131,7 @@ def open_dense_retriever(
             vectors = _embed(passages, encoder, shards, accelerator)
             _on_main(accelerator, lambda: index.append(_build(passages, encoder, vectors, index_path, provenance)))
     found = next(filter(None, index), None) or FaissIndex.load(index_path)
-    effort: dict[Effort, int | None] = {"nprobe": nprobe, "ef_search": ef_search}
+    effort: dict[EffortFlag, int | None] = {"nprobe": nprobe, "ef_search": ef_search}
     return DenseRetriever(passages, encoder, found, {flag: value for flag, value in effort.items() if value})
 
 

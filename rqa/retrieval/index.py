@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Floats: TypeAlias = NDArray[np.float32]
 Rows: TypeAlias = NDArray[np.int64]
+EffortFlag: TypeAlias = Literal["nprobe", "ef_search"]
 FORMAT = 3
 EXTRA_CANDIDATES = 16  # beyond k: 8 already sufficed on every clustered set of 100,000 unit vectors tried
 MAX_NORM = 2.0**63  # no inner product of two such vectors overflows float32
@@ -155,7 +156,7 @@ class FaissIndex:
             log.warning("index: %s, below %s. Choose a factory with longer codes, or Flat", self, MIN_RECALL)
 
     @property
-    def effort(self) -> tuple[str, int, int] | None:
+    def effort(self) -> tuple[EffortFlag, int, int] | None:
         """The flag of the search effort, its value and the largest value; None if the index has none."""
         import faiss
 
@@ -164,7 +165,7 @@ class FaissIndex:
         graph = self._graph()
         return None if graph is None else ("ef_search", graph.efSearch, max(MAX_EF_SEARCH, graph.efSearch))
 
-    def set_effort(self, flag: Literal["nprobe", "ef_search"], value: int) -> None:
+    def set_effort(self, flag: EffortFlag, value: int) -> None:
         """Set the number of IVF lists, or of candidates of HNSW, that a search reads. Raises InputError without."""
         import faiss
 

@@ -48,8 +48,9 @@ class VectorShards:
 
     def save(self, keys: NDArray[np.bytes_], vectors: NDArray[np.float32], *, half: bool) -> None:
         """Write the vectors (n, D) of a block as a shard."""
-        half = half and float(np.abs(vectors).max(initial=0)) < np.finfo(np.float16).max
-        row = np.dtype([("key", keys.dtype), ("vector", np.float16 if half else np.float32, vectors.shape[1:])])
+        is_small = float(np.abs(vectors).max(initial=0)) < float(np.finfo(np.float16).max)
+        number = np.float16 if half and is_small else np.float32
+        row = np.dtype([("key", keys.dtype), ("vector", number, vectors.shape[1:])])
         rows = np.empty(len(keys), row)
         rows["key"], rows["vector"] = keys, vectors
         unnamed = self.folder / f".{secrets.token_hex(8)}.new"  # processes write at once
