@@ -10,9 +10,9 @@ from world import ROOT, launch_environment
 
 PUBLIC_NAMES: dict[str, str] = {
     "cli": (
-        "at_least BuildArgs check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat "
-        "GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs "
-        "require RetrievalArgs row_options run_main RunArgs ServeArgs"
+        "at_least BuildArgs check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag "
+        "flags_locked_on_resume flat GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args "
+        "Parser PassageArgs PromptArgs require RetrievalArgs row_options run_main RunArgs ServeArgs"
     ),
     "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (

@@ -70,8 +70,8 @@ class DenseRetriever:
         """
         parts = self.passages.fingerprint, self.index.fingerprint, str(self.index.provenance["encoder"])
         corpus, index, encoder = (part[:16] for part in parts)
-        parts = f"corpus {corpus} index {index} encoder {encoder} query_prefix {self.encoder.query_prefix!r}"
-        return " ".join([parts, *(f"{flag} {value}" for flag, value in self.effort.items())])
+        effort = "".join(f" {flag} {value}" for flag, value in self.effort.items())
+        return f"corpus {corpus} index {index} encoder {encoder} query_prefix {self.encoder.query_prefix!r}{effort}"
 
 
 def open_dense_retriever(
@@ -108,15 +108,17 @@ def open_dense_retriever(
     }
     shards = VectorShards(index_path / VECTORS, inputs)
     provenance = {"corpus": passages.fingerprint, **inputs}
+    opened: list[FaissIndex] = []  # on the main process
     with ExitStack() as stack:
 
-        def find_index() -> FaissIndex | None:
+        def has_index() -> bool:
             stack.enter_context(_folder_lock(index_path))
             stored = None if rebuild else stored_factory(index_path)
             auto = stored or choose_factory(len(passages))
             provenance["factory"] = auto if index_factory == "auto" else index_factory
             try:
-                return FaissIndex.load(index_path, provenance=provenance)
+                opened.append(FaissIndex.load(index_path, provenance=provenance))
+                return True
             except StaleIndexError:
                 if not rebuild:
                     raise
@@ -124,15 +126,14 @@ def open_dense_retriever(
                 pass
             _check_writable(index_path)
             log.info("%s: building the index of %s", index_path, plural(len(passages), "passage"))
-            return None
+            return False
 
-        index: list[FaissIndex | None] = []
-        if not _on_main(accelerator, lambda: index.append(find_index()) or index[0] is not None):
+        if not _on_main(accelerator, has_index):
             vectors = _embed(passages, encoder, shards, accelerator)
-            _on_main(accelerator, lambda: index.append(_build(passages, encoder, vectors, index_path, provenance)))
-    found = next(filter(None, index), None) or FaissIndex.load(index_path)
+            _on_main(accelerator, lambda: opened.append(_build(passages, encoder, vectors, index_path, provenance)))
+    index = opened[0] if opened else FaissIndex.load(index_path)
     effort: dict[EffortFlag, int | None] = {"nprobe": nprobe, "ef_search": ef_search}
-    return DenseRetriever(passages, encoder, found, {flag: value for flag, value in effort.items() if value})
+    return DenseRetriever(passages, encoder, index, {flag: value for flag, value in effort.items() if value})
 
 
 open_retriever = open_dense_retriever

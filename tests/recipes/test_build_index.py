@@ -6,16 +6,14 @@ from pathlib import Path
 import pytest
 from world import HELPERS, PLACES, files, launch, launch_environment, passage, recipe_command, torchrun, write_jsonl
 
-ROWS = [passage(place, number) for number in range(30) for place in PLACES]
+ROWS = [passage(place, number) for number in range(130) for place in PLACES]  # four blocks
 
 
 @pytest.fixture(scope="module")
 def built(world, tmp_path_factory):
     """Flags, and the index that one process built."""
     folder = tmp_path_factory.mktemp("built")
-    corpus = write_jsonl(
-        folder / "corpus.jsonl", [row | {"page_content": f"{i}. {row['page_content']}"} for i, row in enumerate(ROWS)]
-    )
+    corpus = write_jsonl(folder / "corpus.jsonl", ROWS)
     flags = {"--embedding_model": world.encoder, "--document_path": corpus, "--index_factory": "IVF4,SQ8"}
     printed = launch("build_index.py", {**flags, "--index_path": str(folder / "index")})
     assert "IVF4,SQ8, nprobe 4, recall@10 " in printed
@@ -43,9 +41,8 @@ def test_a_build_killed_anywhere_ends_with_the_same_files(built, tmp_path):
     touches, kills = 0, 0
     for touch in (0, 4, 9, 14, 20, 26, 32):
         index = tmp_path / str(touch)
-        command = recipe_command(
-            "build_index.py", {**flags, "--index_path": str(index)}, (*launcher, str(index), str(touch))
-        )
+        path_flags = {**flags, "--index_path": str(index)}
+        command = recipe_command("build_index.py", path_flags, (*launcher, str(index), str(touch)))
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=launch_environment())
         if touch == 0:
             assert done.returncode == 0, done.stderr[-3000:]
@@ -55,6 +52,6 @@ def test_a_build_killed_anywhere_ends_with_the_same_files(built, tmp_path):
         else:
             assert done.returncode != 0
             kills += 1
-            launch("build_index.py", {**flags, "--index_path": str(index)})
+            launch("build_index.py", path_flags)
         assert content(index) == content(expected), (touch, sorted(files(index)))
     assert kills == 6
