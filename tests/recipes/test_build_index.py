@@ -46,7 +46,7 @@ def test_a_build_killed_anywhere_ends_with_the_same_files(built, tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=launch_environment())
         if touch == 0:
             assert done.returncode == 0, done.stderr[-3000:]
-            [line] = [line for line in done.stdout.splitlines() if line.startswith("touched:")]
+            [line] = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("touched:")]
             touches = len(line.split()) - 1
             assert touches > 32, line
         else:
