@@ -41,6 +41,7 @@ RECALL_BLOCK_ROWS = 8_192  # scored for all queries at a time
 TRAINING_ROWS = 100_000  # of an index that is trained; FAISS recommends 39 for each list
 TRAINING_ROWS_PER_LIST = 50
 RECALL_AT, MIN_RECALL = 10, 0.95
+MIN_GAIN = 0.002  # of twice the search effort; below, the codes limit recall
 MAX_EF_SEARCH = 1024  # beyond, a search of a graph is hardly faster than an exact one
 
 
@@ -134,8 +135,8 @@ class FaissIndex:
     def raise_recall(self, vectors: "ArrayLike | Matrix", queries: ArrayLike) -> None:
         """Measure `recall`, the share of the best 10 rows that a search finds, for queries (n, D) over `vectors`.
 
-        An IVF index reads twice as many lists, and an HNSW graph twice as many candidates, until it is MIN_RECALL or
-        all are read. A Flat index has no `recall`: it is exact.
+        An IVF index reads twice as many lists, and an HNSW graph twice as many candidates, until it is MIN_RECALL, all
+        are read, or it stays nearly the same. A Flat index has no `recall`: it is exact.
         """
         from rqa.terminal import Progress
 
@@ -144,6 +145,7 @@ class FaissIndex:
         k = min(RECALL_AT, len(self))
         best = _exact_rows(vectors if isinstance(vectors, Matrix) else np.asarray(vectors), np.asarray(queries), k)
         with Progress("measuring recall"):
+            before = -1.0
             while True:
                 rows = self.search(queries, k)[1]
                 found = [len({*a} & {*b}) for a, b in zip(rows.tolist(), best.tolist(), strict=True)]
@@ -151,6 +153,9 @@ class FaissIndex:
                 effort = self.effort
                 if self.recall >= MIN_RECALL or effort is None or effort[1] >= effort[2]:
                     break
+                if self.recall < before + MIN_GAIN:
+                    break
+                before = self.recall
                 self.set_effort(effort[0], min(2 * effort[1], effort[2]))
         if self.recall < MIN_RECALL:
             log.warning("index: %s, below %s. Choose a factory with longer codes, or Flat", self, MIN_RECALL)
