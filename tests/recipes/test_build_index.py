@@ -33,7 +33,7 @@ def test_two_processes_write_the_files_of_one(built, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("touch", [8, 16, 26])
+@pytest.mark.parametrize("touch", [8, 16, 38])
 def test_a_build_killed_anywhere_ends_with_the_same_files(built, tmp_path, touch):
     """Rank 0 of two is killed: it has embedded no block, a block, or all of them and writes the index."""
     flags, expected = built
