@@ -2671,6 +2671,47 @@ PROMISES = (
     ),
     # The index
     Promise(
+        "After a kill the blocks that are missing are embedded, no others, and the index has the same bytes",
+        "retrieval/test_vectors.py::test_after_a_kill_the_missing_blocks_alone_are_embedded",
+        Without(
+            "stored vectors are found", "rqa.retrieval.dense._embed", "opened[0].missing", "np.arange(len(passages))"
+        ),
+        Without(
+            "blocks of the size that the corpus has",
+            "rqa.retrieval.dense._embed",
+            "block_size(len(passages))",
+            "block_size(4 * len(missing))",
+        ),
+    ),
+    Promise(
+        "New passages, and those with another title, are embedded alone",
+        "retrieval/test_vectors.py::test_new_passages_cost_themselves_alone",
+        Without("the key has the title", "rqa.retrieval.vectors.keys_of", "passage.content", "passage.text"),
+        Without(
+            "stored vectors are found", "rqa.retrieval.dense._embed", "opened[0].missing", "np.arange(len(passages))"
+        ),
+    ),
+    Promise(
+        "Damaged vectors are embedded again",
+        "retrieval/test_vectors.py::test_a_damaged_shard_is_deleted_and_its_passages_are_missing",
+        Without("the hash", "rqa.retrieval.vectors.VectorShards.open", "sha256_of(path) == path.stem", "True"),
+    ),
+    Promise(
+        "The recall of an index that is not exact is measured, and its search effort raised to 0.95",
+        "retrieval/test_index.py::test_recall_is_measured_and_raised",
+        Without(
+            "the effort is raised",
+            "rqa.retrieval.index.FaissIndex.raise_recall",
+            "self.recall >= MIN_RECALL or effort is None or effort[1] >= effort[2]",
+            "True",
+        ),
+    ),
+    Promise(
+        "An index of many rows is trained on a sample",
+        "retrieval/test_index.py::test_a_sample_trains_the_index_of_many_rows",
+        Without("the sample", "rqa.retrieval.index._training_rows", "num_rows <= size", "True"),
+    ),
+    Promise(
         "Results of a damaged index are neither cached nor used",
         "retrieval/test_retrieve.py::test_results_of_a_damaged_index_are_neither_cached_nor_returned",
         Without("results wait for the verification", "rqa.retrieval.retrieve._search_verified", "retriever.verify()"),

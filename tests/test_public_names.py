@@ -10,10 +10,10 @@ from world import ROOT, launch_environment
 
 PUBLIC_NAMES: dict[str, str] = {
     "cli": (
-        "at_least card_facts check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag "
-        "flags_locked_on_resume flat GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options "
-        "parse_args Parser PassageArgs PromptArgs QuestionArgs require RetrievalArgs row_options run_main RunArgs "
-        "ServeArgs SharingArgs WriterArgs"
+        "at_least BuildArgs card_facts check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs "
+        "flag flags_locked_on_resume flat GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs "
+        "options parse_args Parser PassageArgs PromptArgs QuestionArgs require RetrievalArgs row_options run_main "
+        "RunArgs ServeArgs SharingArgs WriterArgs"
     ),
     "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (

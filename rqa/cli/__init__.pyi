@@ -1,4 +1,5 @@
 from .card_facts import card_facts as card_facts
+from .data_args import BuildArgs as BuildArgs
 from .data_args import DataArgs as DataArgs
 from .data_args import FidPromptArgs as FidPromptArgs
 from .data_args import GeneratorArgs as GeneratorArgs
@@ -29,6 +30,7 @@ from .training_args import RunArgs as RunArgs
 from .training_args import flags_locked_on_resume as flags_locked_on_resume
 
 __all__ = [
+    "BuildArgs",
     "DataArgs",
     "EndpointArgs",
     "EvaluationArgs",

@@ -77,7 +77,15 @@ class IndexArgs:
     passage_prefix: str | None = flag(
         None, 'text before each passage ("passage: " for E5); default: the prompt in the checkpoint'
     )
-    index_factory: str = flag("Flat", "FAISS index factory; Flat is exact")
+    index_factory: str = flag(
+        "auto",
+        "FAISS index factory; Flat is exact; auto: that of an existing index, else Flat up to 200,000 passages, then "
+        "IVF with SQ8",
+    )
+    nprobe: int | None = flag(None, "lists that a search of an IVF index reads; default: as many as recall needed")
+    ef_search: int | None = flag(
+        None, "candidates that a search of an HNSW index keeps; default: as many as recall needed"
+    )
     embedding_batch_size: int = flag(64, "texts embedded, or reranked, at a time")
     bm25_stemmer: str = flag("", "language of the stemmer of bm25, such as english or german; empty: whole words")
     reranker_model: str = flag(
@@ -87,7 +95,7 @@ class IndexArgs:
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
-        at_least(self, 1, "embedding_batch_size", "rerank_top")
+        at_least(self, 1, "embedding_batch_size", "rerank_top", "nprobe", "ef_search")
         if self.retriever == "hybrid":
             require(self, "embedding_model")
         if self.retriever == "dense" and self.bm25_stemmer:
@@ -115,9 +123,22 @@ class IndexArgs:
     @property
     def retriever_options(self) -> dict[str, Any]:
         """Keyword arguments of `open_retriever`."""
-        names = ("embedding_model", "query_prefix", "passage_prefix", "index_factory", "embedding_batch_size")
+        dense = ("index_factory", "nprobe", "ef_search", "embedding_batch_size")
         further = ("retriever", "bm25_stemmer", "reranker_model", "rerank_top")
-        return {"index_path": self.full_dataset_index_path, **options(self, *names, *further)}
+        names = ("embedding_model", "query_prefix", "passage_prefix", *dense, *further)
+        return {"index_path": self.full_dataset_index_path, **options(self, *names)}
+
+
+@dataclass(frozen=True)
+class BuildArgs(IndexArgs):
+    """The index to build."""
+
+    rebuild: bool = flag(False, "replace an index of other inputs; passages embedded before are not embedded again")
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        super().check()
+        self.require_retriever()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 
 from rqa.data.corpus import PassageStore
 from rqa.retrieval.bm25 import open_bm25_retriever
@@ -25,17 +26,22 @@ def open_retriever(
     retriever: Literal["dense", "bm25", "hybrid"] = "dense",
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
-    index_factory: str = "Flat",
+    index_factory: str = "auto",
+    nprobe: int | None = None,
+    ef_search: int | None = None,
     embedding_batch_size: int = 64,
     bm25_stemmer: str = "",
     reranker_model: str = "",
     rerank_top: int = 50,
+    accelerator: Accelerator | None = None,
+    rebuild: bool = False,
 ) -> CorpusRetriever:
     """Return a retriever over `passages` with its indexes in `index_path`.
 
-    If there is no index, one process builds it and others wait. Raises StaleIndexError if the index of vectors was
-    built from other passages or with another encoder, and InputError if the folder cannot hold an index, or if a
-    checkpoint is of another kind.
+    If there is no index, this process builds it and others wait. With an `accelerator` every process calls this, and
+    all of them embed. Raises StaleIndexError if the index of vectors was built from other passages or with another
+    encoder, unless `rebuild` replaces it, and InputError if the folder cannot hold an index, or if a checkpoint is of
+    another kind.
     """
     reranker = None
     if reranker_model:  # opened first: its errors come before anything is embedded
@@ -50,7 +56,11 @@ def open_retriever(
             query_prefix=query_prefix,
             passage_prefix=passage_prefix,
             index_factory=index_factory,
+            nprobe=nprobe,
+            ef_search=ef_search,
             embedding_batch_size=embedding_batch_size,
+            accelerator=accelerator,
+            rebuild=rebuild,
         )
         parts.append(dense)
     elif embedding_model:
