@@ -38,7 +38,7 @@ class AskArgs:
 def main() -> None:
     """Open the index, load the model, answer."""
     ask, generator, search = cli.parse_args(AskArgs(), cli.GeneratorArgs(), cli.RetrievalArgs(), base="evaluation")
-    cli.require(search, "embedding_model", "full_dataset_file_path", "full_dataset_index_path")
+    search.require_retriever()
     cli.require(generator, "model_name_or_path")
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise InputError(f"expected one process, got {processes}. Launch with `python {sys.argv[0]} …`")

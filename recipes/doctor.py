@@ -107,7 +107,7 @@ def main() -> int:
     retriever = replace(search, embedding_model=search.embedding_model or search.full_dataset_file_path)
     splits, findings = doctor.read_splits(*files.paths, **cli.row_options(files, retriever, prompt, is_sft=is_sft))
     corpus, corpus_findings = doctor.read_corpus(**search.corpus_options)
-    sources = doctor.sources_of(options.method, splits, corpus, has_encoder=bool(search.embedding_model))
+    sources = doctor.sources_of(options.method, splits, corpus, has_retriever=search.has_retriever)
     k = search.embedding_max_num_to_retrieve
     findings += [*corpus_findings, *doctor.record_findings(splits, sources, corpus, k)]
     num_steps = optim.num_steps(training.steps_per_epoch(len(splits["train"]), layout))

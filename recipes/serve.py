@@ -23,12 +23,12 @@ def main() -> None:
     args, generator, search = cli.parse_args(
         cli.ServeArgs(), cli.GeneratorArgs(), cli.RetrievalArgs(), base="evaluation"
     )
-    cli.require(search, "embedding_model", "full_dataset_file_path", "full_dataset_index_path")
+    search.require_retriever()
     cli.require(generator, "model_name_or_path")
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise InputError(f"expected one process, got {processes}. Launch with `python {sys.argv[0]} …`")
     access = serving.Access(args.host, args.token)
-    feedback = serving.Feedback(args.feedback_path)
+    feedback = serving.Feedback(args.feedback_path, citations=generator.citations)
     chat = open_chat(generator, search, args.max_batch_size)
     batcher = serving.Batcher(chat, batch_size=args.max_batch_size, max_queue=args.max_queue)
     app = serving.make_app(batcher, feedback, access, model=args.served_model_name, answer_timeout=args.answer_timeout)

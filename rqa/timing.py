@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-Stage = Literal["retrieve", "embed", "search", "prompt", "prefill", "decode"]
+Stage = Literal["retrieve", "embed", "search", "bm25", "fuse", "rerank", "prompt", "prefill", "decode"]
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ from rqa.models.fid import FusionInDecoder
 from rqa.models.lora import Lora, add_adapter
 from rqa.models.quantization import dequantized, quantize
 from rqa.prompts.collators import EncodedExample
-from rqa.retrieval.dense import open_retriever
+from rqa.retrieval.opening import open_retriever
 from rqa.training.optim import make_optimizer
 
 ON = os.environ.get("RQA_GPU_TESTS_ON", "cuda")

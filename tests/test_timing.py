@@ -18,7 +18,7 @@ from rqa.generation.generator import Generator
 from rqa.models.fid import FusionInDecoder
 from rqa.prompts.collators import ParallelCollator
 from rqa.prompts.fid_prompt import PassagePromptBuilder
-from rqa.retrieval.dense import open_retriever
+from rqa.retrieval.opening import open_retriever
 from rqa.timing import Span, Stopwatch, environment, record_spans, summarize_spans
 
 SPANS = [Span("prefill", 0.4, 3, 60), Span("decode", 1.2, 3, 9), Span("prefill", 0.1, 1, 15), Span("decode", 0.3, 1, 3)]
@@ -177,12 +177,13 @@ def test_embedding_and_search_are_timed_separately_by_batch(ticks, tmp_path, mon
     retriever = open_retriever(
         passages, path, tmp_path / "index", device=torch.device("cpu"), query_prefix="query: ", embedding_batch_size=3
     )
+    monkeypatch.setattr("rqa.retrieval.dense.SEARCH_BATCH", 4)
     search = retriever.index.search
     monkeypatch.setattr(retriever.index, "search", lambda *args: (ticks.extend(["search"] * 2), search(*args))[1])
     retriever.encoder.model[0].register_forward_hook(lambda *_: ticks.append("embed"))
     with record_spans() as spans:
         retriever.retrieve(queries, 2)
-    assert (seconds(spans, "embed"), seconds(spans, "search")) == ([1, 1, 1], [2, 2, 2])
+    assert (seconds(spans, "embed"), seconds(spans, "search")) == ([1, 1, 1], [2, 2])
     lengths = [len(retriever.encoder.model.tokenizer(f"query: {query}").input_ids) for query in queries]
     assert totals(spans, "embed") == (7, sum(lengths))
     assert totals(spans, "search") == (7, 0)

@@ -14,6 +14,8 @@ from rqa.errors import InputError
 from rqa.prompts.chat_template import TEMPLATE_DATE
 from rqa.prompts.decoder_prompt import INSTRUCTION, ChatFormat
 
+RetrieverKind = Literal["dense", "bm25", "hybrid"]
+
 
 @dataclass(frozen=True)
 class RowArgs:
@@ -51,8 +53,11 @@ class DataArgs(RowArgs):
 
 @dataclass(frozen=True)
 class IndexArgs:
-    """The corpus, its index, and the sentence encoder."""
+    """The corpus, its index, and the retriever."""
 
+    retriever: RetrieverKind = flag(
+        "dense", "dense: --embedding_model; bm25: words (needs bm25s); hybrid: both, their ranks added"
+    )
     embedding_model: str = flag(
         "",
         "checkpoint folder or hub name of the sentence encoder; empty: the passages of the questions (ctxs) are read",
@@ -77,14 +82,48 @@ class IndexArgs:
     passage_prefix: str | None = flag(
         None, 'text before each passage ("passage: " for E5); default: the prompt in the checkpoint'
     )
-    index_factory: str = flag("Flat", "FAISS index factory; Flat is exact")
-    embedding_batch_size: int = flag(64, "texts embedded at a time")
+    index_factory: str = flag(
+        "auto",
+        "FAISS index factory; Flat is exact; auto: that of an existing index, else Flat up to 200,000 passages, then "
+        "IVF with SQ8",
+    )
+    nprobe: int | None = flag(None, "lists that a search of an IVF index reads; default: as many as recall needed")
+    ef_search: int | None = flag(
+        None, "candidates that a search of an HNSW index keeps; default: as many as recall needed"
+    )
+    embedding_batch_size: int = flag(64, "texts embedded, or reranked, at a time")
+    bm25_stemmer: str = flag("", "language of the stemmer of bm25, such as english or german; empty: whole words")
+    reranker_model: str = flag(
+        "", "checkpoint folder or hub name of a cross-encoder that orders the passages again; empty: none", is_path=True
+    )
+    rerank_top: int = flag(50, "passages of a question that --reranker_model reads; at least those retrieved")
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
-        at_least(self, 1, "embedding_batch_size")
-        if self.embedding_model:
+        at_least(self, 1, "embedding_batch_size", "rerank_top", "nprobe", "ef_search")
+        if self.retriever == "hybrid":
+            require(self, "embedding_model")
+        if self.retriever == "dense" and self.bm25_stemmer:
+            raise InputError(f"--bm25_stemmer {self.bm25_stemmer}: no effect with --retriever dense. Remove it")
+        if self.retriever != "dense":
+            require_package(f"--retriever {self.retriever}", "bm25s", "bm25")
+        if self.bm25_stemmer:
+            require_package("--bm25_stemmer", "Stemmer", "bm25")
+        if self.has_retriever:
             require(self, "full_dataset_file_path", "full_dataset_index_path")
+        elif self.reranker_model:
+            raise InputError("--reranker_model: expected --embedding_model or --retriever bm25 too, got neither")
+
+    @property
+    def has_retriever(self) -> bool:
+        """True if passages are retrieved from the corpus."""
+        return bool(self.embedding_model) or self.retriever != "dense"
+
+    def require_retriever(self) -> None:
+        """Raise InputError if there is no retriever, or no corpus and index."""
+        if not self.has_retriever:
+            raise InputError("--embedding_model: expected a value, or --retriever bm25, got none")
+        require(self, "full_dataset_file_path", "full_dataset_index_path")
 
     @property
     def corpus_options(self) -> dict[str, Any]:
@@ -100,8 +139,23 @@ class IndexArgs:
     @property
     def retriever_options(self) -> dict[str, Any]:
         """Keyword arguments of `open_retriever`."""
-        names = ("embedding_model", "query_prefix", "passage_prefix", "index_factory", "embedding_batch_size")
+        dense = ("index_factory", "nprobe", "ef_search", "embedding_batch_size")
+        further = ("retriever", "bm25_stemmer", "reranker_model", "rerank_top")
+        names = ("embedding_model", "query_prefix", "passage_prefix", *dense, *further)
         return {"index_path": self.full_dataset_index_path, **options(self, *names)}
+
+
+@dataclass(frozen=True)
+class BuildArgs(IndexArgs):
+    """The index to build."""
+
+    rebuild: bool = flag(False, "replace an index of other inputs; passages embedded before are not embedded again")
+    verify: bool = flag(False, "compare the whole corpus with that of its first opening, in place of samples")
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        super().check()
+        self.require_retriever()
 
 
 @dataclass(frozen=True)
@@ -125,7 +179,7 @@ class RetrievalArgs(IndexArgs):
 
 def row_options(files: RowArgs, search: IndexArgs, prompt: "_TextArgs", *, is_sft: bool = False) -> dict[str, Any]:
     """Return keyword arguments of `load_splits`. With a retriever, only the training file of SFT needs `gold_docs`."""
-    required = not search.embedding_model
+    required = not search.has_retriever
     by_split = (True, required, required)
     own = options(files, "max_bad_rows")
     return {"gold_required": by_split if is_sft else required, **own, **prompt.speakers}

@@ -48,7 +48,7 @@ class EvaluationArgs(RowArgs):
     ) -> None:
         """Raise InputError if a flag has no effect, or cannot work, because of another."""
         has_generator = bool(generator.model_name_or_path)
-        if not (has_generator or search.embedding_model):
+        if not (has_generator or search.has_retriever):
             raise InputError("--model_name_or_path, --embedding_model: expected at least one of them, got neither")
         for name in ("attribution", "context_report", "gen_gpt4eval"):
             if (value := getattr(self, name)) not in ("none", False) and not has_generator:

@@ -65,7 +65,7 @@ def _worker() -> Iterator[Worker]:
     finally:
         process.kill()
         for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):  # of what was not written to a process that has ended
+            with suppress(OSError):  # the rest of a block for a process that has ended
                 if pipe:
                     pipe.close()
         process.wait()

@@ -109,10 +109,10 @@ def source_of(method: Method, split: str, splits: Splits, corpus: Sequence[Passa
     return "ctxs" if has_ctxs or method != "sft" else "gold"
 
 
-def sources_of(method: Method, splits: Splits, corpus: PassageStore | None, *, has_encoder: bool) -> Sources:
-    """Return the source of each split. With a corpus and no encoder the recipes read the ctxs, if there are any."""
+def sources_of(method: Method, splits: Splits, corpus: PassageStore | None, *, has_retriever: bool) -> Sources:
+    """Return the source of each split. With a corpus and no retriever the recipes read the ctxs, if there are any."""
     has_ctxs = any(example.contexts for examples in splits.values() for example in examples)
-    searched = corpus if has_encoder or not has_ctxs else None
+    searched = corpus if has_retriever or not has_ctxs else None
     return {split: source_of(method, split, splits, searched) for split in splits}
 
 

@@ -1,5 +1,6 @@
 """Sentence encoders on the disk: their files are checked, and every weight is loaded or there is an InputError."""
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator
@@ -17,14 +18,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import deepspeed
 
+from rqa.atomic_files import sha256_of
 from rqa.distributed.hub import check_checkpoint_name, quiet_transformers
 from rqa.distributed.pickled_weights import log_pickled, pickled_files, read_pickled
 from rqa.distributed.untrusted import check_untrusted_folder, read_settings
 from rqa.errors import InputError
-from rqa.terminal import Progress
+from rqa.terminal import Progress, track
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,17 @@ _CHECKPOINT_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 _PICKLED = "pytorch_model*.bin"
 _EXPORTS = ("onnx", "openvino")  # folders for other runtimes
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-# Options that a checkpoint's own files cannot replace: plain attention, plain experts, no code from the hub.
-_OWN_CHOICE = {"attn_implementation": None, "experts_implementation": None, "use_kernels": False}
+_LOAD_OPTIONS: dict[str, Any] = {
+    "trust_remote_code": False,
+    "local_files_only": True,
+    # A checkpoint's own files cannot replace these: plain attention, plain experts, no code from the hub.
+    "model_kwargs": {
+        "dtype": torch.float32,
+        "attn_implementation": None,
+        "experts_implementation": None,
+        "use_kernels": False,
+    },
+}
 # Raised by transformers and sentence-transformers for files, or values in them, that they do not expect.
 _LOADING_ERRORS = (
     *(OSError, ValueError, ImportError, SafetensorError, StrictDataclassError),
@@ -76,10 +87,11 @@ class Settings:
         return [] if {*QUERY_PROMPTS, *PASSAGE_PROMPTS} & {*names} else names
 
 
-def checkpoint_folder(name_or_path: str) -> Path:
+def checkpoint_folder(name_or_path: str, *, is_reranker: bool = False) -> Path:
     """Return the folder of a checkpoint, after checking its files; a hub name is downloaded into the hub's cache.
 
-    Raises InputError if it is no sentence encoder, is damaged, or has settings that run code.
+    Raises InputError if it is no sentence encoder (no cross-encoder if `is_reranker`), is damaged, or has settings that
+    run code.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
@@ -97,7 +109,9 @@ def checkpoint_folder(name_or_path: str) -> Path:
         raise InputError(f"{name_or_path}: expected a checkpoint, got a folder without config.json and weights.")
     check_untrusted_folder(folder)
     _check_weight_files(files)
-    if not (modules := folder / "modules.json").exists():
+    if is_reranker:
+        _check_reranker(name_or_path, folder / "config.json")
+    elif not (modules := folder / "modules.json").exists():
         _check_architecture(name_or_path, folder / "config.json")
     elif not read_settings(modules):
         raise InputError(f"{modules}: expected a list of modules, got none. Copy the file again")
@@ -110,6 +124,14 @@ def checkpoint_files(folder: Path) -> list[Path]:
     paths |= {path for each in folder.rglob(_PICKLED) for path in pickled_files(each.parent)}
     names = {path.relative_to(folder) for path in paths}
     return sorted(folder / name for name in names - {Path(SETTINGS_FILE)} if name.parts[0] not in _EXPORTS)
+
+
+def checkpoint_fingerprint(name: str, folder: Path) -> str:
+    """Return a hash of the checkpoint's files, the same in another folder."""
+    digest = hashlib.sha256()
+    for path in track(checkpoint_files(folder), f"hashing {name}", unit="files"):
+        digest.update(f"{path.relative_to(folder)} {sha256_of(path)}".encode())
+    return digest.hexdigest()
 
 
 def read_encoder_settings(folder: Path) -> Settings:
@@ -144,15 +166,35 @@ def _check_weight_files(files: list[Path]) -> None:
                 raise InputError(f"{path}: expected a safetensors file, got {error}. Copy the file again") from error
 
 
-def _check_architecture(name: str, path: Path) -> None:
-    """Raise InputError if a checkpoint of transformers alone, which gets mean pooling, is no encoder."""
-    if not path.exists():
-        raise InputError(f"{name}: expected modules.json or config.json, got neither. Choose another folder")
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """Return a config.json, and the name of its class of model."""
     config = read_settings(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(config).__name__}. Copy the file again")
     names = config.get("architectures")
-    architecture = str(names[0]) if isinstance(names, list) and names else ""
+    return config, str(names[0]) if isinstance(names, list) and names else ""
+
+
+def _check_reranker(name: str, path: Path) -> None:
+    """Raise InputError unless a checkpoint is a cross-encoder with one score."""
+    architecture, labels = "no config.json", 1
+    if path.exists():
+        config, architecture = _read_config(path)
+        id2label = config.get("id2label")
+        labels = len(id2label) if isinstance(id2label, dict) else config.get("num_labels", 2)
+    if not architecture.endswith("ForSequenceClassification") or labels != 1:
+        what = f"{architecture or 'another model'} with {labels} labels" if labels != 1 else architecture
+        raise InputError(
+            f"--reranker_model {name}: expected a cross-encoder, a model for sequence classification with one label, "
+            f"got {what or 'another model'}. Choose another checkpoint"
+        )
+
+
+def _check_architecture(name: str, path: Path) -> None:
+    """Raise InputError if a checkpoint of transformers alone, which gets mean pooling, is no encoder."""
+    if not path.exists():
+        raise InputError(f"{name}: expected modules.json or config.json, got neither. Choose another folder")
+    config, architecture = _read_config(path)
     kind = next((kind for ending, kind in _OTHER_MODELS.items() if architecture.endswith(ending)), "")
     if config.get("is_encoder_decoder") and not architecture.endswith(("Encoder", "EncoderModel")):
         kind = "an encoder-decoder"
@@ -179,17 +221,9 @@ def load_encoder(name: str, folder: Path, device: torch.device, truncate_dim: in
 
     if any(path.suffix == ".bin" for path in checkpoint_files(folder)):
         log_pickled(name)
-    weights = {"dtype": torch.float32, **_OWN_CHOICE}
     # Old versions of sentence-transformers do not read truncate_dim from the checkpoint.
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "truncate_dim": truncate_dim}
-    with (
-        Progress(f"loading {name}"),
-        _errors(name),
-        quiet_transformers(),
-        _without_zero3_init(),
-        _recorded_loading() as loaded,
-    ):
-        model = SentenceTransformer(str(folder), device=str(device), model_kwargs=weights, **options)
+    with _loading(name, "a sentence encoder") as loaded:
+        model = SentenceTransformer(str(folder), device=str(device), truncate_dim=truncate_dim, **_LOAD_OPTIONS)
     for part, loading in loaded:
         _check_loaded(name, part, loading, reads_pooler=_reads_pooler(model))
     for module in model.modules():
@@ -199,8 +233,41 @@ def load_encoder(name: str, folder: Path, device: torch.device, truncate_dim: in
     return model
 
 
+def load_reranker(name: str, folder: Path, device: torch.device) -> "CrossEncoder":
+    """Return the frozen cross-encoder with float32 weights. Raises InputError if it cannot be loaded, or lacks weights.
+
+    Its inputs are cut at the positions of the model.
+    """
+    from sentence_transformers import CrossEncoder
+
+    if any(path.suffix == ".bin" for path in checkpoint_files(folder)):
+        log_pickled(name)
+    with _loading(name, "a cross-encoder") as loaded:
+        model = CrossEncoder(str(folder), device=str(device), **_LOAD_OPTIONS)
+        model.predict([("a", "a")], show_progress_bar=False)
+    for part, loading in loaded:
+        _check_loaded(name, part, loading, reads_pooler=True)
+    for module in model.modules():
+        _check_tokenizer(name, module)
+        _check_positions(name, module)
+    return model.eval()  # type: ignore[no-any-return]
+
+
 @contextmanager
-def _errors(name: str) -> Iterator[None]:
+def _loading(name: str, kind: str) -> Iterator[list[tuple[PreTrainedModel, dict[str, Any]]]]:
+    """Show the progress of loading, outside of ZeRO-3's initialization; yield as `_recorded_loading` does."""
+    with (
+        Progress(f"loading {name}"),
+        _errors(name, kind),
+        quiet_transformers(),
+        _without_zero3_init(),
+        _recorded_loading() as loaded,
+    ):
+        yield loaded
+
+
+@contextmanager
+def _errors(name: str, kind: str = "a sentence encoder") -> Iterator[None]:
     """Raise the errors of libraries that read a checkpoint as InputError, in one line."""
     try:
         yield
@@ -208,7 +275,7 @@ def _errors(name: str) -> Iterator[None]:
         raise
     except _LOADING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{name}: expected a sentence encoder, got an error: {reason}") from error
+        raise InputError(f"{name}: expected {kind}, got an error: {reason}") from error
 
 
 def _check_embeddings(name: str, model: "SentenceTransformer") -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -29,7 +30,7 @@ from rqa.timing import Span, record_spans, summarize_spans
 log = logging.getLogger(__name__)
 Stages = dict[str, dict[str, float]]
 # Rows of the corpus (n, k), -1 if there are fewer, and their scores (n, k); `seconds` and `stages` of a `Retrieval`.
-_Hits = tuple[NDArray[np.int64], NDArray[np.float64], float | None, Stages]
+_Hits = tuple[NDArray[np.int64], NDArray[Any], float | None, Stages]
 
 KS = (1, 3, 5, 10)  # cut-offs of the retrieval scores
 FORMAT = 3  # of cached results
@@ -94,6 +95,31 @@ class Verifiable(Protocol):
         """Wait for the comparison. Raises InputError if a file is damaged."""
 
 
+class CorpusRetriever(ABC):
+    """A retriever of this package: it returns rows of a corpus, so that memory holds no text of passages."""
+
+    def __init__(self, passages: PassageStore) -> None:
+        self.passages = passages
+
+    @abstractmethod
+    def search(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return rows (n, k), best first, ties in the order of the corpus, and scores (n, k).
+
+        If there are fewer than k, the tail has row -1 and score -inf.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return an identifier that changes whenever retrieval results may change."""
+
+    def retrieve(self, queries: Sequence[str], k: int) -> list[list[Retrieved]]:
+        """Return for each query at most `k` distinct passages, best first."""
+        return [*HitLists.ranked(self.passages, *self.search(queries, k))]
+
+    def verify(self) -> None:  # noqa: B027  # some compare their files when they are opened
+        """Wait until every file was compared with its checksums. Raises InputError if one is damaged."""
+
+
 def build_query(example: Example, *, history_turns: int = 1) -> str:
     """Return the question, after the last `history_turns` messages of the user before it."""
     earlier = [turn.text for turn in example.chat_history if turn.role == "user"]
@@ -147,43 +173,52 @@ def _search(retriever: Retriever, queries: Sequence[str], passages: PassageStore
     retriever.retrieve(queries[:1], k)
     start = time.perf_counter()
     with record_spans() as spans:
-        retrieved = retriever.retrieve(queries, k)
+        rows, scores = _ranked_rows(retriever, queries, passages, k)
     seconds = time.perf_counter() - start
     if queries and not spans:
         spans = [Span("retrieve", seconds, len(queries))]  # the retriever records no stages
+    return rows, scores, seconds, summarize_spans(spans)
+
+
+def _ranked_rows(
+    retriever: Retriever, queries: Sequence[str], passages: PassageStore, k: int
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return the rows (n, k) of the retrieved passages, -1 if there are fewer, and their scores (n, k)."""
+    if isinstance(retriever, CorpusRetriever):
+        return retriever.search(queries, k)
     rows, scores = np.full((len(queries), k), -1, np.int64), np.zeros((len(queries), k), np.float64)
-    for i, hits in enumerate(retrieved):
+    for i, hits in enumerate(retriever.retrieve(queries, k)):
         numbers = [passages.row_of(hit.passage.id) for hit in hits]
         if None in numbers or len(hits) > k:
             raise ValueError(f"{type(retriever).__name__}.retrieve: expected at most {k} passages of the corpus")
         rows[i, : len(hits)] = np.array(numbers, np.int64)
         scores[i, : len(hits)] = [hit.score for hit in hits]
-    return rows, scores, seconds, summarize_spans(spans)
+    return rows, scores
 
 
-def uses_only_gold(embedding_model: str, splits: Sequence[Sequence[Example]]) -> bool:
+def uses_only_gold(has_retriever: bool, splits: Sequence[Sequence[Example]]) -> bool:
     """Return True if gold passages are the only ones: no retriever, and no example with contexts."""
-    return not embedding_model and not any(example.contexts for example in chain(*splits))
+    return not has_retriever and not any(example.contexts for example in chain(*splits))
 
 
 def open_corpus(
-    embedding_model: str, splits: Sequence[Sequence[Example]], path: str, **options: Any
+    has_retriever: bool, splits: Sequence[Sequence[Example]], path: str, **options: Any
 ) -> PassageStore | None:
     """Return the corpus that a retriever searches, or None if there is no retriever.
 
     `options` are those of `open_passages`. Raises InputError as it does, and InputError or DataError if examples have
     no contexts either.
     """
-    if embedding_model:
+    if has_retriever:
         return open_passages(path, **options)
-    if uses_only_gold(embedding_model, splits):
+    if uses_only_gold(has_retriever, splits):
         raise InputError("--embedding_model: expected a sentence encoder, got none, and no question has ctxs.")
     _check_contexts(splits)
     return None
 
 
 def _check_contexts(splits: Sequence[Sequence[Example]]) -> None:
-    problem = 'field "ctxs": expected passages, got none. Add them, or set --embedding_model.'
+    problem = 'field "ctxs": expected passages, got none. Add them, or set --embedding_model or --retriever bm25.'
     error = DataError()
     for example in chain(*splits):
         if not example.contexts:
@@ -217,7 +252,7 @@ def retrieve_splits(
     if passages is None:
         raise ValueError("retrieve_splits: expected the corpus that the retriever searches, got None")
     if num_given := sum(bool(example.contexts) for example in chain(*splits)):
-        log.info('--embedding_model is set: the "ctxs" of %s are ignored', plural(num_given, "question"))
+        log.info('a retriever is set: the "ctxs" of %s are ignored', plural(num_given, "question"))
     _log_missing_gold(chain(*splits), passages)
     results: list[Any] = [None]
     if accelerator.is_main_process:

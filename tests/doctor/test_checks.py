@@ -329,10 +329,10 @@ def test_the_source_of_passages_is_that_of_the_recipe(method, evals, corpus, sou
 
 def test_ctxs_are_read_in_place_of_a_corpus_only_without_an_encoder():
     splits = {"train": [GOLD], "eval": [CTXS], "test": []}
-    for has_encoder, expected in ((False, "ctxs"), (True, CORPUS)):
-        sources = sources_of("swr", splits, CORPUS, has_encoder=has_encoder)
+    for has_retriever, expected in ((False, "ctxs"), (True, CORPUS)):
+        sources = sources_of("swr", splits, CORPUS, has_retriever=has_retriever)
         assert [*sources.values()] == [expected] * 3
-    assert [*sources_of("swr", {**splits, "eval": []}, CORPUS, has_encoder=False).values()] == [CORPUS] * 3
+    assert [*sources_of("swr", {**splits, "eval": []}, CORPUS, has_retriever=False).values()] == [CORPUS] * 3
 
 
 @pytest.mark.parametrize(("source", "bare"), [("gold", ["x:1"]), ("ctxs", ["x:1", "x:2"]), (CORPUS, [])])

@@ -10,7 +10,9 @@ from unittest.mock import patch
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoTokenizer,
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     BertTokenizerFast,
     Gemma2Config,
@@ -135,7 +137,13 @@ def save_decoder(folder: Path, model: PreTrainedModel | None = None) -> str:
 
 
 def save_encoder(
-    folder: Path, *, seed: int = 0, prompts: dict[str, str] | None = None, pooling: str = "mean", size: int = 32
+    folder: Path,
+    *,
+    seed: int = 0,
+    prompts: dict[str, str] | None = None,
+    pooling: str = "mean",
+    size: int = 32,
+    length: int = 128,
 ) -> str:
     """Write a sentence-transformers checkpoint: a BERT, a WordPiece tokenizer of single characters, a pooling."""
     from sentence_transformers import SentenceTransformer
@@ -152,7 +160,7 @@ def save_encoder(
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=48,
-        max_position_embeddings=128,
+        max_position_embeddings=length,
         initializer_range=0.3,
     )
     with torch.random.fork_rng(devices=[]):
@@ -161,10 +169,20 @@ def save_encoder(
     plain = folder / "plain"
     model.save_pretrained(plain)
     BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(plain)
-    transformer = Transformer(str(plain), max_seq_length=128)
+    transformer = Transformer(str(plain), max_seq_length=length)
     modules = [transformer, Pooling(size, pooling_mode=pooling)]
     SentenceTransformer(modules=modules, prompts=prompts or {}, device="cpu").save(str(folder / "encoder"))
     return str(folder / "encoder")
+
+
+def save_reranker(folder: Path, plain: Path, *, seed: int = 0) -> str:
+    """Write a cross-encoder with one score: its sizes and tokenizer are those of the BERT in `plain`."""
+    config = BertConfig.from_pretrained(plain, num_labels=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(folder)
+    return str(folder)
 
 
 def random_batch(

@@ -13,11 +13,11 @@ from world import ACCELERATE_LAUNCH, files, launch, read_jsonl, torchrun, write_
 
 from rqa.data.corpus import open_passages
 from rqa.data.records import load_splits
-from rqa.retrieval.dense import open_retriever
-from rqa.retrieval.retrieve import retrieve_splits
+from rqa.retrieval.opening import open_retriever
+from rqa.retrieval.retrieve import KS, retrieve_splits
 
 EXACT = {"--bf16": "false", "--max_new_tokens": "12"}
-MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
+MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 EVALUATION_FILES = {"score.json", "predictions.jsonl"}
 
@@ -51,7 +51,7 @@ def test_a_run_writes_exactly_its_files(swr):
     evaluations = {f"{name}/{file}" for name in ("eval-000003", "eval-000004", "test") for file in EVALUATION_FILES}
     state = {"manifest.json", "model.safetensors", "optimizer.bin", "random_states_0.pkl"}
     checkpoint = {f"checkpoints/step-00000004/{name}" for name in state | {"metrics.jsonl", "timings.jsonl"}}
-    logs = {"config.json", "metrics.jsonl", "timings.jsonl", "report.html"}
+    logs = {"card.json", "config.json", "metrics.jsonl", "timings.jsonl", "report.html"}
     assert files(out) == logs | model | evaluations | checkpoint
 
 
@@ -319,3 +319,15 @@ def test_invalid_input_is_an_error_before_loading(world, flags, words):
     error = printed.partition("error: ")[2]
     assert all(word in error for word in words)
     assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_a_run_without_an_encoder_reads_the_passages_of_bm25(world, tmp_path):
+    run = {"--max_steps": "1", "--output_dir": str(tmp_path / "run"), "--query_history": "0"}
+    flags = {"--model_name_or_path": world.model, "--retriever": "bm25", "--embedding_max_num_to_retrieve": "2"}
+    launch("swr_starling.py", flags | run | world.data | EXACT)
+    corpus = open_passages(world.corpus)
+    retriever = open_retriever(corpus, "", tmp_path / "index", device=torch.device("cpu"), retriever="bm25")
+    for row in read_jsonl(tmp_path / "run/test/predictions.jsonl"):
+        [hits] = retriever.retrieve([row["question"]], max(KS))
+        assert [each["id"] for each in row["passages"]] == [hit.passage.id for hit in hits]

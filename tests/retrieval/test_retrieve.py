@@ -20,9 +20,9 @@ from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, Turn, load_examples
 from rqa.errors import InputError
 from rqa.retrieval import verification
-from rqa.retrieval.dense import open_retriever
 from rqa.retrieval.encoder import Encoder
 from rqa.retrieval.index import DamagedIndexError
+from rqa.retrieval.opening import open_retriever
 from rqa.retrieval.retrieve import Retrieval, Retrieved, build_query, open_corpus, retrieve_splits, uses_only_gold
 from rqa.retrieval.verification import Verification
 
@@ -238,35 +238,35 @@ def test_without_a_retriever_examples_without_contexts_are_refused():
     splits[2][0] = replace(splits[2][0], where="")
     for call in (
         lambda: retrieve_splits(Accelerator(cpu=True), None, None, splits, 3),
-        lambda: open_corpus("", splits, "no/such/corpus"),
+        lambda: open_corpus(False, splits, "no/such/corpus"),
     ):
         with pytest.raises(DataError) as caught:
             call()
         lines = str(caught.value).splitlines()
         places = ("train.json[1]", "train.json[2]", "test0")
         assert [line.partition(":")[0] for line in lines] == list(places)
-        assert all('"ctxs"' in line and "set --embedding_model." in line for line in lines)
+        assert all('"ctxs"' in line and "set --embedding_model or --retriever bm25." in line for line in lines)
     with pytest.raises(InputError, match=r"--embedding_model: expected .*ctxs"):
-        open_corpus("", [with_contexts(())], "")
+        open_corpus(False, [with_contexts(())], "")
 
 
 def test_the_corpus_is_opened_only_for_a_retriever(world):
-    store = open_corpus("encoder", [with_contexts(())], world.corpus)
+    store = open_corpus(True, [with_contexts(())], world.corpus)
     assert store[:] == open_passages(world.corpus)[:]
-    assert open_corpus("", [with_contexts((0,)), []], world.corpus) is None
+    assert open_corpus(False, [with_contexts((0,)), []], world.corpus) is None
 
 
 @pytest.mark.parametrize(
-    ("encoder", "splits", "expected"),
+    ("has_retriever", "splits", "expected"),
     [
-        ("", [with_contexts((), ()), []], True),
-        ("", [[]], True),
-        ("", [with_contexts(()), with_contexts((), (0,))], False),
-        ("encoder", [with_contexts(())], False),
+        (False, [with_contexts((), ()), []], True),
+        (False, [[]], True),
+        (False, [with_contexts(()), with_contexts((), (0,))], False),
+        (True, [with_contexts(())], False),
     ],
 )
-def test_gold_is_used_if_there_are_no_other_passages(encoder, splits, expected):
-    assert uses_only_gold(encoder, splits) is expected
+def test_gold_is_used_if_there_are_no_other_passages(has_retriever, splits, expected):
+    assert uses_only_gold(has_retriever, splits) is expected
 
 
 def test_a_retriever_ignores_contexts_and_logs_it(world, tmp_path, log):
