@@ -52,7 +52,7 @@ def main() -> None:
 def open_chat(generator: cli.GeneratorArgs, search: cli.RetrievalArgs, question: str | None) -> "generation.Chat":
     """Load everything; raise InputError before the model is loaded if the question does not fit its prompt."""
     name = generator.model_name_or_path
-    passages = data.open_passages(search.full_dataset_file_path)
+    passages = data.open_passages(**search.corpus_options)
     accelerator = distributed.make_accelerator(bf16=generator.bf16, deepspeed=None)
     collator = models.load_collator(name, **generator.collator_options)
     if question is not None:

@@ -17,7 +17,7 @@ from rqa.cli import Parser, at_least, check_output, run_main
 from rqa.errors import InputError
 from rqa.terminal import write_result
 
-PARTIAL = ("judge_accuracy", "citation_precision", "citation_recall")  # compared on the questions that both sides have
+PARTIAL = ("judge_", "citation_")  # beginnings of metrics that are compared on the questions that both sides have
 MAX_CHARACTERS = 300  # of a printed text; --output has the whole text
 
 
@@ -67,7 +67,7 @@ def print_table(report: dict[str, Any], labels: dict[str, str]) -> None:
         rows.append([labels[name], *map(cell, report["scores"][name], report["intervals"][name])])
         if result := results.get(name):
             p_value = f"{result['p_value']:.4f}"
-            if name in PARTIAL and result["questions"] < report["questions"][0]:
+            if name.startswith(PARTIAL) and result["questions"] < report["questions"][0]:
                 p_value += f" (of {result['questions']} questions)"
             rows[-1] += [cell(result["difference"], (result["low"], result["high"]), "+"), p_value]
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(1, len(rows[0]))]

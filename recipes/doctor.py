@@ -106,7 +106,7 @@ def main() -> int:
     is_sft, layout = options.method == "sft", optim.layout(processes, 0)
     retriever = replace(search, embedding_model=search.embedding_model or search.full_dataset_file_path)
     splits, findings = doctor.read_splits(*files.paths, **cli.row_options(files, retriever, prompt, is_sft=is_sft))
-    corpus, corpus_findings = doctor.read_corpus(search.full_dataset_file_path)
+    corpus, corpus_findings = doctor.read_corpus(**search.corpus_options)
     sources = doctor.sources_of(options.method, splits, corpus, has_retriever=search.has_retriever)
     k = search.embedding_max_num_to_retrieve
     findings += [*corpus_findings, *doctor.record_findings(splits, sources, corpus, k)]

@@ -34,17 +34,17 @@ def main() -> None:
     [rows] = data.load_splits(flags.test_file, **cli.row_options(flags, search, generator))
     splits = [examples] = [rows[: flags.max_examples]]
     if flags.gen_gpt4eval:
-        if not any(example.answers or example.unanswerable for example in examples):
+        if not (generator.citations or any(example.answers or example.unanswerable for example in examples)):
             raise InputError(f"--gen_gpt4eval true: expected references in {flags.test_file}, got none to judge by")
         client = judge.Judge(**judging.client_options, cache_path=Path(flags.output_dir, judge.RESPONSES_FILE))
         if judging.judge_labels:
-            judge.read_labels(judging.judge_labels, [example.id for example in examples])
+            judge.read_labels(judging.judge_labels, examples)
     is_gold = retrieval.uses_only_gold(search.has_retriever, splits)
     if is_gold and flags.context_report:
         raise InputError("--context_report true: expected --embedding_model, or ctxs in the questions, got only gold")
     if is_gold:
         log.info("passages: the gold passages of the questions; no retrieval")
-    passages = None if is_gold else retrieval.open_corpus(search.has_retriever, search.full_dataset_file_path, splits)
+    passages = None if is_gold else retrieval.open_corpus(search.has_retriever, splits, **search.corpus_options)
     accelerator = distributed.make_accelerator(bf16=generator.bf16, deepspeed=None)
     folder = training.new_folder(accelerator, flags.output_dir, break_lock=flags.break_lock)
     model = collator = endpoint = None

@@ -11,7 +11,7 @@ T5, mT5, UMT5, BART, T5Gemma and pairs of BERTs work. If the questions have pass
 from collections.abc import Sequence
 from functools import partial
 
-from rqa import cli, data, distributed, evaluation, models, prompts, report, retrieval, training
+from rqa import cli, data, distributed, evaluation, models, prompts, retrieval, sharing, training
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
 
     # Records and prompts: errors in the files are raised before anything is loaded.
     splits = train, evals, tests = data.load_splits(*files.paths, **cli.row_options(files, search, prompt))
-    passages = retrieval.open_corpus(search.has_retriever, search.full_dataset_file_path, splits)
+    passages = retrieval.open_corpus(search.has_retriever, splits, **search.corpus_options)
     collator = models.load_collator(name, **prompt.collator_options)
     collator.check(train, answers=True, num_passages=k + 1, **mix.refusal_options)
     collator.check([*evals, *tests], num_passages=k, refusal_answer=mix.refusal_answer)
@@ -99,11 +99,11 @@ def main() -> int:
     # The best or the last model: export and test
     run.checkpoints.load_best()
     training.export(accelerator, model, collator.builder.tokenizer, folder / "model", **weights)
+    if accelerator.is_main_process:
+        sharing.record_run(folder, splits, **cli.card_facts(config))
     if tests:
         run.log.evaluation("test", evaluator(tests, test_hits, folder / "test"))
-    if accelerator.is_main_process:
-        run.log.info(f"report: {report.write_report(folder)}")
-    return 0
+    return sharing.finish_run(accelerator, folder, **output.sharing_options)
 
 
 if __name__ == "__main__":

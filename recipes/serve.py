@@ -28,7 +28,7 @@ def main() -> None:
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise InputError(f"expected one process, got {processes}. Launch with `python {sys.argv[0]} …`")
     access = serving.Access(args.host, args.token)
-    feedback = serving.Feedback(args.feedback_path)
+    feedback = serving.Feedback(args.feedback_path, citations=generator.citations)
     chat = open_chat(generator, search, args.max_batch_size)
     batcher = serving.Batcher(chat, batch_size=args.max_batch_size, max_queue=args.max_queue)
     app = serving.make_app(batcher, feedback, access, model=args.served_model_name, answer_timeout=args.answer_timeout)
@@ -38,7 +38,7 @@ def main() -> None:
 def open_chat(generator: cli.GeneratorArgs, search: cli.RetrievalArgs, batch_size: int) -> "generation.Chat":
     """Load everything that an answer needs, and verify the index."""
     name = generator.model_name_or_path
-    passages = data.open_passages(search.full_dataset_file_path)
+    passages = data.open_passages(**search.corpus_options)
     accelerator = distributed.make_accelerator(bf16=generator.bf16, deepspeed=None)
     collator = models.load_collator(name, **generator.collator_options)
     attention = models.attention_for(accelerator, name, **generator.attention_options)

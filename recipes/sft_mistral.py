@@ -10,7 +10,7 @@ Any decoder works, with the chat flags or its own chat template.
 from collections.abc import Sequence
 from functools import partial
 
-from rqa import cli, data, distributed, evaluation, models, prompts, report, retrieval, training
+from rqa import cli, data, distributed, evaluation, models, prompts, retrieval, sharing, training
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     splits = train, evals, tests = data.load_splits(*files.paths, **cli.row_options(files, search, prompt, is_sft=True))
     data.warn_without_gold(train)
     is_gold = retrieval.uses_only_gold(search.has_retriever, unseen := splits[1:])
-    passages = None if is_gold else retrieval.open_corpus(search.has_retriever, search.full_dataset_file_path, unseen)
+    passages = None if is_gold else retrieval.open_corpus(search.has_retriever, unseen, **search.corpus_options)
     collator = models.load_collator(name, **prompt.collator_options)
     collator.check(train, answers=True)
     collator.check([*evals, *tests], num_passages=k)
@@ -99,11 +99,11 @@ def main() -> int:
     # The best or the last model: export and test
     run.checkpoints.load_best()
     training.export(accelerator, model, collator.builder.tokenizer, folder / "model", **weights)
+    if accelerator.is_main_process:
+        sharing.record_run(folder, splits, **cli.card_facts(config))
     if tests:
         run.log.evaluation("test", evaluator(tests, test_hits, folder / "test"))
-    if accelerator.is_main_process:
-        run.log.info(f"report: {report.write_report(folder)}")
-    return 0
+    return sharing.finish_run(accelerator, folder, **output.sharing_options)
 
 
 if __name__ == "__main__":

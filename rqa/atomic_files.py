@@ -4,8 +4,10 @@ After a full disk, a kill or a power cut the path holds the old content or the n
 a file in place: after a kill its last line may be incomplete.
 """
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,6 +17,10 @@ from errno import ENOSPC
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from rqa.errors import InputError
+
+log = logging.getLogger(__name__)
 
 HASH_THREADS = 8  # SHA-256 takes 1.6 GB/s of one core; a disk array delivers several times that
 LFS_POINTER = b"version https://git-lfs"  # the start of a file whose content Git LFS has not fetched
@@ -153,3 +159,27 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def folder_lock(folder: Path, content: str, advice: str = "") -> Iterator[None]:
+    """Hold the lock of a folder, which ends with the process: two runs never build the same `content`.
+
+    The folder is created if it is missing. Raises InputError with the advice if that is impossible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{folder}: expected a folder for {content}, got {error.strerror}. {advice}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: waiting for another process that builds %s", folder, content)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s: no lock (%s). Build %s with one process at a time.", folder, error, content)
+        yield
+    finally:
+        os.close(descriptor)

@@ -18,7 +18,13 @@ ANSWER_STORE = "rqa.generation.answers.AnswerStore"
 SPLITTER = "rqa.documents.splitter.Splitter"
 WRITER = "rqa.documents.writer"
 COLLATOR = "rqa.prompts.collators.Collator"
+CARD = "rqa.sharing.card"
+HUB = "rqa.sharing.hub"
 SERVER = "rqa.generation.endpoint_generator.EndpointGenerator"
+SUPPORT = "rqa.judge.citation_support"
+SAMPLER = "rqa.questions.sampling.PassageSampler"
+BY_ANSWER = "rqa.questions.rules._broken_by_answer"
+REVIEWER = "rqa.questions.review.Reviewer"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -1208,8 +1214,8 @@ PROMISES = (
         Without(
             "the shared scores",
             "rqa.evaluation.significance._with_shared_scores",
-            "replace(row, citation_scores=citation_scores, judge_scores=judge_scores)",
-            "replace(row, judge_scores=judge_scores)",
+            "replace(row, citation_scores=shared('citation_scores'), judge_scores=shared('judge_scores'))",
+            "replace(row, judge_scores=shared('judge_scores'))",
         ),
     ),
     Promise(
@@ -1434,9 +1440,29 @@ PROMISES = (
         Without("a part is removed", "rqa.atomic_files.append_line", "os.ftruncate(descriptor, size)"),
     ),
     Promise(
-        "Feedback describes the answer, once, and --judge_labels reads it",
+        "Feedback describes the answer, once",
         "serving/test_app.py::test_feedback_is_a_row_that_describes_the_answer",
         Without("once", "rqa.serving.feedback.Feedback.add", "del self._answers[str(id)]"),
+    ),
+    Promise(
+        "Answers that users rate as correct become gold answers, which cite their gold passages",
+        "serving/test_app.py::test_feedback_becomes_questions_whose_gold_passages_are_the_cited_ones",
+        Without("the rating", "rqa.conversion.feedback.feedback_questions", "row.flag('correct')", "True"),
+        Without("the cited passages", "rqa.conversion.feedback._question", "[passages[...] for number in cited]", "[]"),
+        Without(
+            "the numbers", "rqa.conversion.feedback._question", "{old: new for new, old in enumerate(cited, 1)}", "{}"
+        ),
+    ),
+    Promise(
+        "--judge_labels reads feedback on the answers of the evaluation",
+        "serving/test_app.py::test_feedback_is_the_verdict_on_an_equal_answer_of_the_evaluation",
+        Without("equal answers", "rqa.judge.judge_evaluation._matched", "isinstance(each, PredictionRecord)", "False"),
+        Without(
+            "equal conversations",
+            "rqa.judge.judge_evaluation._history",
+            "row.objects('chat_history', optional=True)",
+            "[]",
+        ),
     ),
     Promise(
         "The page shows answers and passages as text, marks cited ones, and loads nothing",
@@ -1489,7 +1515,7 @@ PROMISES = (
         Without(
             "the lock",
             "rqa.retrieval.dense.open_dense_retriever",
-            "folder_lock(index_path)",
+            "folder_lock(index_path, 'the index', OTHER_PATH)",
             "__import__('contextlib').nullcontext()",
         ),
     ),
@@ -2157,6 +2183,34 @@ PROMISES = (
     ),
     # The judge
     Promise(
+        "Precision and recall of supported citations equal those by hand",
+        "judge/test_citation_support.py::test_scores_equal_those_by_hand",
+        Without(
+            "a number that is cited twice counts once",
+            f"{SUPPORT}.support_scores",
+            "{*each.cited}",
+            "each.cited",
+        ),
+        Without(
+            "sentences without citations count",
+            f"{SUPPORT}.support_scores",
+            "100 * sum(each.is_supported for each in judged) / len(judged)",
+            "100 * sum(each.is_supported for each in judged) / len([each for each in judged if each.cited])",
+        ),
+    ),
+    Promise(
+        "Missing verdicts on citations widen the bounds, and are paid for once",
+        "judge/test_citation_support.py::test_missing_verdicts_widen_the_bounds_and_are_paid_for_later",
+        Without("the upper bound", f"{SUPPORT}.summarize_support", "_full(row)", "{}"),
+    ),
+    Promise(
+        "A verdict on citations is complete and does not contradict itself",
+        "judge/test_citation_support.py::test_malformed_reply_is_no_verdict",
+        Without("each sentence once", "rqa.judge.verdicts._support", "len(support) < len(items)", "False"),
+        Without("each cited sentence", "rqa.judge.verdicts._support", "not cited.keys() <= support.keys()", "False"),
+        Without("support by a passage", "rqa.judge.verdicts._support", "own if is_consistent else None", "own"),
+    ),
+    Promise(
         "A response of the judge is read to 1 MiB, uncompressed, and not requested again",
         "judge/test_client.py::test_body_without_end_is_read_to_a_limit_and_not_paid_again",
         Without("the limit", "rqa.endpoint.client._Run.read", "len(data) > _MAX_RESPONSE_BYTES", "False"),
@@ -2197,11 +2251,11 @@ PROMISES = (
     Promise(
         "A quoted verdict, or one in a draft, never replaces the judge's decision",
         "judge/test_client.py::test_ambiguous_content_has_no_verdict",
-        Without("drafts are left out", "rqa.judge.verdicts.read_verdict", "_without_draft(content)", "content"),
+        Without("drafts are left out", "rqa.judge.verdicts._read", "without_draft(content)", "content"),
         Without(
             "the last object decides, if it alone has its lines",
             "rqa.judge.verdicts._decision_in",
-            "len({_correct(value) for value in alone}) == 1 and alone[-1] is spans[-1][2]",
+            "is_clear and alone[-1] is spans[-1][2]",
             "bool(alone)",
         ),
     ),
@@ -2558,8 +2612,55 @@ PROMISES = (
         Without(
             "a checksum of each row",
             "rqa.data.corpus.PassageStore._read",
-            "zlib.crc32(line) != self._checksums[row]",
+            "zlib.crc32(line) != self._table.checksums[row]",
             "False",
+        ),
+    ),
+    Promise(
+        "The quick scan of a corpus equals one row at a time, in blocks of any size, also cached",
+        "data/test_corpus_cache.py::test_any_reading_equals_one_row_at_a_time",
+        Without(
+            "white space in texts with escapes",
+            "rqa.data.passage_rows._quick_row",
+            "has_escapes or has_double_space or not text.isascii() or text[0] == ' ' or text[-1] == ' '",
+            "False",
+        ),
+        Without(
+            "the sources of duplicates",
+            "rqa.data.corpus_table.Table.later_sources_of",
+            "json.loads(self.later_sources[start:end].tobytes())",
+            "[]",
+        ),
+    ),
+    Promise(
+        "Any number of processes reads the same corpus",
+        "data/test_corpus_cache.py::test_any_number_of_processes_reads_the_same",
+        Without(
+            "blocks in their order",
+            "rqa.data.scan_workers.scan_blocks",
+            "pending.popleft()",
+            "pending.pop()",
+        ),
+    ),
+    Promise(
+        "A damaged cache of a corpus is built again",
+        "data/test_corpus_cache.py::test_a_damaged_cache_is_built_again",
+        Without(
+            "checksums of the arrays",
+            "rqa.data.corpus_cache.CorpusCache.load",
+            "_checksums(Table.paths(self.folder)) != manifest['arrays']",
+            "False",
+        ),
+    ),
+    Promise(
+        "A change that the samples miss is an error at access, and then read again",
+        "data/test_corpus_cache.py::test_a_change_between_the_samples_is_found_at_access_and_by_verify",
+        Without("the cache is discarded", "rqa.data.corpus.PassageStore._read", "self._discard()"),
+        Without(
+            "all is compared if the time differs",
+            "rqa.data.corpus_cache.CorpusCache._is_unchanged",
+            "is_copy or verify",
+            "verify",
         ),
     ),
     Promise(
@@ -2594,15 +2695,15 @@ PROMISES = (
         "data/test_data_file.py::test_memory_does_not_grow_with_the_text",
         Without(
             "decompressed into a file",
-            f"{DATA_FILE}.open_data",
-            "spooled(path, len(data), _decompressed(data)) if str(path).endswith('.gz') else data",
-            "b''.join(_decompressed(data)) if str(path).endswith('.gz') else data",
+            f"{DATA_FILE}.unpacked",
+            "spooled(packed.path, len(packed), _decompressed(packed), target)",
+            "b''.join(_decompressed(packed))",
         ),
     ),
     Promise(
         "A line without an end is refused in little memory",
         "data/test_data_file.py::test_a_line_without_end_is_refused_in_little_memory",
-        Without("the longest line", "rqa.data.jsonl._split", "len(rest) > MAX_LINE_BYTES", "len(rest) > 2**28"),
+        Without("the longest line", "rqa.data.jsonl.line_blocks", "len(rest) > MAX_LINE_BYTES", "len(rest) > 2**28"),
     ),
     Promise(
         "A pickle needs little more memory than its bytes",
@@ -2616,6 +2717,47 @@ PROMISES = (
         Without("the memo and frames are bounded", "rqa.data.localrqa._scan", "value > limit", "False"),
     ),
     # The index
+    Promise(
+        "After a kill the blocks that are missing are embedded, no others, and the index has the same bytes",
+        "retrieval/test_vectors.py::test_after_a_kill_the_missing_blocks_alone_are_embedded",
+        Without(
+            "stored vectors are found", "rqa.retrieval.dense._embed", "opened[0].missing", "np.arange(len(passages))"
+        ),
+        Without(
+            "blocks of the size that the corpus has",
+            "rqa.retrieval.dense._embed",
+            "block_size(len(passages))",
+            "block_size(4 * len(missing))",
+        ),
+    ),
+    Promise(
+        "New passages, and those with another title, are embedded alone",
+        "retrieval/test_vectors.py::test_new_passages_cost_themselves_alone",
+        Without("the key has the title", "rqa.retrieval.vectors.keys_of", "passage.content", "passage.text"),
+        Without(
+            "stored vectors are found", "rqa.retrieval.dense._embed", "opened[0].missing", "np.arange(len(passages))"
+        ),
+    ),
+    Promise(
+        "Damaged vectors are embedded again",
+        "retrieval/test_vectors.py::test_a_damaged_shard_is_deleted_and_its_passages_are_missing",
+        Without("the hash", "rqa.retrieval.vectors.VectorShards.open", "sha256_of(path) == path.stem", "True"),
+    ),
+    Promise(
+        "The recall of an index that is not exact is measured, and its search effort raised to 0.95",
+        "retrieval/test_index.py::test_recall_is_measured_and_raised",
+        Without(
+            "the effort is raised",
+            "rqa.retrieval.index.FaissIndex.raise_recall",
+            "self.recall >= MIN_RECALL or effort is None or effort[1] >= effort[2]",
+            "True",
+        ),
+    ),
+    Promise(
+        "An index of many rows is trained on a sample",
+        "retrieval/test_index.py::test_a_sample_trains_the_index_of_many_rows",
+        Without("the sample", "rqa.retrieval.index._training_rows", "num_rows <= size", "True"),
+    ),
     Promise(
         "Results of a damaged index are neither cached nor used",
         "retrieval/test_retrieve.py::test_results_of_a_damaged_index_are_neither_cached_nor_returned",
@@ -2724,6 +2866,57 @@ PROMISES = (
             "np.argsort(hit_rows * 0)[::-1]",
         ),
     ),
+    # Questions written by a model
+    Promise(
+        "No document, and so no gold passage, is in two files of written questions",
+        "questions/test_question_sampling.py::test_no_document_is_in_two_splits",
+        Without(
+            "all sources of a passage", SAMPLER + ".__init__", "documents.join(names)", "documents.join(names[:1])"
+        ),
+        Without("documents that are joined later", SAMPLER + ".__init__", "documents.find(name)", "name"),
+        Without(
+            "a document for each split",
+            "rqa.questions.sampling._deal",
+            "sizes[name] <= room and len(chosen) < len(rest) - num_left",
+            "sizes[name] <= room",
+        ),
+    ),
+    Promise(
+        "An answer that its passage does not support is rejected, and so is a question that mentions the passage",
+        "questions/test_question_rules.py::test_each_rule",
+        Without("the quotation", BY_ANSWER, "_plain(question.evidence) not in _plain(passage.text)", "False"),
+        Without("numbers", BY_ANSWER, "unsupported_numbers(question.answer, texts)", "[]"),
+        Without("words", BY_ANSWER, "(share := support(question.answer, [passage.content])) < MIN_SUPPORT", "False"),
+        Without("mentions", "rqa.questions.rules._broken_rules", "_MENTION.search(text)", "None"),
+    ),
+    Promise(
+        "Similar questions are found as by a comparison with all of them",
+        "questions/test_question_rules.py::test_near_duplicates_equal_a_comparison_with_all",
+        Without(
+            "enough first words",
+            "rqa.questions.rules._QuestionIndex.add",
+            "len(own) - math.ceil(NEAR_DUPLICATE * len(own)) + 1",
+            "len(own) - math.ceil(NEAR_DUPLICATE * len(own))",
+        ),
+    ),
+    Promise(
+        "A written question that the judge refuses, or that its model can answer without the passage, is rejected",
+        "questions/test_write_questions.py::test_the_judge_rejects_questions",
+        Without(
+            "the verdict with the passage", REVIEWER + ".__call__", "self._by_passage(questions)", "list(questions)"
+        ),
+        Without(
+            "the answer without the passage",
+            REVIEWER + ".__call__",
+            "self._without_passage([reviewed[i] for i in answered])",
+            "[reviewed[i] for i in answered]",
+        ),
+    ),
+    Promise(
+        "Written questions continue after a budget, equal to a run without one, and no call is made twice",
+        "questions/test_write_questions.py::test_a_budget_ends_the_calls_and_the_same_command_continues",
+        Without("the cache", "rqa.endpoint.client._Run.reply", "self.cache.append(key, response)"),
+    ),
     # A corpus from documents
     Promise(
         "Passages of a document lose no character of its text, and none is longer than the limit",
@@ -2822,5 +3015,66 @@ PROMISES = (
             "args.max_passage_tokens",
         ),
         Without("the status", "recipes.make_corpus.main", "len(report.problems) > args.max_bad_files", "False"),
+    ),
+    # Sharing
+    Promise(
+        "In a card, texts of users stay text",
+        "sharing/test_card.py::test_texts_of_users_stay_text",
+        Without("characters that are not visible", f"{CARD}.code", "_escaped(text, '|')", "text"),
+        Without(
+            "more backticks than the text has",
+            f"{CARD}.code",
+            "1 + max(map(len, re.findall('`+', shown)), default=0)",
+            "1",
+        ),
+        Without("quotes of the shell", f"{CARD}._usage", "_shell_word(_flag_text(value))", "_flag_text(value)"),
+        Without("own labels", f"{CARD}._test", "code(label)", "label"),
+    ),
+    Promise(
+        "A card has no path of this machine",
+        "sharing/test_card.py::test_a_card_has_no_path_of_this_machine",
+        Without("names of models", f"{CARD}.public_name", "Path(name_or_path).resolve().name", "name_or_path"),
+        Without(
+            "names of files",
+            f"{CARD}.record_run",
+            "Path(str(config[f'{split}_file'])).name",
+            "str(config[f'{split}_file'])",
+        ),
+    ),
+    Promise(
+        "Times and attempts change no byte of a card",
+        "sharing/test_card.py::test_times_and_attempts_change_no_byte",
+        Without("the count of an attempt", f"{CARD}._test", "replace(score, runtime={})", "score"),
+    ),
+    Promise(
+        "Checkpoints, predictions and data are never uploaded",
+        "sharing/test_push.py::test_only_files_of_the_model_are_listed_and_others_are_named",
+        Without(
+            "the list of names",
+            f"{HUB}.files_to_upload",
+            "path in selected",
+            "True",
+        ),
+    ),
+    Promise(
+        "A run is not uploaded to a public repository unless asked; its report only if asked",
+        "sharing/test_push.py::test_the_report_is_uploaded_only_if_asked_and_a_public_repository_too",
+        Without("the check", f"{HUB}._push", "private and not api.model_info(repo).private", "False"),
+    ),
+    Promise(
+        "Uploaded settings of an adapter name no folder of this machine",
+        "sharing/test_push.py::test_an_adapter_names_no_folder_of_this_machine",
+        Without("the copy", f"{HUB}._content", "path.name == ADAPTER_CONFIG", "False"),
+    ),
+    Promise(
+        "A failed upload leaves a complete run, a command that repeats it, and no token in the log",
+        "sharing/test_push.py::test_a_failed_upload_is_one_warning_with_the_command_to_repeat_it",
+        Without("the token", f"{HUB}._reason", "without_key(text, get_token() or '')", "text"),
+        Without("signed addresses", f"{HUB}._reason", "re.sub(..., ..., ...)", "' '.join('; '.join(parts).split())"),
+    ),
+    Promise(
+        "The main process alone uploads",
+        "recipes/test_share_recipe.py::test_a_training_pushes_its_adapter_merged_model_and_report",
+        Without("the check", f"{HUB}.finish_run", "not accelerator.is_main_process", "False"),
     ),
 )

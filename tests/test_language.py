@@ -47,7 +47,8 @@ RATES = {  # words by 1,000 words of prose in the library: (pattern, least, most
     ),
     "if": (r"\bif\b", 4.0, 1000.0),
 }
-DATA = {"PROMPT", "INSTRUCTION", "REFUSAL_ANSWER"}  # texts for language models
+# Texts for language models
+DATA = {"PROMPT", "PROMPTS", "SUPPORT_PROMPT", "_START", "_ANSWERED", "INSTRUCTION", "REFUSAL_ANSWER"}
 # A string literal is prose if it has at least four words, and one of these.
 COMMON_WORDS = set("a an and are as at be by for from has have if in is it its no not of on or the to with".split())
 

@@ -19,7 +19,9 @@ PACKAGES = (
     {"generation"},
     {"evaluation"},
     {"judge", "report", "serving", "training"},
+    {"sharing"},
     {"doctor", "cli"},
+    {"questions"},
 )
 FILES = sorted((ROOT / "rqa").glob("*/*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

@@ -10,9 +10,10 @@ from world import ROOT, launch_environment
 
 PUBLIC_NAMES: dict[str, str] = {
     "cli": (
-        "at_least check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs flag flags_locked_on_resume flat "
-        "GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs options parse_args Parser PassageArgs PromptArgs "
-        "require RetrievalArgs row_options run_main RunArgs ServeArgs"
+        "at_least BuildArgs card_facts check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs "
+        "flag flags_locked_on_resume flat GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs "
+        "options parse_args Parser PassageArgs PromptArgs QuestionArgs require RetrievalArgs row_options run_main "
+        "RunArgs ServeArgs SharingArgs WriterArgs"
     ),
     "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (
@@ -45,8 +46,8 @@ PUBLIC_NAMES: dict[str, str] = {
         "GeneratorEndpoint Listener map_batches"
     ),
     "judge": (
-        "Agreement build_requests cohens_kappa Cost Judge judge_answers JudgeRequest read_labels RESPONSES_FILE "
-        "summarize Verdict"
+        "Agreement build_requests build_support_requests cohens_kappa Cost Judge judge_answers JudgeRequest "
+        "read_labels RESPONSES_FILE summarize SupportRequest Verdict"
     ),
     "models": (
         "AnswerLM attention_for check_context_length export_dtype FusionInDecoder load_collator load_config "
@@ -56,12 +57,14 @@ PUBLIC_NAMES: dict[str, str] = {
         "ChatFormat Collator ConcatenatedCollator EncodedExample IGNORE_INDEX INSTRUCTION load_tokenizer "
         "ParallelCollator PassagePromptBuilder PassagePrompts Prompt PromptBuilder TEMPLATE_DATE unknown_control_tokens"
     ),
+    "questions": ("estimate_questions PassageSampler Plan Question RESPONSES_FILE Rules Task write_questions Writer"),
     "report": "write_report",
     "retrieval": (
         "BM25Retriever build_query CorpusRetriever DamagedIndexError DenseRetriever Encoder FaissIndex HybridRetriever "
         "KS open_corpus open_retriever Reranker RerankingRetriever Retrieval retrieve_splits Retrieved Retriever "
         "StaleIndexError uses_only_gold"
     ),
+    "sharing": "check_push config_of files_to_upload finish_run push RECORD record_run write_cards",
     "serving": "Access Batcher Feedback make_app serve",
     "training": (
         "BatchLayout Checkpoints DamagedCheckpointError EarlyStopping export learning_rate_at log_resume_command "

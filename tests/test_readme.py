@@ -56,7 +56,9 @@ FLAGS_OF_A_FILE = ("--evaluation", "--config", "--output")  # other recipes, and
 PARSED_COMMANDS = [
     command
     for command in (*COMMANDS, *commands_of_docstrings())
-    if not set(FLAGS_OF_A_FILE) & set(words_of(command)) and "--" in command and not re.search("demo_|convert", command)
+    if not set(FLAGS_OF_A_FILE) & set(words_of(command))
+    and "--" in command
+    and not re.search("demo_|convert|share", command)
 ]
 
 

@@ -177,12 +177,13 @@ def test_embedding_and_search_are_timed_separately_by_batch(ticks, tmp_path, mon
     retriever = open_retriever(
         passages, path, tmp_path / "index", device=torch.device("cpu"), query_prefix="query: ", embedding_batch_size=3
     )
+    monkeypatch.setattr("rqa.retrieval.dense.SEARCH_BATCH", 4)
     search = retriever.index.search
     monkeypatch.setattr(retriever.index, "search", lambda *args: (ticks.extend(["search"] * 2), search(*args))[1])
     retriever.encoder.model[0].register_forward_hook(lambda *_: ticks.append("embed"))
     with record_spans() as spans:
         retriever.retrieve(queries, 2)
-    assert (seconds(spans, "embed"), seconds(spans, "search")) == ([1, 1, 1], [2, 2, 2])
+    assert (seconds(spans, "embed"), seconds(spans, "search")) == ([1, 1, 1], [2, 2])
     lengths = [len(retriever.encoder.model.tokenizer(f"query: {query}").input_ids) for query in queries]
     assert totals(spans, "embed") == (7, sum(lengths))
     assert totals(spans, "search") == (7, 0)

@@ -1,3 +1,5 @@
+from .card_facts import card_facts as card_facts
+from .data_args import BuildArgs as BuildArgs
 from .data_args import DataArgs as DataArgs
 from .data_args import FidPromptArgs as FidPromptArgs
 from .data_args import GeneratorArgs as GeneratorArgs
@@ -18,13 +20,17 @@ from .parser import options as options
 from .parser import parse_args as parse_args
 from .parser import require as require
 from .parser import run_main as run_main
+from .question_args import QuestionArgs as QuestionArgs
+from .question_args import WriterArgs as WriterArgs
 from .serve_args import ServeArgs as ServeArgs
+from .sharing_args import SharingArgs as SharingArgs
 from .training_args import ModelArgs as ModelArgs
 from .training_args import OptimizationArgs as OptimizationArgs
 from .training_args import RunArgs as RunArgs
 from .training_args import flags_locked_on_resume as flags_locked_on_resume
 
 __all__ = [
+    "BuildArgs",
     "DataArgs",
     "EndpointArgs",
     "EvaluationArgs",
@@ -37,10 +43,14 @@ __all__ = [
     "Parser",
     "PassageArgs",
     "PromptArgs",
+    "QuestionArgs",
     "RetrievalArgs",
     "RunArgs",
     "ServeArgs",
+    "SharingArgs",
+    "WriterArgs",
     "at_least",
+    "card_facts",
     "check_output",
     "flag",
     "flags_locked_on_resume",

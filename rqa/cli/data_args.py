@@ -68,18 +68,31 @@ class IndexArgs:
         is_path=True,
     )
     full_dataset_file_path: str = flag(
-        "", "the corpus of passages: .jsonl, .jsonl.gz or LocalRQA's document.pkl", "document_path", is_path=True
+        "",
+        "the corpus of passages: .jsonl, .tsv (both also .gz), .parquet, LocalRQA's document.pkl, or a folder of these",
+        "document_path",
+        is_path=True,
     )
     full_dataset_index_path: str = flag(
-        "", "folder of the index; built if it does not exist", "index_path", is_path=True
+        "", "folder of the index and of the cached corpus; built if it does not exist", "index_path", is_path=True
     )
+    text_field: str | None = flag(None, "text of a row of the corpus; default: page_content, for columns also text")
+    title_field: str | None = flag(None, "title of a row of the corpus; default: metadata.title, for columns title")
     query_prefix: str | None = flag(
         None, 'text before each query ("query: " for E5); default: the prompt in the checkpoint'
     )
     passage_prefix: str | None = flag(
         None, 'text before each passage ("passage: " for E5); default: the prompt in the checkpoint'
     )
-    index_factory: str = flag("Flat", "FAISS index factory; Flat is exact; with --store: Flat or HNSW32")
+    index_factory: str = flag(
+        "auto",
+        "FAISS index factory; Flat is exact; auto: that of an existing index, else Flat up to 200,000 passages, then "
+        "IVF with SQ8; with --store: Flat, or HNSW32, which auto takes above 200,000 passages",
+    )
+    nprobe: int | None = flag(None, "lists that a search of an IVF index reads; default: as many as recall needed")
+    ef_search: int | None = flag(
+        None, "candidates that a search of an HNSW index keeps; default: as many as recall needed"
+    )
     store: str = flag(
         "", "Milvus that holds the vectors: http(s)://HOST:PORT, or a folder; empty: an index of FAISS", is_path=True
     )
@@ -93,7 +106,7 @@ class IndexArgs:
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
-        at_least(self, 1, "embedding_batch_size", "rerank_top")
+        at_least(self, 1, "embedding_batch_size", "rerank_top", "nprobe", "ef_search")
         if self.retriever == "hybrid":
             require(self, "embedding_model")
         self._check_store()
@@ -123,8 +136,10 @@ class IndexArgs:
         else:
             require_package("--store", "milvus_lite", "milvus")
         require_package("--store", "pymilvus", "milvus")
-        if not re.fullmatch(r"Flat|HNSW\d+", self.index_factory):
-            raise InputError(f"--index_factory: expected Flat or HNSW32 with --store, got {self.index_factory}")
+        if self.nprobe:
+            raise InputError(f"--nprobe {self.nprobe}: no effect with --store. Remove it")
+        if not re.fullmatch(r"auto|Flat|HNSW\d+", self.index_factory):
+            raise InputError(f"--index_factory: expected auto, Flat or HNSW32 with --store, got {self.index_factory}")
 
     @property
     def has_retriever(self) -> bool:
@@ -138,11 +153,38 @@ class IndexArgs:
         require(self, "full_dataset_file_path", "full_dataset_index_path")
 
     @property
+    def corpus_options(self) -> dict[str, Any]:
+        """Keyword arguments of `open_passages`; the corpus is cached in the folder of the index."""
+        folder = self.full_dataset_index_path
+        cache_dir = Path(folder, "corpus") if folder else None
+        return {
+            "path": self.full_dataset_file_path,
+            "cache_dir": cache_dir,
+            **options(self, "text_field", "title_field"),
+        }
+
+    @property
     def retriever_options(self) -> dict[str, Any]:
         """Keyword arguments of `open_retriever`."""
-        names = ("embedding_model", "query_prefix", "passage_prefix", "index_factory", "embedding_batch_size")
+        dense = ("index_factory", "nprobe", "ef_search", "embedding_batch_size")
         further = ("retriever", "bm25_stemmer", "reranker_model", "rerank_top", "store", "store_key_name")
-        return {"index_path": self.full_dataset_index_path, **options(self, *names, *further)}
+        names = ("embedding_model", "query_prefix", "passage_prefix", *dense, *further)
+        return {"index_path": self.full_dataset_index_path, **options(self, *names)}
+
+
+@dataclass(frozen=True)
+class BuildArgs(IndexArgs):
+    """The index to build."""
+
+    rebuild: bool = flag(False, "replace an index of other inputs; passages embedded before are not embedded again")
+    verify: bool = flag(False, "compare the whole corpus with that of its first opening, in place of samples")
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        super().check()
+        self.require_retriever()
+        if self.rebuild and self.store:
+            raise InputError("--rebuild true: no effect with --store: another corpus is another collection. Remove it")
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,28 @@ from rqa.errors import InputError
 LOCAL_FLAGS = ("qa_is_fid", "bf16", "use_flash_attention", "device_map", "load_in_4bit")
 
 
-def check_endpoint(flag_prefix: str, base_url: str, url_flag: str, key_name: str, timeout: float) -> None:
-    """Raise InputError unless address, name of the key and timeout are valid. `flag_prefix` is --judge or --qa."""
-    if not 0 < timeout < math.inf:
-        raise InputError(f"{flag_prefix}_timeout: expected seconds above 0, got {timeout}")
-    endpoint_of(base_url, url_flag)
-    check_key_name(f"{flag_prefix}_key_name", key_name)
+def check_endpoint(args: Any, prefix: str, url_name: str) -> None:
+    """Raise InputError for values that are not allowed, of the flags with a prefix, such as "judge_"."""
+    at_least(args, 1, f"{prefix}concurrency")
+    at_least(args, 0, f"{prefix}retries", f"{prefix}deadline")
+    if not 0 < (timeout := getattr(args, f"{prefix}timeout")) < math.inf:
+        raise InputError(f"--{prefix}timeout: expected seconds above 0, got {timeout}")
+    endpoint_of(getattr(args, url_name), f"--{url_name}")
+    check_key_name(f"--{prefix}key_name", getattr(args, f"{prefix}key_name"))
+    _ = args.parameters
+
+
+def client_options(args: Any, prefix: str, **others: str) -> dict[str, Any]:
+    """Return keyword arguments of `Endpoint`, except the cache, from the flags with a prefix, such as "judge_".
+
+    `others` are the values of model and base_url if these flags have other names.
+    """
+    names = ("key_name", "concurrency", "timeout", "deadline", "retries", "max_calls", "max_tokens")
+    values = {name: getattr(args, f"{prefix}{name}") for name in names}
+    values |= others or {name: getattr(args, f"{prefix}{name}") for name in ("model", "base_url")}
+    is_required = not getattr(args, f"{prefix}dry_run", False)
+    key = read_key(values["key_name"], values["base_url"], is_required=is_required)
+    return {**values, "api_key": key, "parameters": args.parameters}
 
 
 def read_parameters(flag: str, text: str) -> dict[str, Any]:
@@ -60,10 +76,7 @@ class EndpointArgs:
             if changed := [f"--{name}" for name, value in vars(self).items() if value != getattr(default, name)]:
                 raise InputError(f"{', '.join(changed)}: no effect without --qa_endpoint")
             return
-        at_least(self, 1, "qa_concurrency")
-        at_least(self, 0, "qa_retries", "qa_deadline")
-        check_endpoint("--qa", self.qa_endpoint, "--qa_endpoint", self.qa_key_name, self.qa_timeout)
-        _ = self.parameters
+        check_endpoint(self, "qa_", "qa_endpoint")
 
     def check_beside(self, generator: GeneratorArgs) -> None:
         """Raise InputError if a flag of a local model is set too, or a needed one is not."""
@@ -86,19 +99,7 @@ class EndpointArgs:
 
     def load_options(self, generator: GeneratorArgs) -> dict[str, Any]:
         """Keyword arguments of `EndpointGenerator.load`."""
-        client = {
-            "model": generator.model_name_or_path,
-            "base_url": self.qa_endpoint,
-            "key_name": self.qa_key_name,
-            "api_key": read_key(self.qa_key_name, self.qa_endpoint),
-            "parameters": self.parameters,
-            "concurrency": self.qa_concurrency,
-            "timeout": self.qa_timeout,
-            "deadline": self.qa_deadline,
-            "retries": self.qa_retries,
-            "max_calls": self.qa_max_calls,
-            "max_tokens": self.qa_max_tokens,
-        }
+        client = client_options(self, "qa_", model=generator.model_name_or_path, base_url=self.qa_endpoint)
         names = ("chat", "instruction", "max_prompt_length", "chat_template_kwargs", "chat_template_date")
         prompt = {name: value for name, value in generator.collator_options.items() if name in names}
         own = {"api": self.qa_api, "tokenizer": self.qa_tokenizer, "max_new_tokens": generator.generation_limit}

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rqa.cli.endpoint_args import check_endpoint, read_parameters
-from rqa.cli.parser import at_least, flag
-from rqa.endpoint.address import read_key
+from rqa.cli.endpoint_args import check_endpoint, client_options, read_parameters
+from rqa.cli.parser import flag
 
 
 @dataclass(frozen=True)
@@ -28,15 +27,14 @@ class JudgeArgs:
     judge_prompt_price: float | None = flag(None, "price of a million tokens of requests, for the cost")
     judge_completion_price: float | None = flag(None, "price of a million tokens of verdicts, for the cost")
     judge_labels: str = flag(
-        "", 'verdicts of people, .jsonl of {"id", "correct"}: their agreement with the judge is computed', is_path=True
+        "",
+        'verdicts of people, .jsonl of {"id", "correct"} or feedback.jsonl: their agreement with the judge is computed',
+        is_path=True,
     )
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
-        at_least(self, 1, "judge_concurrency")
-        at_least(self, 0, "judge_retries", "judge_deadline")
-        check_endpoint("--judge", self.judge_base_url, "--judge_base_url", self.judge_key_name, self.judge_timeout)
-        _ = self.parameters
+        check_endpoint(self, "judge_", "judge_base_url")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -44,26 +42,9 @@ class JudgeArgs:
         return read_parameters("--judge_parameters", self.judge_parameters)
 
     @property
-    def key(self) -> str:
-        """The key, from the environment."""
-        return read_key(self.judge_key_name, self.judge_base_url, is_required=not self.judge_dry_run)
-
-    @property
     def client_options(self) -> dict[str, Any]:
         """Keyword arguments of `Judge`, except the cache."""
-        return {
-            "model": self.judge_model,
-            "base_url": self.judge_base_url,
-            "key_name": self.judge_key_name,
-            "api_key": self.key,
-            "parameters": self.parameters,
-            "concurrency": self.judge_concurrency,
-            "timeout": self.judge_timeout,
-            "deadline": self.judge_deadline,
-            "retries": self.judge_retries,
-            "max_calls": self.judge_max_calls,
-            "max_tokens": self.judge_max_tokens,
-        }
+        return client_options(self, "judge_")
 
     @property
     def evaluation_options(self) -> dict[str, Any]:

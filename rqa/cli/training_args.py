@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rqa.cli.parser import at_least, flag, options, require, require_package
+from rqa.cli.sharing_args import SharingArgs
 from rqa.distributed.untrusted import ADAPTER_CONFIG
 from rqa.errors import InputError
 from rqa.evaluation.metrics import HIGHER_IS_BETTER
@@ -31,7 +32,7 @@ FLAGS_FREE_ON_RESUME = frozenset(
     "model_name_or_path embedding_model reranker_model train_file eval_file test_file full_dataset_file_path "
     "full_dataset_index_path store store_key_name deepspeed bf16 fp16 output_dir logging_steps save_steps "
     "save_total_limit resume_from_checkpoint report_to run_group merge_adapter save_dtype stop_signals break_lock "
-    "max_bad_rows".split()
+    "max_bad_rows text_field title_field push_to_hub hub_private push_report".split()
 )
 
 
@@ -178,8 +179,8 @@ class OptimizationArgs:
 
 
 @dataclass(frozen=True)
-class RunArgs:
-    """The run: output, log, validation, checkpoints, tracker."""
+class RunArgs(SharingArgs):
+    """The run: output, log, validation, checkpoints, tracker, upload."""
 
     output_dir: str = flag("", "new folder for the model, the metrics and the predictions", is_path=True)
     logging_steps: int = flag(10, "steps between two lines of the log")
@@ -232,6 +233,7 @@ class RunArgs:
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
+        super().check()
         require(self, "output_dir")
         at_least(self, 1, "logging_steps", "eval_steps", "per_device_eval_batch_size", "save_steps", "save_total_limit")
         metric = self.metric_for_best_model

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rqa.conversion import beir, libraries, open_domain, reading_comprehension
+from rqa.conversion import beir, feedback, libraries, open_domain, reading_comprehension
 from rqa.conversion.rows import Converted, Row
 from rqa.conversion.source import Source
 from rqa.errors import InputError
@@ -96,7 +96,14 @@ _LIBRARIES = {
         passages=libraries.llamaindex_passages,
     ),
 }
-FORMATS = {**_COMPREHENSION, **_OPEN_DOMAIN, **_LIBRARIES}
+_OWN = {
+    "rqa_feedback": Format(
+        "feedback.jsonl of recipes/serve.py: question, answer, passages, correct",
+        feedback.is_rqa_feedback,
+        feedback.feedback_questions,
+    ),
+}
+FORMATS = {**_COMPREHENSION, **_OPEN_DOMAIN, **_LIBRARIES, **_OWN}
 
 
 def recognized(source: Source) -> str:

@@ -20,7 +20,7 @@ from rqa.data.records import Passage
 
 PASSAGE_FIELDS = (
     "context contexts ctxs supporting_facts oracle_context positive_ctxs golden_answers gold_answer ground_truth "
-    "ground_truths reference_contexts gold_docs hard_neg_docs"
+    "ground_truths reference_contexts gold_docs hard_neg_docs passages"
 )
 DPR_KINDS = ("positive", "hard_negative")
 

@@ -10,8 +10,12 @@ from dataclasses import replace
 from rqa.data.records import Example, Passage
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,8})"
-_CITATION = re.compile(rf"(?<!\s)(\s*)\[({_NUMBER}(?:\s*,\s*{_NUMBER})*)\]")
+_NUMBERS = rf"{_NUMBER}(?:\s*,\s*{_NUMBER})*"
+_CITATION = re.compile(rf"(?<!\s)(\s*)\[({_NUMBERS})\]")
 _PART = re.compile(rf"(\s*,\s*|^)({_NUMBER})")  # a number of a citation, with the separator before it
+# The end of a sentence, with the citations behind it: a mark of punctuation, or the end of a line.
+_END = re.compile(rf"(?:([.!?…]+)[\"'”’»)]*|[。！？]+[\"”’」』）]*|(?=\n))(?:\s*\[{_NUMBERS}\])*")
+_NO_SENTENCE = re.compile(r"\s*\d{1,3}[.)]\s*|[\W_]*")  # the number of a list item, or no word
 
 
 def cited_numbers(text: str) -> list[int]:
@@ -55,6 +59,27 @@ def without_citations(text: str) -> str:
     while numbers := cited_numbers(text):
         text = renumber(text, dict.fromkeys(numbers))
     return text
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text, each with the citations behind its end.
+
+    A sentence ends at a line end, at 。！？, and at . ! ? … before white space without a lower-case letter behind it.
+    This rule by characters also cuts "Dr. Rome" in two.
+    """
+    inner = {i for match in _CITATION.finditer(text) for i in range(match.start(2), match.end())}
+    parts, start = [], 0
+    for match in _END.finditer(text):
+        part, rest = text[start : match.end()], text[match.end() :]
+        is_end = not match[1] or not rest or (rest[:1].isspace() and not rest.lstrip()[:1].islower())
+        if is_end and match.end() not in inner and not _NO_SENTENCE.fullmatch(without_citations(part)):
+            parts.append(part)
+            start = match.end()
+    if parts and _NO_SENTENCE.fullmatch(without_citations(text[start:])):
+        parts[-1] += text[start:]
+    else:
+        parts.append(text[start:])
+    return [part.strip() for part in parts if part.strip()]
 
 
 def with_number(text: str, number: int) -> str:

@@ -34,6 +34,11 @@ class DataFile:
     def __len__(self) -> int:
         return self._opened[0]
 
+    @property
+    def modified(self) -> int:
+        """The time of the last change at the opening, in nanoseconds."""
+        return self._opened[1]
+
     def __getitem__(self, part: slice) -> bytes:
         start, end, _ = part.indices(len(self))
         blocks = []
@@ -75,8 +80,18 @@ def open_data(path: str | Path) -> DataFile:
 
     Raises InputError if the compressed data is damaged, or if it becomes more than MAX_EXPANSION times as large.
     """
-    data = DataFile(path, _open(path, "a file"))
-    return spooled(path, len(data), _decompressed(data)) if str(path).endswith(".gz") else data
+    data = open_packed(path)
+    return unpacked(data) if str(path).endswith(".gz") else data
+
+
+def open_packed(path: str | Path, shown: str | Path | None = None) -> DataFile:
+    """Return the bytes of a file as they are on the disk; messages show the path `shown`."""
+    return DataFile(shown or path, _open(path, "a file"))
+
+
+def unpacked(packed: DataFile, target: Path | None = None) -> DataFile:
+    """Return the text of gzip data; see `spooled`."""
+    return spooled(packed.path, len(packed), _decompressed(packed), target)
 
 
 def read_all(data: Data) -> bytes:
@@ -89,15 +104,15 @@ def read_all(data: Data) -> bytes:
     return data[:]
 
 
-def spooled(path: str | Path, packed_size: int, blocks: Iterable[bytes]) -> DataFile:
-    """Return the blocks of text that a packed file contains, as a temporary file on the disk.
+def spooled(path: str | Path, packed_size: int, blocks: Iterable[bytes], target: Path | None = None) -> DataFile:
+    """Return the blocks of text that a packed file contains, as the file `target`, or as a temporary file on the disk.
 
-    The file has no name, and its space is free again when the process ends. Raises InputError if the disk is full, or
-    if the text is more than MAX_EXPANSION times as large as the packed file.
+    A temporary file has no name, and its space is free again when the process ends. Raises InputError if the disk is
+    full, or if the text is more than MAX_EXPANSION times as large as the packed file.
     """
     limit, size = max(_ALWAYS_ALLOWED, MAX_EXPANSION * packed_size), 0
     try:
-        file = tempfile.TemporaryFile()  # noqa: SIM115  # DataFile closes it
+        file: IO[bytes] = target.open("w+b") if target else tempfile.TemporaryFile()  # noqa: SIM115  # DataFile closes it
         for block in blocks:
             if (size := size + len(block)) > limit:
                 raise InputError(
@@ -107,11 +122,15 @@ def spooled(path: str | Path, packed_size: int, blocks: Iterable[bytes]) -> Data
             file.write(block)
         file.flush()
     except OSError as error:
-        raise InputError(
-            f"{path}: expected space for its text in {tempfile.gettempdir()}, got {_reason(error)}. "
-            "Set the environment variable TMPDIR to a folder with more space."
-        ) from error
+        raise no_space(path, target and target.parent, error) from error
     return DataFile(path, file)
+
+
+def no_space(path: str | Path, folder: Path | None, error: OSError) -> InputError:
+    """Return the error for files in `folder`, or temporary files, that cannot be written."""
+    problem = f"{path}: expected space for its text in {folder or tempfile.gettempdir()}, got {_reason(error)}."
+    advice = "Free space there." if folder else "Set the environment variable TMPDIR to a folder with more space."
+    return InputError(f"{problem} {advice}")
 
 
 def _decompressed(packed: DataFile) -> Iterator[bytes]:

@@ -36,7 +36,8 @@ _OTHER_NAMES = {
 _OTHER_NAMES_OF = {field: frozenset(names.split()) for field, names in _OTHER_NAMES.items()}
 _ALTERNATIVES = {"gold_answer": "answers", "speaker": "role", "message": "content"}
 _ALTERNATIVES |= {second: first for first, second in _ALTERNATIVES.items()}
-_EXPECTED_UNREAD = frozenset({"fmt_content", "hasanswer", "has_answer"})  # of LocalRQA and Fusion-in-Decoder
+# Of LocalRQA, Fusion-in-Decoder and recipes/write_questions.py
+_EXPECTED_UNREAD = frozenset({"fmt_content", "hasanswer", "has_answer", "written_by"})
 # Fields that rows and objects of the formats of recipes/convert.py have; each entry is enough.
 _CONVERTIBLE = (
     "question answer,question golden_answers,question positive_ctxs,question supporting_facts,question ground_truth,"

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rqa.data.fields import Fields, MissingFields, quoted
 from rqa.errors import InputError
@@ -84,8 +85,12 @@ class FileReport:
         self._unread: dict[tuple[str, str], _Count] = {}  # by field and the field that may be meant
         self._notes: dict[str, _Count] = {}
 
-    def add_bad_row(self, where: str, *problems: str) -> None:
-        """Add a row and its problems. Raises DataError if no row of a long file is good: the rest is not read."""
+    def add_bad_row(self, where: str, *problems: str, is_foreign: bool = False) -> None:
+        """Add a row and its problems. Raises DataError if no row of a long file is good: the rest is not read.
+
+        A foreign row lacks several fields.
+        """
+        self._num_foreign_rows += is_foreign
         self.num_rows += 1
         self.num_bad_rows += 1
         if len(self.bad_rows) < _MAX_PLACES_KEPT:
@@ -99,21 +104,43 @@ class FileReport:
     def add_row(self, where: str, row: Fields) -> None:
         """Add a row after its fields were read."""
         if row.problems:
-            self._num_foreign_rows += row.num_missing > 1
-            self.add_bad_row(where, *row.problems)
+            self.add_bad_row(where, *row.problems, is_foreign=row.num_missing > 1)
         else:
             self.num_rows += 1
         if unread := row.unread():
-            self._add_unread(where, {*unread})
+            self.add_unread(where, {*unread})
         for note in row.notes:
-            self._notes.setdefault(note, _Count(where)).rows += 1
+            self.add_note(where, note)
 
-    def _add_unread(self, where: str, fields: set[tuple[str, str]]) -> None:
-        self.num_misnamed_rows += any(meant for _, meant in fields)
-        self.num_unread_rows += any(not meant for _, meant in fields)
+    def add_note(self, where: str, note: str, rows: int = 1) -> None:
+        """Count an event that is no problem in some rows, the first of them at `where`."""
+        self._notes.setdefault(note, _Count(where)).rows += rows
+
+    def add_unread(self, where: str, fields: set[tuple[str, str]], rows: int = 1) -> None:
+        """Count fields that are not read in some rows, and the fields that may be meant."""
+        self.num_misnamed_rows += any(meant for _, meant in fields) * rows
+        self.num_unread_rows += any(not meant for _, meant in fields) * rows
         for field in sorted(fields):
             if field in self._unread or len(self._unread) < _MAX_NAMES_KEPT:
-                self._unread.setdefault(field, _Count(where)).rows += 1
+                self._unread.setdefault(field, _Count(where)).rows += rows
+
+    def state(self) -> dict[str, Any]:
+        """Return the counts of a file without bad rows as a JSON object."""
+        unread = [[*field, count.first, count.rows] for field, count in self._unread.items()]
+        notes = [[note, count.first, count.rows] for note, count in self._notes.items()]
+        names = ("num_rows", "num_misnamed_rows", "num_unread_rows")
+        return {"path": self.path, "unread": unread, "notes": notes, **{name: getattr(self, name) for name in names}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the counts that `state` returned, with the path of this report in their places."""
+
+        def place(first: str) -> str:
+            return self.path + first.removeprefix(state["path"]) if first.startswith(state["path"]) else first
+
+        for name in ("num_rows", "num_misnamed_rows", "num_unread_rows"):
+            setattr(self, name, state[name])
+        self._unread = {(name, meant): _Count(place(first), rows) for name, meant, first, rows in state["unread"]}
+        self._notes = {note: _Count(place(first), rows) for note, first, rows in state["notes"]}
 
     @property
     def misnamed_fields(self) -> list[str]:

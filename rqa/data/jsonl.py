@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,8 @@ from rqa.terminal import Progress, track
 
 MAX_LINE_BYTES = 2**24  # of a row: bounds the memory that one line can take
 _EMPTY = "{}: expected at least one row, got an empty file."
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -54,27 +55,30 @@ def _lines(path: str | Path, data: Data) -> Iterator[tuple[int, int, bytes]]:
     r"""Yield (number from 1, start in `data`, bytes without \n or a BOM) of each line, and show the progress."""
     start = 0
     with Progress(f"reading {path}", len(data), unit="bytes") as progress:
-        for number, line in enumerate(_split(path, data), 1):
-            content = line if start else line.removeprefix(_BOM)
+        lines = (line for _, block in line_blocks(path, data) for line in block.removesuffix(b"\n").split(b"\n"))
+        for number, line in enumerate(lines, 1):
+            content = line if start else line.removeprefix(BOM)
             yield number, start + len(line) - len(content), content
             start = min(start + len(line) + 1, len(data))  # the last line may have no end
             progress.advance(start - progress.done)
 
 
-def _split(path: str | Path, data: Data) -> Iterator[bytes]:
-    r"""Yield the lines. They end at \n alone: \r is white space in JSON."""
-    number, rest = 1, b""
-    for start in range(0, len(data), BLOCK_BYTES):
-        *lines, rest = (rest + data[start : start + BLOCK_BYTES]).split(b"\n")
-        yield from lines
-        number += len(lines)
+def line_blocks(path: str | Path, data: Data) -> Iterator[tuple[int, bytes]]:
+    r"""Yield start and bytes of blocks of whole lines. They end at \n alone: \r is white space in JSON."""
+    number, start, rest = 1, 0, b""
+    for position in range(0, len(data), BLOCK_BYTES):
+        rest += data[position : position + BLOCK_BYTES]
+        if end := rest.rfind(b"\n") + 1:
+            yield start, rest[:end]
+            number += rest.count(b"\n")
+            start, rest = start + end, rest[end:]
         if len(rest) > MAX_LINE_BYTES:
             if number == 1:
                 check_json_lines(path, rest[:SNIFFED_BYTES], rest[:SNIFFED_BYTES])
             problem = f"expected lines of at most {MAX_LINE_BYTES:,} bytes, got a longer one"
             raise InputError(f"{path}:{number}: {problem}. Write one object on each line.")
     if rest:
-        yield rest
+        yield start, rest
 
 
 def parse_object(line: bytes, *, lone_surrogates: bool = False) -> dict[str, Any]:
@@ -153,7 +157,8 @@ def _parse(text: str, start: int, lone_surrogates: bool = False) -> tuple[dict[s
     """Return the JSON object at `start` and its end. Raises ValueError with the reason if it is not an object."""
     try:
         value, end = _DECODER.raw_decode(text, start)
-        if not lone_surrogates and text.find("\\u", start, end) >= 0:  # only an escape can be half of a surrogate pair
+        # Only an escape can be half of a surrogate pair.
+        if not lone_surrogates and text.find("\\u", start, end) >= 0 and _HALF_PAIR.search(text, start, end):
             json.dumps(value, ensure_ascii=False).encode()  # raises UnicodeEncodeError for it
     except UnicodeEncodeError as error:
         raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) without the other") from error
@@ -190,4 +195,5 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+scan_value: Callable[[str, int], tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]
 _LENIENT = json.JSONDecoder(parse_int=str)  # only for the end of an object that _DECODER refuses

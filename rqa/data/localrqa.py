@@ -10,7 +10,7 @@ import pickletools
 from pathlib import Path
 from typing import Any
 
-from rqa.data.data_file import open_data, read_all
+from rqa.data.data_file import DataFile, open_data, read_all
 from rqa.data.fields import listed, quoted
 from rqa.errors import InputError
 from rqa.terminal import Progress
@@ -36,14 +36,14 @@ class UnsafePickleError(InputError):
     """The pickle holds anything else than LocalRQA's list of documents."""
 
 
-def read_documents(path: Path) -> list[dict[str, Any]]:
+def read_documents(path: Path, file: DataFile | None = None) -> list[dict[str, Any]]:
     """Return the documents of a document.pkl, each {"page_content": text, "fmt_content": text, "metadata": {...}}.
 
     Metadata values are text, numbers, true, false, null, or lists and objects of these, which may contain themselves.
     Protocols 2 to 5 are supported; 0 and 1 need a call for each new object. Raises UnsafePickleError for anything else,
-    and InputError if the file cannot be read.
+    and InputError if the file cannot be read. `file` is the opened file, if it was opened before.
     """
-    data = read_all(open_data(path))
+    data = read_all(file or open_data(path))
     try:
         with Progress(f"reading {path}"):
             _scan(data)

@@ -1,6 +1,8 @@
 """The files of a run, read past their problems."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rqa.data.corpus import PassageStore, open_passages
 from rqa.data.file_report import FileReport
@@ -28,15 +30,19 @@ def read_splits(
     return splits, findings
 
 
-def read_corpus(path: str) -> tuple[PassageStore | None, list[Finding]]:
+def read_corpus(
+    path: str, *, cache_dir: Path | None = None, **options: Any
+) -> tuple[PassageStore | None, list[Finding]]:
     """Return the corpus of the good rows, None without a path, and findings about rows and fields.
 
+    `options` are those of `open_passages`; a folder for the cache is not created.
     Raises as `open_passages` does if no row is good.
     """
     if not path:
         return None, []
     report = FileReport(path)
-    corpus = open_passages(path, report)
+    has_cache = cache_dir is not None and cache_dir.is_dir()
+    corpus = open_passages(path, report, cache_dir=cache_dir if has_cache else None, **options)
     if not corpus:
         report.check()
     return corpus, _file_findings("corpus", report, 0)

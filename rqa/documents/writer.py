@@ -20,6 +20,7 @@ from rqa.errors import InputError
 from rqa.terminal import plural, track
 
 MAX_SHOWN = 20  # of the added and of the removed passages
+SHOWN_COUNTS = 8  # of kinds of files, the most frequent first
 PERCENTILES = (50, 90, 99)
 
 
@@ -125,8 +126,12 @@ def _no_document(listing: Listing) -> str:
 
 
 def _counts(counter: Counter[str]) -> str:
-    """Return the counts with their names, the largest first."""
-    return ", ".join(f"{count:,} {name}" for name, count in sorted(counter.items(), key=lambda each: (-each[1], each)))
+    """Return the largest counts with their names, the largest first, and the sum of the others."""
+    ordered = sorted(counter.items(), key=lambda each: (-each[1], each))
+    shown = [f"{count:,} {name}" for name, count in ordered[:SHOWN_COUNTS]]
+    if others := ordered[SHOWN_COUNTS:]:
+        shown.append(f"{sum(count for _, count in others):,} of {plural(len(others), 'other kind')}")
+    return ", ".join(shown)
 
 
 def _passages(listing: Listing, splitter: Splitter, report: CorpusReport) -> Iterator[tuple[Passage, int]]:

@@ -50,9 +50,9 @@ class Endpoint:
     `cache_path` is the file of responses. `parameters` are fields of every request. At most `concurrency` calls run at
     a time, each for at most `timeout` seconds. A failed call is repeated up to `retries` times, after the server's
     Retry-After and a random part of `backoff` seconds, which double each time. A response of more than 1 MiB, or a
-    compressed one, is a failed call without a retry. A run ends after `deadline` seconds.
-    `max_calls` and `max_tokens` are budgets of all runs of this object. When one is used up, no call starts; up to
-    `concurrency` running calls may exceed `max_tokens`. Requests that get no call have a reply without a response.
+    compressed one, is a failed call without a retry. `deadline` (seconds of calls), `max_calls` and `max_tokens` are
+    budgets of all runs of this object. When one is used up, no call starts; up to `concurrency` running calls may
+    exceed `max_tokens`. Requests that get no call have a reply without a response.
 
     `path` is that of the API, below `base_url`. A subclass sets the names in messages.
     """
@@ -94,6 +94,7 @@ class Endpoint:
         plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         self.headers = httpx.Headers(plain | authorization)
         self.calls = self.tokens = 0  # made and used so far
+        self.seconds = 0.0  # of all runs so far
         if self.root.scheme == "http" and not is_local(self.root.host) and key:
             log.warning("%s: the key in %s is sent unencrypted to %s", self.url_flag, self.key_name, self.root.host)
 
@@ -101,6 +102,17 @@ class Endpoint:
     def url(self) -> httpx.URL:
         """The address of the API."""
         return httpx.URL(f"{self.root}/{self.path}")
+
+    @property
+    def used_budget(self) -> str:
+        """The budget that is used up, "" if there is none."""
+        if self.seconds >= self.deadline:
+            return f"the deadline of {self.deadline:g} s"
+        if self.max_calls is not None and self.calls >= self.max_calls:
+            return f"the budget of {self.max_calls} calls is used up"
+        if self.max_tokens is not None and self.tokens >= self.max_tokens:
+            return f"the budget of {self.max_tokens} tokens is used up"
+        return ""
 
     @property
     def is_chat(self) -> bool:
@@ -155,7 +167,8 @@ class _Run:
     def __init__(self, endpoint: Endpoint, cache: ResponseCache) -> None:
         self.endpoint, self.cache = endpoint, cache
         self.now = asyncio.get_running_loop().time  # seconds
-        self.end = self.now() + endpoint.deadline
+        self.start = self.now()
+        self.end = self.start + endpoint.deadline - endpoint.seconds
         self.resume_at, self.connected = 0.0, False
         self.failures: Counter[str] = Counter()  # calls, by kind of the problem
         self.random = random.Random()  # leaves the state of the global generator unchanged
@@ -185,6 +198,8 @@ class _Run:
                         tasks.create_task(work())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+        finally:
+            self.endpoint.seconds += self.now() - self.start
         if self.failures:
             counts = ", ".join(f"{kind} ({count:,})" for kind, count in self.failures.most_common())
             log.info("%s: failed calls: %s", self.endpoint.role, counts)
@@ -231,13 +246,8 @@ class _Run:
         """Wait until `start` and until the server accepts calls. Return the limit that forbids a call, or ""."""
         while self.now() < (begin := max(start, self.resume_at)) < self.end:
             await asyncio.sleep(begin - self.now())
-        if max(begin, self.now()) >= self.end:
-            return f"the deadline of {self.endpoint.deadline:g} s"
-        if self.endpoint.max_calls is not None and self.endpoint.calls >= self.endpoint.max_calls:
-            return f"the budget of {self.endpoint.max_calls} calls is used up"
-        if self.endpoint.max_tokens is not None and self.endpoint.tokens >= self.endpoint.max_tokens:
-            return f"the budget of {self.endpoint.max_tokens} tokens is used up"
-        return ""
+        is_late = max(begin, self.now()) >= self.end
+        return f"the deadline of {self.endpoint.deadline:g} s" if is_late else self.endpoint.used_budget
 
     async def call(self, body: str) -> str:
         """Make one call and return its response. Raises _CallError, or InputError if no other call can succeed."""

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rqa.terminal import printable
 
@@ -43,6 +43,21 @@ def choice_texts(choice: Mapping[str, Any]) -> tuple[str, str]:
         return choice["text"], ""
     drafts = [message_text(message.get(name)) for name in ("reasoning_content", "reasoning")]
     return message_text(message.get("content")), max(drafts, key=len)
+
+
+def completed_text(completion: Mapping[str, Any]) -> tuple[str, Literal["", "refused", "malformed"], str]:
+    """Return the text of a chat completion, the kind of its defect, "" if it has none, and the reason.
+
+    "refused" is by the model or a content filter, "malformed" is a text that the token limit truncated.
+    """
+    if (choice := first_choice(completion)) is None:  # a content filter refused the request
+        return "", "refused", excerpt(json.dumps(completion, ensure_ascii=False))
+    content, refusal = choice_texts(choice)[0], message_text(choice["message"].get("refusal"))
+    if refusal or choice.get("finish_reason") == "content_filter":
+        return content, "refused", excerpt(refusal or f"content filter: {content}")
+    if choice.get("finish_reason") == "length":
+        return content, "malformed", f"truncated at the token limit: {excerpt(content)}"
+    return content, "", ""
 
 
 def used_tokens(completion: Mapping[str, Any], body: str, *, is_chat: bool = True) -> tuple[int, int]:

@@ -63,6 +63,28 @@ class VerdictRecord:
     explanation: str
 
 
+@dataclass(frozen=True)
+class SentenceRecord:
+    """A sentence of an answer, its citations in order, and the cited numbers whose passage supports a part of it.
+
+    `is_supported` is True if the cited passages together support all of it.
+    """
+
+    text: str
+    cited: tuple[int, ...]
+    supporting: tuple[int, ...]
+    is_supported: bool
+
+
+@dataclass(frozen=True)
+class CitationSupportRecord:
+    """The judge's verdict on the citations of an answer; without `sentences` unless `status` is "judged"."""
+
+    status: str
+    explanation: str
+    sentences: tuple[SentenceRecord, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictionRecord:
     """One line of predictions.jsonl: a question, its passages, the answer and its scores.
@@ -89,6 +111,7 @@ class PredictionRecord:
     reference_nll: FloatOrNaN | None = None
     reference_tokens: int | None = None
     verdict: VerdictRecord | None = None
+    citation_support: CitationSupportRecord | None = None
     judge_scores: dict[str, float] | None = None
 
     @property

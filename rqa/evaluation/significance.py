@@ -172,12 +172,12 @@ def compare(first: Sequence[PredictionRecord], second: Sequence[PredictionRecord
 
 def _with_shared_scores(row: PredictionRecord, other: PredictionRecord) -> PredictionRecord:
     """Return `row` with only those scores of the judge and of citations that `other` has too."""
-    shared = (other.citation_scores or {}).keys()
-    citation_scores = row.citation_scores and {
-        name: row.citation_scores[name] for name in row.citation_scores if name in shared
-    }
-    judge_scores = row.judge_scores if other.judge_scores else None
-    return replace(row, citation_scores=citation_scores, judge_scores=judge_scores)
+
+    def shared(name: str) -> dict[str, float] | None:
+        scores, others = getattr(row, name), getattr(other, name) or {}
+        return scores and {metric: score for metric, score in scores.items() if metric in others}
+
+    return replace(row, citation_scores=shared("citation_scores"), judge_scores=shared("judge_scores"))
 
 
 def _grouped_by_questions(scores: Mapping[str, ResampledScore]) -> list[list[str]]:

@@ -136,6 +136,8 @@ def _verdict_counts(evaluation: Evaluation) -> dict[str, str]:
     verdicts = [prediction.verdict for prediction in evaluation.predictions.values() if prediction.verdict]
     counts = Counter(verdict.status if verdict.correct is None else words[verdict.correct] for verdict in verdicts)
     facts = {name: f"{count:,}" for name, count in counts.most_common()}
+    support = Counter(row.citation_support.status for row in evaluation.predictions.values() if row.citation_support)
+    facts |= {f"citations: {name}": f"{count:,}" for name, count in support.most_common()}
     bounds = [evaluation.scores.get(f"judge_accuracy_{end}") for end in ("low", "high")]
     if {*counts} - {*words.values()} and None not in bounds:
         facts["bounds of the accuracy"] = " to ".join(f"{bound:.1f} %" for bound in bounds)
@@ -180,7 +182,7 @@ def _questions(evaluations: Sequence[Evaluation], labels: Mapping[str, str]) -> 
 
     def side_data(row: PredictionRecord) -> dict[str, Any]:
         by_id = {passage["id"]: passage for passage in row.attribution or ()}
-        names = ("answer", "reasoning", "finished", "num_passages_read", "verdict")
+        names = ("answer", "reasoning", "finished", "num_passages_read", "verdict", "citation_support")
         own = {name: value for name in names if (value := getattr(row, name)) is not None}
         cites = {} if row.citation_scores is None else {"cites": True}
         return (

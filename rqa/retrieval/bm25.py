@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rqa.atomic_files import atomic_folder, checksums, read_manifest, write_manifest
+from rqa.atomic_files import atomic_folder, checksums, folder_lock, read_manifest, write_manifest
 from rqa.data.corpus import PassageStore
 from rqa.errors import InputError
-from rqa.retrieval.folder_lock import folder_lock
+from rqa.retrieval.index import OTHER_PATH
 from rqa.retrieval.retrieve import CorpusRetriever
 from rqa.terminal import Progress, plural, track
 from rqa.timing import Stopwatch
@@ -99,7 +99,7 @@ def open_bm25_retriever(passages: PassageStore, index_path: str | Path, *, stemm
     settings = [FORMAT, bm25s.__version__, passages.fingerprint, stemmer, K1, B]
     fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     folder = Path(index_path, f"bm25-{fingerprint}")
-    with folder_lock(Path(index_path)):
+    with folder_lock(Path(index_path), "the index", OTHER_PATH):
         if not _is_sound(folder):
             log.info("%s: building the BM25 index of %s", folder, plural(len(passages), "passage"))
             with atomic_folder(folder) as partial:

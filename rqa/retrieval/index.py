@@ -9,11 +9,12 @@ FAISS is imported inside functions: on macOS its OpenMP runtime can clash with t
 import errno
 import hashlib
 import json
+import logging
 import math
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,15 +23,40 @@ from rqa.atomic_files import atomic_file, flush, read_manifest, write_manifest
 from rqa.errors import InputError
 from rqa.retrieval.verification import Checksums, Verification
 
+log = logging.getLogger(__name__)
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 Floats: TypeAlias = NDArray[np.float32]
 Rows: TypeAlias = NDArray[np.int64]
+EffortFlag: TypeAlias = Literal["nprobe", "ef_search"]
 FORMAT = 3
 EXTRA_CANDIDATES = 16  # beyond k: 8 already sufficed on every clustered set of 100,000 unit vectors tried
 MAX_NORM = 2.0**63  # no inner product of two such vectors overflows float32
 DATA_FILES = f"index-{'[0-9a-f]' * 16}.faiss"
-NEIGHBOURS = ("bm25-*", "retrieved")  # folders of other modules in the folder of an index
+VECTORS = "vectors"  # the folder of embedded passages, inside that of the index
+NEIGHBOURS = (VECTORS, "corpus", "bm25-*", "retrieved")  # folders of other modules in the folder of an index
+OTHER_PATH = "Choose another --full_dataset_index_path."
 REMEDY = "Delete the folder to rebuild the index, or choose another path."
+STALE_REMEDY = f"{REMEDY} build_index.py --rebuild true replaces it, and embeds new passages alone."
+MAX_FLAT = 200_000  # rows that `auto` searches exactly
+BLOCK_ROWS = 50_000  # read into memory at a time
+RECALL_BLOCK_ROWS = 8_192  # scored for all queries at a time
+TRAINING_ROWS = 100_000  # of an index that is trained; FAISS recommends 39 for each list
+TRAINING_ROWS_PER_LIST = 50
+RECALL_AT, MIN_RECALL = 10, 0.95
+MIN_GAIN = 0.002  # of twice the search effort; below, the codes limit recall
+MAX_EF_SEARCH = 1024  # beyond, a search of a graph is hardly faster than an exact one
+
+
+@runtime_checkable
+class Matrix(Protocol):
+    """A matrix (n, D) of which rows are read on access: an array, or `StoredVectors`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of rows and of columns."""
+
+    def __getitem__(self, rows: Rows, /) -> Any:
+        """Return these rows as an array."""
 
 
 class DamagedIndexError(InputError):
@@ -52,6 +78,7 @@ class FaissIndex:
         import faiss
 
         self.factory, self.fingerprint = factory, ""
+        self.recall: float | None = None  # of the best 10 rows, measured by `raise_recall`
         self.dimension: int = index.d
         self.provenance: dict[str, JSON] = {}
         self._index = index
@@ -62,32 +89,120 @@ class FaissIndex:
             self._vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d)
 
     @classmethod
-    def build(cls, vectors: ArrayLike, factory: str = "Flat") -> Self:
-        """Return an index of `vectors` (n, D), converted to float32.
+    def build(cls, vectors: "ArrayLike | Matrix", factory: str = "Flat") -> Self:
+        """Return an index of `vectors` (n, D), converted to float32 block by block.
 
         For cosine similarity normalize vectors and queries first. `factory` is a FAISS factory string such as "Flat",
-        "IVF1024,SQ8" or "HNSW32". A search reads the square root of the number of IVF lists, but at least 8.
+        "IVF1024,SQ8" or "HNSW32"; see `choose_factory`. Of many rows a sample trains the index. A search reads the
+        square root of the number of IVF lists, but at least 8; see `raise_recall`.
         Raises InputError if `vectors` is not a matrix of finite numbers, or if FAISS cannot build the factory from it.
         """
         import faiss
 
-        matrix, norms = _checked(vectors, "vectors")
-        if not len(matrix):
+        from rqa.terminal import Progress  # not needed to search an index
+
+        matrix = vectors if isinstance(vectors, Matrix) else np.asarray(vectors)
+        if len(matrix.shape) != 2 or not matrix.shape[1]:
+            raise InputError(f"vectors: expected an array (rows, dimension), got shape {matrix.shape}.")
+        num_rows, dimension = matrix.shape
+        if not num_rows:
             raise InputError("vectors: expected at least 1 row, got 0.")
+        max_norm = 0.0
         try:
-            index = faiss.index_factory(matrix.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
             _set_search_effort(index)
-            index.train(matrix)
-            index.add(matrix)
+            if not index.is_trained:
+                sample = _training_rows(index, num_rows)
+                with Progress(f"training the index on {len(sample):,} vectors"):
+                    index.train(_checked(matrix[sample], "vectors", sample)[0])
+            with Progress("building the index", num_rows, unit="vectors") as progress:
+                for start in range(0, num_rows, BLOCK_ROWS):
+                    rows = np.arange(start, min(start + BLOCK_ROWS, num_rows))
+                    block, norms = _checked(matrix[rows], "vectors", rows)
+                    index.add(block)
+                    max_norm = max(max_norm, float(norms.max()))
+                    progress.advance(len(rows))
         except RuntimeError as error:
             raise InputError(
-                f"--index_factory: expected a factory for {len(matrix)} vectors of dimension {matrix.shape[1]}, got "
+                f"--index_factory: expected a factory for {num_rows} vectors of dimension {dimension}, got "
                 f'"{factory}": {str(error).rsplit(": ", 1)[-1]}. Choose another factory, such as Flat, or add vectors.'
             ) from error
-        return cls(index, factory, float(norms.max()))
+        return cls(index, factory, max_norm)
+
+    @property
+    def is_exact(self) -> bool:
+        """Return True if a search scores every row exactly."""
+        return self._vectors is not None
+
+    def raise_recall(self, vectors: "ArrayLike | Matrix", queries: ArrayLike) -> None:
+        """Measure `recall`, the share of the best 10 rows that a search finds, for queries (n, D) over `vectors`.
+
+        An IVF index reads twice as many lists, and an HNSW graph twice as many candidates, until it is MIN_RECALL, all
+        are read, or it stays nearly the same. A Flat index has no `recall`: it is exact.
+        """
+        from rqa.terminal import Progress
+
+        if self.is_exact:
+            return
+        k = min(RECALL_AT, len(self))
+        best = _exact_rows(vectors if isinstance(vectors, Matrix) else np.asarray(vectors), np.asarray(queries), k)
+        with Progress("measuring recall"):
+            before = -1.0
+            while True:
+                rows = self.search(queries, k)[1]
+                found = [len({*a} & {*b}) for a, b in zip(rows.tolist(), best.tolist(), strict=True)]
+                self.recall = sum(found) / best.size
+                effort = self.effort
+                if self.recall >= MIN_RECALL or effort is None or effort[1] >= effort[2]:
+                    break
+                if self.recall < before + MIN_GAIN:
+                    break
+                before = self.recall
+                self.set_effort(effort[0], min(2 * effort[1], effort[2]))
+        if self.recall < MIN_RECALL:
+            log.warning("index: %s, below %s. Choose a factory with longer codes, or Flat", self, MIN_RECALL)
+
+    @property
+    def effort(self) -> tuple[EffortFlag, int, int] | None:
+        """The flag of the search effort, its value and the largest value; None if the index has none."""
+        import faiss
+
+        if (lists := faiss.try_extract_index_ivf(self._index)) is not None:
+            return "nprobe", lists.nprobe, lists.nlist
+        graph = self._graph()
+        return None if graph is None else ("ef_search", graph.efSearch, max(MAX_EF_SEARCH, graph.efSearch))
+
+    def set_effort(self, flag: EffortFlag, value: int) -> None:
+        """Set the number of IVF lists, or of candidates of HNSW, that a search reads. Raises InputError without."""
+        import faiss
+
+        if self.effort is None or self.effort[0] != flag:
+            kind = {"nprobe": "an IVF index", "ef_search": "an HNSW index"}[flag]
+            raise InputError(f"--{flag}: expected {kind}, got {self.factory}. Remove the flag, or change the index")
+        if flag == "nprobe":
+            faiss.extract_index_ivf(self._index).nprobe = value
+        else:
+            self._graph().efSearch = value
+
+    def _graph(self) -> Any:
+        """Return the HNSW graph, None if there is none."""
+        import faiss
+
+        index = faiss.downcast_index(self._index)
+        while isinstance(index, faiss.IndexPreTransform | faiss.IndexRefine):
+            inner = index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index
+            index = faiss.downcast_index(inner)
+        return getattr(index, "hnsw", None)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
+
+    def __str__(self) -> str:
+        """The factory, the search effort and the recall, in words."""
+        effort = "" if self.effort is None else f", {self.effort[0]} {self.effort[1]}"
+        unknown = "exact" if self.is_exact else f"recall@{RECALL_AT} not measured"
+        recall = unknown if self.recall is None else f"recall@{RECALL_AT} {self.recall:.3f}"
+        return f"{self.factory}{effort}, {recall}"
 
     def search(self, queries: ArrayLike, k: int) -> tuple[Floats, Rows]:
         """Return scores (n, k) and rows (n, k) of the k best rows for each of `queries` (n, D), best first.
@@ -191,6 +306,7 @@ class FaissIndex:
             "dimension": self.dimension,
             "factory": self.factory,
             "nprobe": None if lists is None else lists.nprobe,  # for readers: FAISS keeps it in its own file
+            "recall": self.recall,
             "metric": "inner_product",
             "max_norm": self._max_norm,
             "file": data.name,
@@ -228,13 +344,59 @@ class FaissIndex:
         _expect(data, "rows and dimension", (index.ntotal, index.d), (manifest["rows"], manifest["dimension"]))
         loaded = cls(index, manifest["factory"], manifest["max_norm"])
         loaded.provenance, loaded.fingerprint = manifest["provenance"], manifest["sha256"]
+        loaded.recall = manifest.get("recall")
         loaded._verification = verification
         weakref.finalize(loaded, verification.stop)
         return loaded
 
 
-def _checked(values: ArrayLike, name: str) -> tuple[Floats, NDArray[np.float64]]:
-    """Return `values` as a matrix (n, D) and the Euclidean norm of each row (n,)."""
+def choose_factory(num_rows: int) -> str:
+    """Return the factory of `auto`: Flat up to MAX_FLAT rows, then IVF lists of one byte a number.
+
+    The number of lists is the power of two that is closest to four times the square root of the rows.
+    """
+    if num_rows <= MAX_FLAT:
+        return "Flat"
+    return f"IVF{2 ** round(math.log2(4 * math.sqrt(num_rows)))},SQ8"
+
+
+def stored_factory(directory: Path) -> str | None:
+    """Return the factory of the index in a folder, None if no index was completed yet. Raises DamagedIndexError."""
+    manifest = _read_manifest(directory)
+    return None if manifest is None else str(manifest["factory"])
+
+
+def _training_rows(index: Any, num_rows: int) -> Rows:
+    """Return the rows of the sample that trains an index, in their order: all if they are few."""
+    import faiss
+
+    lists = faiss.try_extract_index_ivf(index)
+    size = max(TRAINING_ROWS, 0 if lists is None else TRAINING_ROWS_PER_LIST * lists.nlist)
+    if num_rows <= size:
+        return np.arange(num_rows)
+    return np.sort(np.random.default_rng(0).choice(num_rows, size, replace=False))
+
+
+def _exact_rows(vectors: Matrix, queries: NDArray[Any], k: int) -> Rows:
+    """Return the rows (n, k) of the k largest inner products of each query, in any order, block by block."""
+    from rqa.terminal import Progress
+
+    queries = queries.astype(np.float32)
+    scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    with Progress("searching exactly, to measure recall", vectors.shape[0], unit="vectors") as progress:
+        for start in range(0, vectors.shape[0], RECALL_BLOCK_ROWS):
+            block = np.arange(start, min(start + RECALL_BLOCK_ROWS, vectors.shape[0]))
+            products = queries @ np.asarray(vectors[block], np.float32).T
+            scores = np.concatenate([scores, products], axis=1)
+            rows = np.concatenate([rows, np.broadcast_to(block, products.shape)], axis=1)
+            best = np.argpartition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, :k]
+            scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+            progress.advance(len(block))
+    return rows
+
+
+def _checked(values: ArrayLike, name: str, numbers: Rows | None = None) -> tuple[Floats, NDArray[np.float64]]:
+    """Return `values` as a matrix (n, D) and the Euclidean norm of each row (n,). `numbers` are those of the rows."""
     matrix = np.ascontiguousarray(values, dtype=np.float32)
     if matrix.ndim != 2 or not matrix.shape[1]:
         raise InputError(f"{name}: expected an array (rows, dimension), got shape {np.shape(values)}.")
@@ -242,7 +404,8 @@ def _checked(values: ArrayLike, name: str) -> tuple[Floats, NDArray[np.float64]]
     bad = np.flatnonzero(~(norms <= MAX_NORM))  # NaN too is not <=
     if bad.size:
         raise InputError(
-            f"{name}: expected finite numbers, got NaN, infinity or a number beyond 1e18 in row {bad[0]} and "
+            f"{name}: expected finite numbers, got NaN, infinity or a number beyond 1e18 in row "
+            f"{bad[0] if numbers is None else numbers[bad[0]]} and "
             f"{bad.size - 1} more of {len(matrix)}. Check the embedding model."
         )
     return matrix, norms
@@ -301,7 +464,7 @@ def _check_provenance(directory: Path, manifest: Mapping[str, Any], expected: Ma
             lines.append(f"  {key}: expected {new}, got {old}")
     if lines:
         size = f"{manifest['rows']} vectors of dimension {manifest['dimension']}"
-        raise StaleIndexError("\n".join([f"{directory}: the index ({size}) has other inputs:", *lines, REMEDY]))
+        raise StaleIndexError("\n".join([f"{directory}: the index ({size}) has other inputs:", *lines, STALE_REMEDY]))
 
 
 def _check(verification: Verification, *, wait: bool = False) -> None:

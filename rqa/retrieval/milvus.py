@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rqa.atomic_files import folder_lock
 from rqa.data.corpus import PassageStore
 from rqa.data.records import Passage
 from rqa.endpoint.address import is_url, read_key
@@ -25,8 +26,7 @@ from rqa.endpoint.redaction import without_key
 from rqa.errors import InputError
 from rqa.retrieval.dense import DenseRetriever
 from rqa.retrieval.encoder import Encoder
-from rqa.retrieval.folder_lock import folder_lock
-from rqa.retrieval.index import EXTRA_CANDIDATES, JSON, Floats, Rows, StaleIndexError
+from rqa.retrieval.index import EXTRA_CANDIDATES, JSON, MAX_FLAT, OTHER_PATH, EffortFlag, Floats, Rows, StaleIndexError
 from rqa.terminal import Progress, plural
 
 log = logging.getLogger(__name__)
@@ -106,8 +106,15 @@ class MilvusIndex:
         stored = json.loads(info["properties"].get("rqa", "null"))
         if not isinstance(stored, dict) or stored.get("provenance") != expected:
             raise StaleIndexError(f"--store: expected in {name} {json.dumps(expected)}, got {stored}. {REMEDY}")
+        self._ef = EF
         [self.dimension] = [field["params"]["dim"] for field in info["fields"] if field["name"] == "vector"]
         self.fingerprint = _hash([expected, stored.get("vectors")])
+
+    def set_effort(self, flag: EffortFlag, value: int) -> None:
+        """Set the number of nodes that a search of a graph visits. Raises InputError without a graph."""
+        if flag != "ef_search" or self.provenance["factory"] == "Flat":
+            raise InputError(f"--{flag}: expected a graph, got {self.provenance['factory']}. Remove the flag")
+        self._ef = value
 
     def __len__(self) -> int:
         client = self.database.client
@@ -159,7 +166,7 @@ class MilvusIndex:
 
     def _hits(self, queries: Floats, limit: int) -> list[tuple[Rows, Floats]]:
         """Return rows and scores of the first `limit` hits of each query, best first."""
-        parameters = {"metric_type": "IP", "params": _index_parameters(str(self.provenance["factory"]), limit)[2]}
+        _, _, searching = _index_parameters(str(self.provenance["factory"]), max(self._ef, limit))
         with self.database.errors():
             found = self.database.client.search(
                 self.name,
@@ -167,7 +174,7 @@ class MilvusIndex:
                 anns_field="vector",
                 limit=limit,
                 output_fields=["id"],
-                search_params=parameters,
+                search_params={"metric_type": "IP", "params": searching},
                 consistency_level="Strong",
                 timeout=TIMEOUT,
             )
@@ -216,7 +223,8 @@ def open_milvus_retriever(
     key_name: str = "MILVUS_TOKEN",
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
-    index_factory: str = "Flat",
+    index_factory: str = "auto",
+    ef_search: int | None = None,
     embedding_batch_size: int = 64,
 ) -> DenseRetriever:
     """Return a retriever over `passages` with vectors in the database `store`, a URL or a folder.
@@ -233,9 +241,11 @@ def open_milvus_retriever(
         "similarity": encoder.similarity,
         "truncate_dim": encoder.truncate_dim,
     }
+    if index_factory == "auto":
+        index_factory = "Flat" if len(passages) <= MAX_FLAT else "HNSW32"
     provenance: dict[str, JSON] = {**inputs, "corpus": passages.fingerprint, "factory": index_factory}
     name = f"{(prefix := f'rqa_{_hash(inputs)}_')}{_hash(provenance)}"
-    with folder_lock(Path(index_path)):
+    with folder_lock(Path(index_path), "the index", OTHER_PATH):
         database = MilvusDatabase(store, key_name)
         with database.errors():
             others = [each for each in database.client.list_collections() if each.startswith(prefix) and each != name]
@@ -243,7 +253,7 @@ def open_milvus_retriever(
     log.info(
         "--store %s: collection %s, %s of %d dimensions", store, name, plural(len(passages), "vector"), index.dimension
     )
-    return DenseRetriever(passages, encoder, index)
+    return DenseRetriever(passages, encoder, index, {"ef_search": ef_search} if ef_search else None)
 
 
 def _complete(
@@ -318,7 +328,7 @@ def _create(database: MilvusDatabase, name: str, vectors: Floats, provenance: Ma
     schema.add_field("id", DataType.VARCHAR, max_length=32, is_primary=True)
     schema.add_field("content", DataType.VARCHAR, max_length=16)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=vectors.shape[1])
-    kind, building, _ = _index_parameters(str(provenance["factory"]), 1)
+    kind, building, _ = _index_parameters(str(provenance["factory"]), EF)
     index = database.client.prepare_index_params()
     index.add_index("vector", index_name="vector", index_type=kind, metric_type="IP", params=building)
     stored = {"provenance": provenance, "vectors": hashlib.sha256(vectors.tobytes()).hexdigest()[:16]}
@@ -327,11 +337,11 @@ def _create(database: MilvusDatabase, name: str, vectors: Floats, provenance: Ma
         database.client.create_collection(name, schema=schema, index_params=index, **options)
 
 
-def _index_parameters(factory: str, limit: int) -> tuple[str, dict[str, int], dict[str, int]]:
+def _index_parameters(factory: str, ef: int) -> tuple[str, dict[str, int], dict[str, int]]:
     """Return Milvus's type of index for Flat or HNSW32, and the parameters to build and to search it."""
     if factory == "Flat":
         return "FLAT", {}, {}
-    return "HNSW", {"M": int(factory.removeprefix("HNSW")), "efConstruction": 200}, {"ef": max(EF, limit)}
+    return "HNSW", {"M": int(factory.removeprefix("HNSW")), "efConstruction": 200}, {"ef": ef}
 
 
 def _content_hash(passage: Passage) -> str:

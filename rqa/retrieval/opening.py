@@ -1,14 +1,14 @@
 """The retriever of a run, by its flags."""
 
 import logging
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 
 from rqa.data.corpus import PassageStore
+from rqa.errors import InputError
 from rqa.retrieval.bm25 import open_bm25_retriever
 from rqa.retrieval.dense import open_dense_retriever
 from rqa.retrieval.hybrid import HybridRetriever
@@ -28,38 +28,46 @@ def open_retriever(
     retriever: Literal["dense", "bm25", "hybrid"] = "dense",
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
-    index_factory: str = "Flat",
+    index_factory: str = "auto",
+    nprobe: int | None = None,
+    ef_search: int | None = None,
     embedding_batch_size: int = 64,
     bm25_stemmer: str = "",
     reranker_model: str = "",
     rerank_top: int = 50,
     store: str = "",
     store_key_name: str = "MILVUS_TOKEN",
+    accelerator: Accelerator | None = None,
+    rebuild: bool = False,
 ) -> CorpusRetriever:
     """Return a retriever over `passages` with its indexes in `index_path`, and its vectors in `store` if that is set.
 
-    If there is no index, one process builds it and others wait. Raises StaleIndexError if the index of vectors was
-    built from other passages or with another encoder, and InputError if the folder cannot hold an index, or if a
-    checkpoint is of another kind.
+    If there is no index, this process builds it and others wait. With an `accelerator` every process calls this, and
+    all of them embed. Raises StaleIndexError if the index of vectors was built from other passages or with another
+    encoder, unless `rebuild` replaces it, and InputError if the folder cannot hold an index, or if a checkpoint is of
+    another kind.
     """
     reranker = None
     if reranker_model:  # opened first: its errors come before anything is embedded
         reranker = Reranker(reranker_model, device=device, batch_size=embedding_batch_size)
     parts: list[CorpusRetriever] = []
     if retriever != "bm25":
-        open_dense: Callable[..., CorpusRetriever] = open_dense_retriever
+        common: dict[str, Any] = {
+            "device": device,
+            "query_prefix": query_prefix,
+            "passage_prefix": passage_prefix,
+            "index_factory": index_factory,
+            "ef_search": ef_search,
+            "embedding_batch_size": embedding_batch_size,
+        }
         if store:
-            open_dense = partial(open_milvus_retriever, store=store, key_name=store_key_name)
-        dense = open_dense(
-            passages,
-            embedding_model,
-            index_path,
-            device=device,
-            query_prefix=query_prefix,
-            passage_prefix=passage_prefix,
-            index_factory=index_factory,
-            embedding_batch_size=embedding_batch_size,
-        )
+            if accelerator and accelerator.num_processes > 1:
+                raise InputError(f"--store: expected one process, which embeds, got {accelerator.num_processes}")
+            common |= {"store": store, "key_name": store_key_name}
+            dense = open_milvus_retriever(passages, embedding_model, index_path, **common)
+        else:
+            common |= {"nprobe": nprobe, "accelerator": accelerator, "rebuild": rebuild}
+            dense = open_dense_retriever(passages, embedding_model, index_path, **common)
         parts.append(dense)
     elif embedding_model:
         log.info("--retriever bm25: --embedding_model is not used")

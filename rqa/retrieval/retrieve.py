@@ -201,13 +201,16 @@ def uses_only_gold(has_retriever: bool, splits: Sequence[Sequence[Example]]) -> 
     return not has_retriever and not any(example.contexts for example in chain(*splits))
 
 
-def open_corpus(has_retriever: bool, path: str, splits: Sequence[Sequence[Example]]) -> PassageStore | None:
+def open_corpus(
+    has_retriever: bool, splits: Sequence[Sequence[Example]], path: str, **options: Any
+) -> PassageStore | None:
     """Return the corpus that a retriever searches, or None if there is no retriever.
 
-    Raises InputError as `open_passages` does, and InputError or DataError if examples have no contexts either.
+    `options` are those of `open_passages`. Raises InputError as it does, and InputError or DataError if examples have
+    no contexts either.
     """
     if has_retriever:
-        return open_passages(path)
+        return open_passages(path, **options)
     if uses_only_gold(has_retriever, splits):
         raise InputError("--embedding_model: expected a sentence encoder, got none, and no question has ctxs.")
     _check_contexts(splits)

@@ -20,11 +20,12 @@ MAX_COMMENT = 4000  # characters
 class Feedback:
     """An append-only file of JSON Lines, and the latest answers, which its rows describe.
 
-    `id` and `correct` of a row are those of `--judge_labels`. An answer gets feedback once, so that ids are unique.
+    `--judge_labels` and the format rqa_feedback of recipes/convert.py read its rows. With `citations`, answers cite
+    passages; without, numbers in brackets are text. An answer gets feedback once, so that ids are unique.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, citations: bool = False) -> None:
+        self.path, self.citations = path, citations
         self._answers: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
         try:
@@ -42,6 +43,7 @@ class Feedback:
             "question": question.example.question,
             "chat_history": [{"speaker": turn.role, "message": turn.text} for turn in history],
             "answer": answer.text,
+            "citations": self.citations,
             "passages": sources(question, answer)["passages"],
         }
         with self._lock:

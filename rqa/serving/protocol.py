@@ -1,6 +1,5 @@
 """OpenAI's chat completions: requests are checked, answers become completions or chunks of a stream."""
 
-import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rqa.atomic_files import json_text
+from rqa.data.citations import cited_numbers
 from rqa.data.jsonl import parse_object
 from rqa.data.records import Turn
 from rqa.generation.answers import Answer
@@ -113,13 +113,6 @@ def _limit(values: dict[str, Any]) -> int | None:
     return min(limits, default=None)
 
 
-def cited_numbers(text: str, num_passages: int) -> list[int]:
-    """Return the numbers of the passages that an answer cites as [1] or [1, 2], in order, each once."""
-    groups = re.findall(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]", text)
-    numbers = dict.fromkeys(int(number) for group in groups for number in group.split(","))
-    return [number for number in numbers if 1 <= number <= num_passages]
-
-
 @dataclass(frozen=True)
 class Completion:
     """The identity of one answer of `model`, and its JSON objects."""
@@ -172,7 +165,7 @@ def usage(answer: Answer) -> dict[str, int]:
 def sources(question: ChatQuestion, answer: Answer) -> dict[str, Any]:
     """Return the passages in the prompt, best first, and the parts that did not fit."""
     reply = question.reply(answer)
-    cited = cited_numbers(answer.text, len(question.retrieved))
+    cited = {*cited_numbers(answer.text)}
     for passage in reply["passages"]:
         passage["is_cited"] = passage["number"] in cited
     left_out = {"dropped_messages": question.num_dropped_messages, "truncated_passage_tokens": answer.truncated}

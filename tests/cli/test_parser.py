@@ -234,7 +234,7 @@ def test_an_error_of_the_command_line_names_flag_value_and_expectation(argv, mes
 def test_a_file_of_another_recipe_is_one_error_with_the_way_to_an_evaluation(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(flat([RetrievalArgs()])))
-    with pytest.raises(InputError, match=f"--config {path}: 12 flags of another recipe, such as .* --evaluation"):
+    with pytest.raises(InputError, match=f"--config {path}: 18 flags of another recipe, such as .* --evaluation"):
         parse("--config", str(path), default=QuestionArgs(), base="evaluation")
 
 

@@ -177,7 +177,7 @@ def test_further_signals_are_named_with_and_without_their_prefix():
 
 # A new flag stands in one of three lists: it is locked, free, or free with a warning.
 LOCKED = set(
-    "use_flash_attention retriever query_prefix passage_prefix index_factory bm25_stemmer rerank_top "
+    "use_flash_attention retriever query_prefix passage_prefix index_factory nprobe ef_search bm25_stemmer rerank_top "
     "embedding_max_num_to_retrieve query_history passage_order gold_dropout hard_negatives refusal_answer "
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
     "group_by_length lr_scheduler_type warmup_ratio weight_decay max_grad_norm optim seed metric_for_best_model "

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 from rqa.data.corpus import open_passages
-from rqa.data.records import Passage, read_passage
+from rqa.data.passage_rows import _quick_row
+from rqa.data.records import Passage
 from rqa.errors import InputError
 
 
@@ -196,15 +197,15 @@ def test_a_file_that_was_replaced_under_its_name_is_read_as_it_was(write):
 def test_a_file_that_changes_while_it_is_opened_is_an_error(write, monkeypatch):
     path = write(*[doc(f"Passage {i}. " + "a" * 1000) for i in range(50)])
     monkeypatch.setattr("rqa.data.jsonl.BLOCK_BYTES", 10_000)
-    seen, plain = [], read_passage
+    seen, plain = [], _quick_row
 
-    def read_and_change(fields):
-        seen.append(fields)
+    def read_and_change(line, *arguments):
+        seen.append(line)
         if len(seen) == 20:
             path.write_bytes(path.read_bytes().replace(b"Passage 3", b"Message 3"))
-        return plain(fields)
+        return plain(line, *arguments)
 
-    monkeypatch.setattr("rqa.data.corpus.read_passage", read_and_change)
+    monkeypatch.setattr("rqa.data.passage_rows._quick_row", read_and_change)
     with pytest.raises(InputError, match=r"train\.jsonl: .* changed while it was read"):
         open_passages(path)
 

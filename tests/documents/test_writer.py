@@ -159,3 +159,11 @@ def test_a_file_that_is_no_corpus_is_not_replaced(tmp_path, name, content):
     with pytest.raises(InputError, match=r"out\."):
         write(make(tmp_path / "in", GOOD), path)
     assert path.read_text(encoding="utf-8") == content
+
+
+def test_of_many_kinds_of_files_the_most_frequent_are_named(tmp_path):
+    rare = {f"{i}.k{i}": b"" for i in range(12)}
+    report = write(make(tmp_path / "in", {**rare, "x.k3": b"", "a.txt": b"one"}), tmp_path / "out.jsonl")
+    [line] = [line for line in report.lines(20) if "no known format" in line]
+    kinds = ["2 .k3", *(f"1 .{name}" for name in sorted(f"k{i}" for i in range(12) if i != 3)[:7])]
+    assert line == f"13 of no known format, hidden or links: {', '.join(kinds)}, 4 of 4 other kinds"

@@ -416,4 +416,39 @@ LLAMAINDEX_DOCSTORE = Sample(
     },
     passages=NODE_PASSAGES,
 )
+RQA_FEEDBACK = Sample(
+    "rqa_feedback",
+    [
+        {
+            "id": f"chatcmpl-{i}",
+            "question": "who dances",
+            "chat_history": [],
+            "answer": "bees [2]",
+            "citations": is_citing,
+            "passages": [
+                {"number": 1, "id": "0a", "title": "", "text": "Elks swim.", "sources": [], "score": 0.9},
+                {"number": 2, "id": "0b", "title": "Bees", "text": "Bees dance.", "sources": ["b.html"], "score": 0.8},
+            ],
+            "correct": i < 2,
+            "comment": "",
+            "time": "2025-01-01T00:00:00+00:00",
+        }
+        for i, is_citing in enumerate((True, False, True))
+    ],
+    [
+        {
+            "id": "chatcmpl-0",
+            "question": "who dances",
+            "answers": ["bees [1]"],
+            "gold": [("Bees dance.", "Bees", "b.html")],
+        },
+        {
+            "id": "chatcmpl-1",
+            "question": "who dances",
+            "answers": ["bees [2]"],
+            "gold": [("Elks swim.", "", ""), ("Bees dance.", "Bees", "b.html")],
+        },
+    ],
+    corpus=[("Bees dance.", "Bees", "b.html"), ("Elks swim.", "", "")],
+)
 SAMPLES = {name.lower(): value for name, value in list(globals().items()) if isinstance(value, Sample)}

@@ -33,11 +33,32 @@ def error(message: str, **fields: str) -> bytes:
     return json.dumps({"error": {"message": message} | fields}).encode()
 
 
-def verdict(prompt: str) -> bytes:
-    """Return a verdict: correct if the answer equals a reference."""
+def case_of(prompt: str) -> dict[str, Any]:
+    """Return the JSON in a prompt."""
     case, _ = json.JSONDecoder().raw_decode(prompt, prompt.index("{\n"))
-    correct = case["answer"] in case["references"]
-    return completion(json.dumps({"explanation": f"On {case['question']}.", "correct": correct}), prompt)
+    return case
+
+
+def verdict(prompt: str) -> bytes:
+    """Return a verdict: correct if the answer equals a reference. Citations are judged by `support`."""
+    case = case_of(prompt)
+    decision = (
+        {"sentences": support(case)} if "references" not in case else {"correct": case["answer"] in case["references"]}
+    )
+    return completion(json.dumps({"explanation": f"On {case['question']}.", **decision}), prompt)
+
+
+def support(case: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the support of each sentence that cites: a passage supports the words that it has, of five letters."""
+    items = []
+    for sentence in case["answer"]:
+        words = set(re.findall(r"\w{5,}", sentence["text"]))
+        own = {number: words & set(re.findall(r"\w+", case["passages"][str(number)])) for number in sentence["cites"]}
+        supporting = [number for number, shared in own.items() if shared]
+        if own:
+            supported = words == set().union(*own.values())
+            items.append({"sentence": sentence["sentence"], "supporting": supporting, "supported": supported})
+    return items
 
 
 def escaped(key: str) -> dict[str, str]:
@@ -64,7 +85,8 @@ class JudgeServer:
     """A server at `url`, running inside a `with` block.
 
     `faults[question]` are the replies to its first, second, ... call; later calls are judged. `faults["*"]` has the
-    reply to every call. `received` has the question and the time of each call.
+    reply to every call. `received` has the question and the time of each call. A request on citations has the question
+    "citations: " and its own.
     """
 
     def __init__(self, faults: Mapping[str, Sequence[str]] | None = None, *, seconds: float = 0.0) -> None:
@@ -130,7 +152,9 @@ class JudgeServer:
 
     def question_of(self, body: dict[str, Any]) -> str:
         """Return the question in a request."""
-        return json.loads(re.search(r'^ "question": (".*"),$', body["messages"][0]["content"], re.MULTILINE)[1])
+        prompt = body["messages"][0]["content"]
+        question = json.loads(re.search(r'^ "question": (".*"),$', prompt, re.MULTILINE)[1])
+        return question if re.search(r'^ "references": ', prompt, re.MULTILINE) else f"citations: {question}"
 
     def answer(self, body: dict[str, Any]) -> tuple[int, bytes]:
         """Return the status and the content of a reply without a fault."""

@@ -79,7 +79,7 @@ def running(folder, *, token="", host="127.0.0.1", chat=None, batch_size=8, max_
     """Serve in a thread of this process; yield the base URL and the scripted chat."""
     chat = chat or ScriptedChat()
     batcher = Batcher(chat, batch_size=batch_size, max_queue=max_queue)
-    feedback = Feedback(folder / "feedback.jsonl")
+    feedback = Feedback(folder / "feedback.jsonl", citations=True)
     app = make_app(batcher, feedback, Access(host, token), model="lamps", answer_timeout=answer_timeout)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1)

@@ -137,7 +137,13 @@ def save_decoder(folder: Path, model: PreTrainedModel | None = None) -> str:
 
 
 def save_encoder(
-    folder: Path, *, seed: int = 0, prompts: dict[str, str] | None = None, pooling: str = "mean", size: int = 32
+    folder: Path,
+    *,
+    seed: int = 0,
+    prompts: dict[str, str] | None = None,
+    pooling: str = "mean",
+    size: int = 32,
+    length: int = 128,
 ) -> str:
     """Write a sentence-transformers checkpoint: a BERT, a WordPiece tokenizer of single characters, a pooling."""
     from sentence_transformers import SentenceTransformer
@@ -154,7 +160,7 @@ def save_encoder(
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=48,
-        max_position_embeddings=128,
+        max_position_embeddings=length,
         initializer_range=0.3,
     )
     with torch.random.fork_rng(devices=[]):
@@ -163,7 +169,7 @@ def save_encoder(
     plain = folder / "plain"
     model.save_pretrained(plain)
     BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(plain)
-    transformer = Transformer(str(plain), max_seq_length=128)
+    transformer = Transformer(str(plain), max_seq_length=length)
     modules = [transformer, Pooling(size, pooling_mode=pooling)]
     SentenceTransformer(modules=modules, prompts=prompts or {}, device="cpu").save(str(folder / "encoder"))
     return str(folder / "encoder")

@@ -127,6 +127,14 @@ def test_request_body_and_headers(make):
     }
 
 
+def test_deadline_counts_all_runs(make):
+    with JudgeServer(seconds=0.3) as server:
+        judge = make(server.url, deadline=0.5)
+        ends_of_runs = [ends(judge([request])) for request in requests(3)]
+    assert [status for [(status, _)] in ends_of_runs] == ["judged", "failed", "failed"]
+    assert judge.used_budget == "the deadline of 0.5 s"
+
+
 def test_repeated_request_gets_one_call(make):
     with JudgeServer() as server:
         verdicts = make(server.url)(requests(3) * 2)

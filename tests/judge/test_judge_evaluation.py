@@ -160,13 +160,13 @@ def test_invalid_labels_are_listed_by_line(tmp_path):
         '{"id": "a", "correct": true}\n{"id": "a", "correct": true}\n{"id": "z", "correct": 1}\n{"id": "b"}\n'
     )
     with pytest.raises(InputError) as caught:
-        read_labels(path, ["a", "b"])
+        read_labels(path, EXAMPLES[:2])
     assert [line.partition(": ")[0][-1] for line in str(caught.value).splitlines() if "jsonl:" in line] == list("2334")
 
 
 def test_missing_labels_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="No such file"):
-        read_labels("no/labels.jsonl", ["a"])
+        read_labels("no/labels.jsonl", EXAMPLES)
 
 
 def test_verdicts_are_written_without_common_labels(folder, tmp_path, caplog):

@@ -15,7 +15,7 @@ from world import DEEPSPEED_ON_CPU, files, launch, read_jsonl, torchrun
 
 RECIPE = "swr_starling.py"
 LORA = {"lora_rank": "4", "lora_alpha": "16", "learning_rate": "3e-2"}
-ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors"}
+ADAPTER_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 
 

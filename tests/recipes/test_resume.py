@@ -92,7 +92,7 @@ def unbroken(world):
 
 def outcome(out):
     """Return the files that are equal, byte for byte, when a run is repeated."""
-    names = ["metrics.jsonl", "model/model.safetensors", "test/predictions.jsonl"]
+    names = ["metrics.jsonl", "model/model.safetensors", "model/README.md", "test/predictions.jsonl"]
     return {name: (out / name).read_bytes() for name in names}
 
 

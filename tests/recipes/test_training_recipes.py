@@ -17,7 +17,7 @@ from rqa.retrieval.opening import open_retriever
 from rqa.retrieval.retrieve import KS, retrieve_splits
 
 EXACT = {"--bf16": "false", "--max_new_tokens": "12"}
-MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors"}
+MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 EVALUATION_FILES = {"score.json", "predictions.jsonl"}
 
@@ -51,7 +51,7 @@ def test_a_run_writes_exactly_its_files(swr):
     evaluations = {f"{name}/{file}" for name in ("eval-000003", "eval-000004", "test") for file in EVALUATION_FILES}
     state = {"manifest.json", "model.safetensors", "optimizer.bin", "random_states_0.pkl"}
     checkpoint = {f"checkpoints/step-00000004/{name}" for name in state | {"metrics.jsonl", "timings.jsonl"}}
-    logs = {"config.json", "metrics.jsonl", "timings.jsonl", "report.html"}
+    logs = {"card.json", "config.json", "metrics.jsonl", "timings.jsonl", "report.html"}
     assert files(out) == logs | model | evaluations | checkpoint
 
 

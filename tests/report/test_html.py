@@ -22,7 +22,14 @@ from rqa.errors import InputError
 from rqa.evaluation.comparison import read_results
 from rqa.evaluation.context_report import build_contexts, compare_contexts
 from rqa.evaluation.metrics import answer_scores
-from rqa.evaluation.results import RunRecords, StepRecord, VerdictRecord, write_record
+from rqa.evaluation.results import (
+    CitationSupportRecord,
+    RunRecords,
+    SentenceRecord,
+    StepRecord,
+    VerdictRecord,
+    write_record,
+)
 from rqa.evaluation.significance import compare, resampled_scores, score_intervals
 from rqa.generation.generator import Answer
 from rqa.report.html import render, write_report
@@ -65,10 +72,13 @@ def hostile(seed=0):
 
 
 def citing():
-    """Return an evaluation of hostile answers that cite the two passages of their prompt, and one that is not there."""
+    """Return an evaluation of hostile answers that cite the two passages of their prompt, and one that is not there.
+
+    The judge found that in the first answer one passage supports the sentence, and none in the second.
+    """
     passages = [Passage(f"{HOSTILE} text {i}") for i in range(3)]
-    examples = [Example(f"{i}", f"Who {i}?", ("It [1].",), (passages[1],)) for i in range(2)]
-    return score_examples(
+    examples = [Example(f"{i}", f"Who {i}?", ("It [1].",), (passages[1],)) for i in range(4)]
+    scores = score_examples(
         examples,
         retrieval=Retrieval([[Retrieved(passage, 0.5) for passage in passages] for _ in examples], 1.0, "corpus"),
         generate=lambda inputs: [Answer(CITING, 9, 9, True, 0, 2) for _ in inputs],
@@ -76,6 +86,11 @@ def citing():
         k=2,
         ks=(1, 3),
     )
+    sentences = [SentenceRecord(CITING, (2, 3, 1), supporting, bool(supporting)) for supporting in ((1,), ())]
+    records = [CitationSupportRecord("judged", HOSTILE, (sentence,)) for sentence in sentences]
+    records += [CitationSupportRecord("malformed", HOSTILE), None]
+    rows = [replace(row, citation_support=record) for row, record in zip(scores.predictions, records, strict=True)]
+    return replace(scores, predictions=rows)
 
 
 class Page(HTMLParser):
@@ -752,11 +767,15 @@ def test_citations_are_links_to_the_passages_of_the_same_answer(opened):
     page = opened("citing")
     for summary in page.locator("#list > li > details > summary").all():
         summary.click()
-    for body in page.locator("#list .body").all():
+    # Marks of the judge behind 2, 3 and 1, and the numbers in the colour of errors; the prompt has two passages.
+    expected = [(" ✗", " ✗", " ✓", ["2 ✗", "3 ✗"]), (" ✗", " ✗", " ✗", ["2 ✗", "3 ✗", "1 ✗"]), ("", "", "", ["3"])]
+    for body, (two, three, one, wrong) in zip(
+        page.locator("#list .body").all(), [*expected, expected[-1]], strict=True
+    ):
         answer = body.locator("h3:has-text('Answer') + .text")
-        assert answer.text_content() == CITING
-        assert answer.locator("a").all_text_contents() == ["2", "1"]
-        assert answer.locator(".wrong").all_text_contents() == ["3"]  # the prompt has two passages
+        assert answer.text_content() == CITING.replace("2, 3", f"2{two}, 3{three}").replace("b>[1]", f"b>[1{one}]")
+        assert answer.locator("a").all_text_contents() == [f"2{two}", f"1{one}"]
+        assert answer.locator(".wrong").all_text_contents() == wrong
         assert [
             ("cited" in (li.get_attribute("class") or "").split()) for li in body.locator(".passages > li").all()
         ] == [
@@ -766,6 +785,12 @@ def test_citations_are_links_to_the_passages_of_the_same_answer(opened):
         ]
         answer.locator("a").first.click()
         assert body.locator(".passages > li:target .place").text_content() == "2."
+    for text in ("✓ 1 of 1 sentences", "✗ 0 of 1 sentences", "Not supported: ", "no verdict on citations: malformed"):
+        assert page.locator(f"#list .body >> text={text}").count() == 1
+    counts = page.locator("section:has(#judge)").text_content()
+    assert "".join(counts.split()) == "Judgecitations:judged2citations:malformed1"
+    page.check("text=citations not supported (1)")
+    assert len(shown(page)) == 1
     assert page.evaluate("[typeof hacked, document.images.length]") == ["undefined", 0]
 
 

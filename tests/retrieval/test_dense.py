@@ -70,11 +70,9 @@ def test_hits_are_distinct(path, corpus, folder):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """The number of passages of each call of `encode_passages`."""
-    calls, plain = [], Encoder.encode_passages
-    monkeypatch.setattr(
-        Encoder, "encode_passages", lambda self, passages: calls.append(len(passages)) or plain(self, passages)
-    )
+    """The number of passages of each call of `encode_blocks`."""
+    calls, plain = [], Encoder.encode_blocks
+    monkeypatch.setattr(Encoder, "encode_blocks", lambda self, *args: calls.append(args[1]) or plain(self, *args))
     return calls
 
 
@@ -254,7 +252,7 @@ def test_two_processes_build_one_index(path, corpus, tmp_path, caplog):
         while not any("waiting for another process" in message for message in caplog.messages):
             assert not second.done()
             time.sleep(0.01)
-        for file in (tmp_path / "first").iterdir():
+        for file in (tmp_path / "first").glob("*.*"):
             shutil.copy(file, tmp_path / "index")
         os.close(first)
         assert second.result(timeout=60).retrieve(QUERIES, 3)

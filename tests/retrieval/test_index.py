@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rqa.atomic_files import read_manifest, write_manifest
 from rqa.errors import InputError
 from rqa.retrieval import verification
-from rqa.retrieval.index import FORMAT, DamagedIndexError, FaissIndex, StaleIndexError
+from rqa.retrieval.index import FORMAT, DamagedIndexError, FaissIndex, StaleIndexError, choose_factory
 
 PROVENANCE = {"corpus": "3f2a", "model": {"name": "e5", "prefixes": ["query: ", "passage: "]}, "rows": 200}
 
@@ -615,3 +615,81 @@ print(sorted(name for name in sys.modules if name.startswith("rqa.") and name.co
 """
     printed = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == ["['lazy_loader', 'rqa']", "['rqa.atomic_files', 'rqa.errors', 'rqa.retrieval']"]
+
+
+# Blocks and recall
+
+
+@pytest.mark.parametrize("factory", ["Flat", "SQ8", "IVF16,SQ8", "IVF16,PQ8x4fs,RFlat"])
+def test_an_index_built_in_blocks_equals_one_built_at_once(rng, tmp_path, monkeypatch, factory):
+    vectors = clustered(rng)
+    FaissIndex.build(vectors, factory).save(tmp_path / "once")
+    monkeypatch.setattr("rqa.retrieval.index.BLOCK_ROWS", 333)
+    FaissIndex.build(vectors, factory).save(tmp_path / "blocks")
+    once, blocks = (data_file(tmp_path / name).read_bytes() for name in ("once", "blocks"))
+    assert once == blocks
+
+
+def test_a_bad_number_in_a_later_block_is_named_by_its_row(rng, monkeypatch):
+    monkeypatch.setattr("rqa.retrieval.index.BLOCK_ROWS", 10)
+    vectors = unit(rng, 35, 4)
+    vectors[27] = np.nan
+    with pytest.raises(InputError, match="row 27 and 0 more"):
+        FaissIndex.build(vectors)
+
+
+def test_a_sample_trains_the_index_of_many_rows(rng, monkeypatch):
+    vectors, trained = clustered(rng), []
+    monkeypatch.setattr("rqa.retrieval.index.TRAINING_ROWS", 1000)
+    plain = faiss.IndexIVFFlat.train
+    monkeypatch.setattr(faiss.IndexIVFFlat, "train", lambda self, rows: trained.append(rows) or plain(self, rows))
+    index = FaissIndex.build(vectors, "IVF16,Flat")
+    assert [rows.shape for rows in trained] == [(1000, 32)]
+    assert len({row.tobytes() for row in trained[0]} & {row.tobytes() for row in vectors}) == 1000
+    assert len(index) == len(vectors)
+
+
+@pytest.mark.parametrize(("factory", "flag"), [("IVF144,Flat", "nprobe"), ("HNSW8", "ef_search")])
+def test_recall_is_measured_and_raised(rng, tmp_path, monkeypatch, caplog, factory, flag):
+    vectors, queries = clustered(rng), clustered(rng, 200)
+    index = FaissIndex.build(vectors, factory)
+    index.set_effort(flag, 1)
+    assert recall(index, vectors, queries) < 0.7
+    monkeypatch.setattr("rqa.retrieval.index.RECALL_BLOCK_ROWS", 999)
+    index.raise_recall(vectors, queries)
+    assert index.recall == pytest.approx(recall(index, vectors, queries))
+    assert index.recall >= 0.95
+    value = index.effort[1]
+    assert value & (value - 1) == 0 or value == 144
+    index.set_effort(flag, value // 2)
+    assert recall(index, vectors, queries) < 0.95
+    index.set_effort(flag, value)
+    index.save(tmp_path)
+    loaded = FaissIndex.load(tmp_path)
+    assert (loaded.recall, loaded.effort) == (index.recall, index.effort)
+    assert str(loaded) == f"{factory}, {flag} {value}, recall@10 {index.recall:.3f}"
+    assert not caplog.messages
+
+
+def test_a_low_recall_is_a_warning(rng, caplog):
+    vectors = clustered(rng)
+    index = FaissIndex.build(vectors, "IVF4,PQ4x4")
+    index.raise_recall(vectors, vectors[:50])
+    assert index.recall < 0.95
+    assert index.effort == ("nprobe", 4, 4)
+    [message] = caplog.messages
+    assert f"recall@10 {index.recall:.3f}, below 0.95" in message
+
+
+def test_an_exact_index_has_no_recall(vectors):
+    index = FaissIndex.build(vectors)
+    index.raise_recall(vectors, vectors)
+    assert (index.recall, index.effort, str(index)) == (None, None, "Flat, exact")
+
+
+@pytest.mark.parametrize(
+    ("rows", "factory"),
+    [(1, "Flat"), (200_000, "Flat"), (200_001, "IVF2048,SQ8"), (10**6, "IVF4096,SQ8"), (21 * 10**6, "IVF16384,SQ8")],
+)
+def test_auto_chooses_the_factory_by_size(rows, factory):
+    assert choose_factory(rows) == factory

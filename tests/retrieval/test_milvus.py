@@ -259,7 +259,7 @@ def test_a_collection_that_is_deleted_or_changed_is_an_error(path, corpus, tmp_p
         ({"store_key_name": "my-key"}, "--store_key_name: expected the name of an environment variable"),
         ({"store": "http://user:secret@host:1"}, r"--store: expected http\(s\)://HOST"),
         ({"store": "localhost:19530"}, r"--store: expected http\(s\)://HOST:PORT or a folder"),
-        ({"index_factory": "IVF64,Flat"}, "--index_factory: expected Flat or HNSW32 with --store, got IVF64"),
+        ({"index_factory": "IVF64,Flat"}, "--index_factory: expected auto, Flat or HNSW32 with --store, got IVF64"),
     ],
 )
 def test_flags_of_a_database_that_cannot_work_are_refused(flags, message):

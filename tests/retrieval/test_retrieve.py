@@ -238,7 +238,7 @@ def test_without_a_retriever_examples_without_contexts_are_refused():
     splits[2][0] = replace(splits[2][0], where="")
     for call in (
         lambda: retrieve_splits(Accelerator(cpu=True), None, None, splits, 3),
-        lambda: open_corpus(False, "no/such/corpus", splits),
+        lambda: open_corpus(False, splits, "no/such/corpus"),
     ):
         with pytest.raises(DataError) as caught:
             call()
@@ -247,13 +247,13 @@ def test_without_a_retriever_examples_without_contexts_are_refused():
         assert [line.partition(":")[0] for line in lines] == list(places)
         assert all('"ctxs"' in line and "set --embedding_model or --retriever bm25." in line for line in lines)
     with pytest.raises(InputError, match=r"--embedding_model: expected .*ctxs"):
-        open_corpus(False, "", [with_contexts(())])
+        open_corpus(False, [with_contexts(())], "")
 
 
 def test_the_corpus_is_opened_only_for_a_retriever(world):
-    store = open_corpus(True, world.corpus, [with_contexts(())])
+    store = open_corpus(True, [with_contexts(())], world.corpus)
     assert store[:] == open_passages(world.corpus)[:]
-    assert open_corpus(False, world.corpus, [with_contexts((0,)), []]) is None
+    assert open_corpus(False, [with_contexts((0,)), []], world.corpus) is None
 
 
 @pytest.mark.parametrize(

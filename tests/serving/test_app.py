@@ -13,7 +13,11 @@ import pytest
 from scripted_server import ANSWER, PASSAGES, TOKEN, running
 from world import read_jsonl
 
+from rqa.conversion import convert
+from rqa.data import Example, Turn, load_examples
+from rqa.data.citations import citation_problems
 from rqa.errors import InputError
+from rqa.evaluation import PredictionRecord
 from rqa.judge import read_labels
 from rqa.serving import Access, Feedback
 
@@ -252,9 +256,97 @@ def test_feedback_is_a_row_that_describes_the_answer(served, client):
     assert one["chat_history"] == [{"speaker": each["role"], "message": each["content"]} for each in history]
     assert one["passages"] == first.rqa["passages"]
     assert two["id"] == second.id
-    expected = {first.id: False, second.id: True}
-    assert read_labels(folder / "feedback.jsonl", expected) == expected
     assert rate(url, id=first.id, correct=True).status_code == 404  # once
+
+
+HISTORY = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Ask."}]
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory):
+    """The path of a real server's feedback: two answers are correct, one of them after a history; two are wrong."""
+    folder = tmp_path_factory.mktemp("rated")
+    with running(folder) as (url, _), client_of(url) as client:
+        for question, history, verdict in (
+            ("Oslo?", HISTORY, True),
+            ("Oslo?", [], False),
+            ("Rome?", [], True),
+            ("Bern?", [], False),
+        ):
+            messages = [*history, {"role": "user", "content": question}]
+            answer = client.chat.completions.create(model="lamps", messages=messages)
+            assert rate(url, id=answer.id, correct=verdict, comment="Because.").status_code == 200
+    return folder / "feedback.jsonl"
+
+
+def answered(*rows):
+    """Return predictions of (question, answer) with the ids test:1, test:2, ..."""
+    return [
+        PredictionRecord(id=f"test:{i}", question=question, passages=(), answer=answer, chat_history=history)
+        for i, (question, answer, history) in enumerate(rows, 1)
+    ]
+
+
+TURNS = tuple(Turn(turn["role"], turn["content"]) for turn in HISTORY)
+
+
+def test_feedback_becomes_questions_whose_gold_passages_are_the_cited_ones(rated, tmp_path, caplog):
+    caplog.set_level("INFO", "rqa")
+    done = convert(rated, tmp_path / "train.jsonl", corpus_path=tmp_path / "corpus.jsonl")
+    assert (done.format, done.questions, done.passages) == ("rqa_feedback", 2, 1)
+    oslo, rome = load_examples(tmp_path / "train.jsonl")
+    rows = [row for row in read_jsonl(rated) if row["correct"]]
+    assert [oslo.id, rome.id] == [row["id"] for row in rows]
+    # The answer cites passage 2, which is the first gold passage, and 9, which is none.
+    text = ANSWER.replace("[2]", "[1]").replace(" [9]", "")
+    assert [oslo.answers, rome.answers] == [(f"Oslo?: {text}",), (f"Rome?: {text}",)]
+    assert oslo.gold_passages == rome.gold_passages == (PASSAGES[1],)
+    assert oslo.gold_passages[0].sources == PASSAGES[1].sources
+    assert (oslo.chat_history, rome.chat_history) == (TURNS, ())
+    assert [*citation_problems(oslo.answers, len(oslo.gold_passages))] == []
+    for note in ("rated as wrong are left out", "are removed from the answers"):
+        assert any(note in line and "2 rows" in line for line in caplog.messages)
+    assert '"comment" (2 rows)' in caplog.text
+
+
+@pytest.mark.parametrize(("citations", "answer"), [(False, "Oslo [2]."), (True, "Oslo.")])
+def test_feedback_on_an_answer_without_citations_has_all_passages_as_gold(rated, tmp_path, citations, answer):
+    [first, *_] = read_jsonl(rated)
+    path = tmp_path / "feedback.jsonl"
+    path.write_text(json.dumps(first | {"citations": citations, "answer": answer}) + "\n")
+    convert(path, tmp_path / "train.jsonl")
+    [example] = load_examples(tmp_path / "train.jsonl")
+    assert (example.answers, example.gold_passages) == ((answer,), tuple(PASSAGES))
+
+
+def test_feedback_is_the_verdict_on_an_equal_answer_of_the_evaluation(rated, caplog):
+    caplog.set_level("INFO", "rqa")
+    text = f"Oslo?: {ANSWER}"
+    predictions = answered(
+        ("Oslo?", text, ()),
+        ("Oslo?", text, TURNS),
+        ("Rome?", text, ()),  # rated with another answer
+        ("Bern?", f"Bern?: {ANSWER}", TURNS),  # rated without a history
+    )
+    assert read_labels(rated, predictions) == {"test:1": False, "test:2": True}
+    assert "2 of 4 rows are on answers of the evaluation" in caplog.text
+    examples = [Example(row.id, row.question, (), chat_history=row.chat_history) for row in predictions]
+    assert read_labels(rated, examples) == {"test:1": False, "test:2": True, "test:3": True}
+
+
+def test_feedback_with_different_verdicts_on_one_answer_is_left_out(rated, tmp_path, caplog):
+    caplog.set_level("INFO", "rqa")
+    rows = read_jsonl(rated)
+    path = tmp_path / "feedback.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[2] | {"id": "x", "correct": False}]))
+    both = answered(("Oslo?", f"Oslo?: {ANSWER}", ()), ("Rome?", f"Rome?: {ANSWER}", ()))
+    assert read_labels(path, both) == {"test:1": False}
+    assert "3 of 5 rows are on answers of the evaluation; 1 answers with different verdicts" in caplog.text
+
+
+def test_feedback_without_an_answer_of_the_evaluation_is_refused(rated):
+    with pytest.raises(InputError, match=r"--judge_labels .* got none in 4 rows, of which 1 are on its questions"):
+        read_labels(rated, answered(("Rome?", "Another answer.", ()), ("Paris?", "Here.", ())))
 
 
 def test_bad_feedback_is_refused(served, client):

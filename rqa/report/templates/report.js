@@ -37,6 +37,7 @@ const isWrong = (side) => exact >= 0 && side.scores[exact] !== null && side.scor
 const isAnswered = (question) => question.sides.some((side) => side.answer !== undefined);
 const isScored = (question) => question.references.length > 0 || !isAnswered(question);
 const isCut = (side) => side.finished === false;
+const isUnsupported = (side) => sentences(side).some((each) => !each.is_supported);
 const isIncorrect = (side) => side.verdict !== undefined && side.verdict.correct === false;
 
 function score(question, side, metric) {
@@ -55,6 +56,7 @@ const FILTERS = {
   "not exact": (question) => question.sides.some(isWrong),
   "gold not retrieved": (question) => question.sides.some(isMissed),
   "judged incorrect": (question) => question.sides.some(isIncorrect),
+  "citations not supported": (question) => question.sides.some(isUnsupported),
   "cut short": (question) => question.sides.some(isCut),
   "answers differ": (question) => isPair && question.sides[0].answer !== question.sides[1].answer,
 };
@@ -62,6 +64,7 @@ const APPLIES = {
   "not exact": exact >= 0,
   "gold not retrieved": hits.length > 0,
   "judged incorrect": data.questions.some((question) => question.sides.some((side) => side.verdict)),
+  "citations not supported": data.questions.some((question) => question.sides.some((side) => side.citation_support)),
   "cut short": data.questions.some((question) => question.sides.some(isCut)),
   "answers differ": isPair,
 };
@@ -143,6 +146,7 @@ function sideDetails(side, i) {
     isCut(side) ? make("p", "note", "Cut short by --max_new_tokens.") : null,
     side.reasoning ? make("details", "", make("summary", "", "Reasoning"), text("p", "text", side.reasoning)) : null,
     side.verdict ? make("p", "", verdict(side.verdict), " ", text("span", "note", side.verdict.explanation)) : null,
+    ...support(side),
     scores(named.filter(([name]) => !name.includes("@"))),
     make("h3", "", side.answer === undefined ? letter(i) : null, " Passages"),
     side.passages.length ? null : make("p", "note", "No passages."),
@@ -164,22 +168,43 @@ function cited(side) {
 function answer(side, i) {
   if (!side.cites || !side.answer) return text("p", "text", side.answer || "(empty)");
   const node = text("p", "text", "");
+  const flags = sentences(side).flatMap((each) => each.cited.map((number) => each.supporting.includes(number)));
   // A pattern with a group: every second part is the numbers between brackets.
-  side.answer.split(CITATION).forEach((part, j) => node.append(...(j % 2 ? citation(side, i, part) : [part])));
+  side.answer.split(CITATION).forEach((part, j) => node.append(...(j % 2 ? citation(side, i, part, flags) : [part])));
   return node;
 }
 
-function citation(side, i, numbers) {
-  const parts = numbers.split(/(\d+)/).map((part, j) => (j % 2 ? link(side, i, Number(part)) : part));
+function citation(side, i, numbers, flags) {
+  const parts = numbers.split(/(\d+)/).map((part, j) => (j % 2 ? link(side, i, Number(part), flags.shift()) : part));
   return ["[", ...parts, "]"];
 }
 
-function link(side, i, number) {
+function link(side, i, number, isSupported) {
   const node = make(isRead(side, number) ? "a" : "span", "citation", String(number));
   if (isRead(side, number)) node.href = `#${place(i, number)}`;
   else node.classList.add("wrong");
   node.title = isRead(side, number) ? `passage ${number}` : "no such passage in the prompt";
+  if (isSupported === undefined) return node;
+  node.append(isSupported ? " ✓" : " ✗");
+  node.classList.toggle("wrong", !isSupported);
+  node.title += isSupported ? ": supports the sentence, or a part of it" : ": does not support the sentence";
   return node;
+}
+
+// The judge's verdict on the citations
+
+const sentences = (side) => side.citation_support?.sentences ?? [];
+
+function support({ citation_support: record }) {
+  if (!record) return [];
+  const own = record.sentences ?? [], missing = own.filter((each) => !each.is_supported);
+  const count = `${own.length - missing.length} of ${own.length} sentences supported by citations`;
+  const mark = missing.length ? make("span", "wrong", `✗ ${count}`) : make("span", "right", `✓ ${count}`);
+  const status = own.length ? mark : make("span", "", `no verdict on citations: ${record.status}`);
+  return [
+    make("p", "", status, " ", text("span", "note", record.explanation)),
+    ...missing.map((each) => make("p", "note", "Not supported: ", text("span", "", each.text))),
+  ];
 }
 
 function scores(named) {
