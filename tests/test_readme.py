@@ -6,6 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 from accelerate import Accelerator
@@ -19,7 +21,8 @@ from rqa.data import load_splits, open_passages
 from rqa.evaluation import Evaluator
 from rqa.models import AnswerLM
 from rqa.prompts import ConcatenatedCollator, PromptBuilder
-from rqa.retrieval import retrieve_splits
+from rqa.retrieval import BM25Retriever, retrieve_splits
+from rqa.retrieval.bm25 import open_bm25_retriever
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The documented names of one flag; the first is the name in config.json.
@@ -190,6 +193,38 @@ def test_a_metric_and_a_retriever_of_your_own_work(world):
     assert [row.answer_scores["contains"] for row in scores.predictions] == contains
     assert scores.metrics["contains"] == pytest.approx(sum(contains) / len(contains))
     assert "contains" in scores.score.intervals
+
+
+class _Service(BaseHTTPRequestHandler):
+    """A search service: the passages of `retriever`, with their ids."""
+
+    retriever: BM25Retriever
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        [hits] = self.retriever.retrieve([asked["query"]], asked["k"])
+        body = json.dumps([{"id": hit.passage.id, "score": hit.score} for hit in hits]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_search_service_of_your_own_works(world, tmp_path):
+    [code] = [block for block in blocks(README, "python") if "class SearchService" in block]
+    exec(code, names := {})
+    passages, tests = open_passages(world.corpus), load_splits(world.train, world.eval, world.test)[2]
+    _Service.retriever = open_bm25_retriever(passages, tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Service) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        service = names["SearchService"](passages, f"http://127.0.0.1:{server.server_port}", "2026-11")
+        [retrieval] = retrieve_splits(Accelerator(cpu=True), lambda: service, passages, [tests], 3)
+        server.shutdown()
+    [expected] = retrieve_splits(Accelerator(cpu=True), lambda: _Service.retriever, passages, [tests], 3)
+    assert [*retrieval.retrieved] == [*expected.retrieved]
 
 
 def test_the_list_of_files_is_the_tree():
