@@ -8,10 +8,13 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import hypothesis
 import pytest
 
 TESTS = Path(__file__).parent
 STARTERS = {"subprocess", "sync_playwright"}  # a function that uses one of these names starts processes
+hypothesis.settings.register_profile("busy machine", deadline=None)  # a slow example is no fault
+hypothesis.settings.load_profile("busy machine")
 EXECUTABLES = ("python", "torchrun", "accelerate", "node", "chrom")  # a test may start these if it is marked
 
 

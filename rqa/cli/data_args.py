@@ -149,7 +149,7 @@ class IndexArgs:
     def require_retriever(self) -> None:
         """Raise InputError if there is no retriever, or no corpus and index."""
         if not self.has_retriever:
-            raise InputError("--embedding_model: expected a value, or --retriever bm25, got none")
+            require(self, "embedding_model")
         require(self, "full_dataset_file_path", "full_dataset_index_path")
 
     @property

@@ -233,7 +233,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
         outputs[0].decode()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(question=TEXTS, answers=st.lists(TEXTS, min_size=1, unique=True), passages=st.lists(TEXTS, min_size=2), id=TEXTS)
 def test_any_text_survives(tmp_path, question, answers, passages, id):
     ids = list(dict.fromkeys(Passage(text).id for text in passages))

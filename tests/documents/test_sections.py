@@ -135,7 +135,7 @@ LINES = st.sampled_from(
 
 @pytest.mark.parametrize("marks", [markdown_marks, rst_marks, text_marks])
 @given(lines=st.lists(LINES, max_size=20))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_every_character_is_in_one_block(marks, lines):
     text = "\n".join(lines)
     sections = sections_of(text, marks(text))

@@ -101,7 +101,7 @@ PIECES = st.sampled_from(
 @pytest.mark.parametrize("marks", [markdown_marks, rst_marks, text_marks])
 @pytest.mark.parametrize("count", [words, lambda text: len(text) + 2, lambda text: len(text) + 3 * text.count("\n")])
 @given(pieces=st.lists(PIECES, max_size=30), limit=st.integers(16, 40))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_nothing_is_lost_and_every_passage_is_within_the_limit(marks, count, pieces, limit):
     text = "".join(pieces)
     passages = split(text, limit, count, marks)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_evaluations import evaluation, sentence
 
@@ -43,7 +43,6 @@ def prediction(id, **fields):
 # Scores as functions of sums
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 8))
 def test_bleu_of_sums_is_that_of_the_resampled_corpus(seed, size):
     """The tokenizer is that of the whole corpus."""

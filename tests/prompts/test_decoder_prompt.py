@@ -89,7 +89,7 @@ class TemplateDay(datetime):
 
 
 BYTES = tiny_models.tokenizer()
-FEW_EXAMPLES = settings(max_examples=15, deadline=None)
+FEW_EXAMPLES = settings(max_examples=15)
 
 
 def item(passages=PASSAGES, question="Who?", history=(), answer="The cat.", ranks=None):
@@ -325,7 +325,7 @@ def test_control_tokens_in_data_are_text(name, texts):
     budget=st.integers(60, 260),
     random=st.randoms(use_true_random=False),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_passages_are_truncated_from_the_last_ranked_on_at_their_ends(lengths, question, turns, budget, random):
     """Each token is one character, so that the expected prompt is a truncated text."""
     texts = ["ABCDE"[i] + ascii_lowercase[:length] for i, length in enumerate(lengths)]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from world import PLACES, passage, write_jsonl
 
@@ -53,7 +53,6 @@ def test_bm25_equals_its_formula(corpus, tmp_path, k):
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 0.5, 1.0, 2.5]), max_size=30), st.integers(1, 40))
-@settings(deadline=None)
 def test_the_best_rows_are_those_of_a_sort(values, k):
     scores = np.array(values, np.float32)
     rows, top = best(scores, k)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from world import PLACES, passage, write_jsonl
 
@@ -30,7 +30,6 @@ rankings = st.lists(st.lists(st.integers(0, 12), unique=True, max_size=9), min_s
 
 
 @given(rankings, st.integers(0, 3))
-@settings(deadline=None)
 def test_fusion_equals_the_sum_of_reciprocal_ranks(lists, padding):
     expected = {
         row: sum(1 / (60 + ranking.index(row) + 1) for ranking in lists if row in ranking)

@@ -90,7 +90,7 @@ def data_file(folder):
 
 
 @given(st.data(), st.integers(1, 80), st.integers(1, 4), st.integers(1, 5), st.integers(1, 30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_flat_equals_brute_force_on_small_integers_with_many_ties(data, n, dimension, queries, k):
     def matrix(rows):
         numbers = st.lists(st.integers(-2, 2), min_size=rows * dimension, max_size=rows * dimension)
