@@ -7,6 +7,7 @@ from .data_args import IndexArgs as IndexArgs
 from .data_args import PassageArgs as PassageArgs
 from .data_args import PromptArgs as PromptArgs
 from .data_args import RetrievalArgs as RetrievalArgs
+from .data_args import SearchArgs as SearchArgs
 from .data_args import row_options as row_options
 from .endpoint_args import EndpointArgs as EndpointArgs
 from .evaluation_args import EvaluationArgs as EvaluationArgs
@@ -22,6 +23,7 @@ from .parser import require as require
 from .parser import run_main as run_main
 from .question_args import QuestionArgs as QuestionArgs
 from .question_args import WriterArgs as WriterArgs
+from .retriever_args import MiningArgs as MiningArgs
 from .serve_args import ServeArgs as ServeArgs
 from .sharing_args import SharingArgs as SharingArgs
 from .training_args import ModelArgs as ModelArgs
@@ -38,6 +40,7 @@ __all__ = [
     "GeneratorArgs",
     "IndexArgs",
     "JudgeArgs",
+    "MiningArgs",
     "ModelArgs",
     "OptimizationArgs",
     "Parser",
@@ -46,6 +49,7 @@ __all__ = [
     "QuestionArgs",
     "RetrievalArgs",
     "RunArgs",
+    "SearchArgs",
     "ServeArgs",
     "SharingArgs",
     "WriterArgs",
