@@ -44,19 +44,18 @@ def main() -> int:
     folder = training.new_folder(accelerator, **output.folder_options)
     evaluator = evaluation.Evaluator(accelerator, None, None, k=max(retrieval.KS), batch_size=1, max_new_tokens=1)
 
-    def retrieve(model: str, index: str) -> retrieval.Retrieval:
-        options = {"device": accelerator.device, "embedding_model": model, "index_path": index}
-        opened = partial(retrieval.open_retriever, passages, **options, **search.retriever_options)
-        turns = search.query_history
-        k = max(retrieval.KS)
+    def evaluate(passages: data.PassageStore, model: str, index: str) -> evaluation.Scores:
+        options = {"embedding_model": model, "index_path": index, **search.retriever_options}
+        opened = partial(retrieval.open_retriever, passages, device=accelerator.device, **options)
+        k, turns = max(retrieval.KS), search.query_history
         [hits] = retrieval.retrieve_splits(accelerator, opened, passages, [tests], k, history_turns=turns)
-        return hits
+        return evaluator(tests, hits)
 
     def encode(epoch: int, positions: Sequence[int]) -> list[training.ContrastiveRow]:
         return collator.encode(epoch, [train[i] for i in positions])
 
     # The frozen encoder
-    before = evaluator(tests, retrieve(search.embedding_model, search.full_dataset_index_path)) if tests else None
+    before = evaluate(passages, search.embedding_model, search.full_dataset_index_path) if passages else None
 
     # Model
     model = training.ContrastiveEncoder(encoder, **search.loss_options)
@@ -91,9 +90,9 @@ def main() -> int:
     # The trained encoder: export and test
     is_saved = run.checkpoints.wait()
     training.export_encoder(accelerator, model, encoder, folder / "model")
-    if before:
+    if passages and before:
         run.log.evaluation("before", before)
-        run.log.evaluation("after", evaluator(tests, retrieve(str(folder / "model"), str(folder / "index"))))
+        run.log.evaluation("after", evaluate(passages, str(folder / "model"), str(folder / "index")))
     return int(not is_saved)
 
 

@@ -61,7 +61,7 @@ class ContrastiveArgs(RowArgs):
         "", "training questions with gold_docs, and hard_neg_docs if any: .jsonl, .jsonl.gz or .json", is_path=True
     )
     test_file: str = flag(
-        "", "test questions, for Recall@k before and after the training; empty: no test", is_path=True
+        "", "test questions, for Recall@k before and after; empty: no test", "eval_data_path", is_path=True
     )
     full_dataset_file_path: str = flag(
         "", "the corpus of the test: .jsonl, .jsonl.gz or LocalRQA's document.pkl", "document_path", is_path=True

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rqa.atomic_files import atomic_file, json_text
 from rqa.data.data_file import open_data
 from rqa.data.file_report import FileReport
@@ -15,7 +18,7 @@ from rqa.data.records import Example, Passage
 from rqa.retrieval.retrieve import Retrieval, Retrieved
 from rqa.terminal import track
 
-Scorer = Callable[[str, Sequence[str]], Sequence[float]]
+Scorer = Callable[[str, Sequence[str]], NDArray[np.float32]]  # `Reranker.scores`
 
 MIN_ANSWER_CHARACTERS = 3  # a shorter answer, such as "no" or "7", is in most passages
 
@@ -46,7 +49,7 @@ def mine_negatives(
             counts["questions without gold passages"] += 1
             return
         answers = [] if example.unanswerable else _searched_texts(example.answers)
-        limit = max(score(query, [*golds.values()])) - score_margin if score and golds else None
+        limit = score(query, [*golds.values()]).max() - score_margin if score and golds else None
         for hit in hits:
             if hit.passage.id in golds:
                 counts["left out: gold"] += 1

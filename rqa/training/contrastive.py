@@ -6,7 +6,6 @@ B questions, P distinct passages, T = B + P texts, L tokens in the longest, D em
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +54,11 @@ class ContrastiveCollator:
     def __init__(self, encoder: Encoder, *, hard_negatives: int, history_turns: int = 1) -> None:
         self.encoder, self.hard_negatives, self.history_turns = encoder, hard_negatives, history_turns
         first = encoder.model[0]
-        self.tokenizer = getattr(first, "tokenizer", None)
-        if hasattr(first, "sub_modules") or not isinstance(self.tokenizer, PreTrainedTokenizerBase):
+        tokenizer = getattr(first, "tokenizer", None)
+        if hasattr(first, "sub_modules") or not isinstance(tokenizer, PreTrainedTokenizerBase):
             kind = type(first).__name__
             raise InputError(f"{encoder.name_or_path}: expected one transformer for all texts, got {kind}")
+        self.tokenizer = tokenizer
         has_prompt = encoder.query_prefix or encoder.passage_prefix
         if has_prompt and any(getattr(module, "include_prompt", True) is False for module in encoder.model):
             raise InputError(f"{encoder.name_or_path}: expected pooling with the prompt, got include_prompt false")
@@ -106,18 +106,17 @@ class ContrastiveCollator:
         A label is the column of the gold passage. `candidates` is False for other gold passages of the question. A
         batch of no rows has a question and a passage without content, and no label.
         """
-        columns = {name: i for i, name in enumerate(dict.fromkeys(chain.from_iterable(row.ids for row in rows)))}
-        passages: list[list[int]] = [[] for _ in columns]
-        candidates = torch.ones(len(rows) or 1, len(columns) or 1, dtype=torch.bool)
+        texts = {name: tokens for row in rows for name, tokens in zip(row.ids, row.passages, strict=True)}
+        ids = sorted(texts, key=lambda name: len(texts[name]))  # mini-batches of similar length have little padding
+        columns = {name: i for i, name in enumerate(ids)}
+        candidates = torch.ones(len(rows) or 1, len(ids) or 1, dtype=torch.bool)
         labels = torch.full((len(rows) or 1, 1), IGNORE_INDEX)
         for i, row in enumerate(rows):
-            for name, tokens in zip(row.ids, row.passages, strict=True):
-                passages[columns[name]] = tokens
             candidates[i, [columns[name] for name in row.gold_ids if name in columns]] = False
             labels[i, 0] = columns[row.ids[0]]
             candidates[i, labels[i, 0]] = True
-        texts = [row.question for row in rows] + passages or self._tokens(["", ""], "")
-        padded = self.tokenizer.pad({"input_ids": texts}, return_tensors="pt")
+        batch = [row.question for row in rows] + [texts[name] for name in ids] or self._tokens(["", ""], "")
+        padded = self.tokenizer.pad({"input_ids": batch}, return_tensors="pt")
         names = ("input_ids", "attention_mask")
         return {name: padded[name] for name in names} | {"labels": labels, "candidates": candidates}
 
@@ -145,7 +144,7 @@ class ContrastiveEncoder(nn.Module):
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the vectors (T, D) of texts, in float32."""
         size = self.mini_batch_size or len(input_ids)
-        parts = zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        parts = zip(torch.split(input_ids, size), torch.split(attention_mask, size), strict=True)
         if size >= len(input_ids) or not torch.is_grad_enabled():
             vectors = [self._embed(*part) for part in parts]
         else:
