@@ -1581,7 +1581,7 @@ PROMISES = (
     ),
     Promise(
         "The loss of a retriever is that of the gold passage among the others of its batch",
-        "training/test_contrastive.py",
+        "training/test_contrastive.py::test_the_loss_is_that_of_the_reference",
         Without(
             "other gold passages are no negatives",
             "rqa.training.contrastive.ContrastiveEncoder.forward",

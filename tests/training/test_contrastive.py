@@ -1,6 +1,7 @@
 """contrastive: the loss of a reference, the same gradients with a cache, the same vectors as the frozen encoder."""
 
 import json
+import shutil
 
 import pytest
 import torch
