@@ -25,6 +25,7 @@ SUPPORT = "rqa.judge.citation_support"
 SAMPLER = "rqa.questions.sampling.PassageSampler"
 BY_ANSWER = "rqa.questions.rules._broken_by_answer"
 REVIEWER = "rqa.questions.review.Reviewer"
+MINE = "rqa.retrieval.negatives.mine_negatives"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -1568,6 +1569,36 @@ PROMISES = (
             "rqa.retrieval.encoder_checkpoint._check_reranker",
             "not architecture.endswith('ForSequenceClassification') or labels != 1",
             "not architecture.endswith('ForSequenceClassification')",
+        ),
+    ),
+    Promise(
+        "A mined negative is no gold passage, contains no answer, and has a score below that of gold",
+        "retrieval/test_negatives.py::test_negatives_are_those_of_a_loop_over_the_lists",
+        Without("gold left out", MINE, "hit.passage.id in golds", "False"),
+        Without("answers left out", MINE, "any(answer in _fold(hit.passage.content) for answer in answers)", "False"),
+        Without("the score", MINE, "limit is not None and hit.score >= limit", "False"),
+        Without("the first rank", MINE, "first_rank - 1", "0"),
+    ),
+    Promise(
+        "The loss of a retriever is that of the gold passage among the others of its batch",
+        "training/test_contrastive.py::test_the_loss_is_that_of_the_reference",
+        Without(
+            "other gold passages are no negatives",
+            "rqa.training.contrastive.ContrastiveEncoder.forward",
+            "logits.masked_fill(~candidates, -torch.inf)",
+            "logits",
+        ),
+        Without(
+            "unit vectors",
+            "rqa.training.contrastive.ContrastiveEncoder._embed",
+            "normalize(vectors, dim=1) if self.is_normalized else vectors",
+            "vectors",
+        ),
+        Without(
+            "the prompt of passages",
+            "rqa.training.contrastive.ContrastiveCollator._row",
+            "self._tokens([passage.content for passage in passages], self.encoder.passage_prefix)",
+            "self._tokens([passage.content for passage in passages], self.encoder.query_prefix)",
         ),
     ),
     Promise(

@@ -10,10 +10,10 @@ from world import ROOT, launch_environment
 
 PUBLIC_NAMES: dict[str, str] = {
     "cli": (
-        "at_least BuildArgs card_facts check_output DataArgs EndpointArgs EvaluationArgs FidPromptArgs "
-        "flag flags_locked_on_resume flat GeneratorArgs IndexArgs JudgeArgs ModelArgs OptimizationArgs "
-        "options parse_args Parser PassageArgs PromptArgs QuestionArgs require RetrievalArgs row_options run_main "
-        "RunArgs ServeArgs SharingArgs WriterArgs"
+        "at_least BuildArgs card_facts check_output ContrastiveArgs DataArgs EndpointArgs EvaluationArgs FidPromptArgs "
+        "flag flags_locked_on_resume flat GeneratorArgs IndexArgs JudgeArgs LoopRunArgs MiningArgs ModelArgs "
+        "OptimizationArgs options parse_args Parser PassageArgs PromptArgs QuestionArgs require RetrievalArgs "
+        "row_options run_main RunArgs SearchArgs ServeArgs SharingArgs WriterArgs"
     ),
     "conversion": "Conversion convert Format FORMATS recognized Source",
     "data": (
@@ -62,12 +62,13 @@ PUBLIC_NAMES: dict[str, str] = {
     "retrieval": (
         "BM25Retriever build_query CorpusRetriever DamagedIndexError DenseRetriever Encoder FaissIndex HybridRetriever "
         "KS open_corpus open_retriever Reranker RerankingRetriever Retrieval retrieve_splits Retrieved Retriever "
-        "StaleIndexError uses_only_gold"
+        "mine_negatives StaleIndexError uses_only_gold write_negatives"
     ),
     "sharing": "check_push config_of files_to_upload finish_run push RECORD record_run write_cards",
     "serving": "Access Batcher Feedback make_app serve",
     "training": (
-        "BatchLayout Checkpoints DamagedCheckpointError EarlyStopping export learning_rate_at log_resume_command "
+        "BatchLayout check_replicated Checkpoints ContrastiveCollator ContrastiveEncoder ContrastiveRow "
+        "DamagedCheckpointError EarlyStopping export export_encoder learning_rate_at log_resume_command "
         "log_rows make_optimizer max_weight_change new_folder OptimizerKind OPTIMIZERS Run run_fingerprint RunLog "
         "start_run Step steps_per_epoch StopSignals Tracker train_steps training_batches"
     ),

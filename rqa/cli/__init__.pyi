@@ -7,6 +7,7 @@ from .data_args import IndexArgs as IndexArgs
 from .data_args import PassageArgs as PassageArgs
 from .data_args import PromptArgs as PromptArgs
 from .data_args import RetrievalArgs as RetrievalArgs
+from .data_args import SearchArgs as SearchArgs
 from .data_args import row_options as row_options
 from .endpoint_args import EndpointArgs as EndpointArgs
 from .evaluation_args import EvaluationArgs as EvaluationArgs
@@ -22,8 +23,11 @@ from .parser import require as require
 from .parser import run_main as run_main
 from .question_args import QuestionArgs as QuestionArgs
 from .question_args import WriterArgs as WriterArgs
+from .retriever_args import ContrastiveArgs as ContrastiveArgs
+from .retriever_args import MiningArgs as MiningArgs
 from .serve_args import ServeArgs as ServeArgs
 from .sharing_args import SharingArgs as SharingArgs
+from .training_args import LoopRunArgs as LoopRunArgs
 from .training_args import ModelArgs as ModelArgs
 from .training_args import OptimizationArgs as OptimizationArgs
 from .training_args import RunArgs as RunArgs
@@ -31,6 +35,7 @@ from .training_args import flags_locked_on_resume as flags_locked_on_resume
 
 __all__ = [
     "BuildArgs",
+    "ContrastiveArgs",
     "DataArgs",
     "EndpointArgs",
     "EvaluationArgs",
@@ -38,6 +43,8 @@ __all__ = [
     "GeneratorArgs",
     "IndexArgs",
     "JudgeArgs",
+    "LoopRunArgs",
+    "MiningArgs",
     "ModelArgs",
     "OptimizationArgs",
     "Parser",
@@ -46,6 +53,7 @@ __all__ = [
     "QuestionArgs",
     "RetrievalArgs",
     "RunArgs",
+    "SearchArgs",
     "ServeArgs",
     "SharingArgs",
     "WriterArgs",

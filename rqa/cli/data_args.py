@@ -188,22 +188,32 @@ class BuildArgs(IndexArgs):
 
 
 @dataclass(frozen=True)
-class RetrievalArgs(IndexArgs):
-    """The frozen retriever, and how many passages it retrieves."""
+class SearchArgs(IndexArgs):
+    """The frozen retriever, and its queries."""
 
-    embedding_max_num_to_retrieve: int = flag(3, "passages to retrieve for a question, and to read at inference")
     query_history: int = flag(1, "user messages before the question that are part of the query")
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
         super().check()
-        at_least(self, 1, "embedding_max_num_to_retrieve")
         at_least(self, 0, "query_history")
 
     @property
     def search_options(self) -> dict[str, Any]:
         """Keyword arguments of `retrieve_splits`; results are cached in the folder of the index."""
         return {"history_turns": self.query_history, "cache_dir": Path(self.full_dataset_index_path, "retrieved")}
+
+
+@dataclass(frozen=True)
+class RetrievalArgs(SearchArgs):
+    """The frozen retriever, and how many passages it retrieves."""
+
+    embedding_max_num_to_retrieve: int = flag(3, "passages to retrieve for a question, and to read at inference")
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        super().check()
+        at_least(self, 1, "embedding_max_num_to_retrieve")
 
 
 def row_options(files: RowArgs, search: IndexArgs, prompt: "_TextArgs", *, is_sft: bool = False) -> dict[str, Any]:

@@ -179,18 +179,13 @@ class OptimizationArgs:
 
 
 @dataclass(frozen=True)
-class RunArgs(SharingArgs):
-    """The run: output, log, validation, checkpoints, tracker, upload."""
+class LoopRunArgs:
+    """The run: output, log, checkpoints, tracker."""
 
     output_dir: str = flag("", "new folder for the model, the metrics and the predictions", is_path=True)
     logging_steps: int = flag(10, "steps between two lines of the log")
-    eval_steps: int = flag(50, "steps between two evaluations on --eval_file; the last step is evaluated too")
-    per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device", "batch_size")
-    metric_for_best_model: str = flag("", "validation metric that selects the model to keep, export and test")
-    early_stopping_patience: int | None = flag(None, "evaluations without improvement before the run stops")
     save_steps: int = flag(50, "steps between two checkpoints; the last step is saved too")
     save_total_limit: int = flag(2, "newest checkpoints to keep, in addition to the best")
-    save_dtype: SaveDtype = flag("auto", "dtype of the exported weights; auto: that of the checkpoint")
     resume_from_checkpoint: str = flag(
         "", "latest, or the folder of a checkpoint or of a run to resume from", is_path=True
     )
@@ -207,7 +202,7 @@ class RunArgs(SharingArgs):
     @property
     def run_options(self) -> dict[str, Any]:
         """Keyword arguments of `start_run`."""
-        names = ("metric_for_best_model", "early_stopping_patience", "logging_steps", "save_total_limit", "run_group")
+        names = ("logging_steps", "save_total_limit", "run_group")
         return {**options(self, *names), "resume_from_checkpoint": self.checkpoint, "tracker": self.tracker}
 
     @property
@@ -233,15 +228,8 @@ class RunArgs(SharingArgs):
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
-        super().check()
         require(self, "output_dir")
-        at_least(self, 1, "logging_steps", "eval_steps", "per_device_eval_batch_size", "save_steps", "save_total_limit")
-        metric = self.metric_for_best_model
-        if metric and metric not in HIGHER_IS_BETTER:
-            raise InputError(f"--metric_for_best_model: expected one of {', '.join(HIGHER_IS_BETTER)}, got {metric}")
-        at_least(self, 1, "early_stopping_patience")
-        if self.early_stopping_patience and not metric:
-            raise InputError("--early_stopping_patience: expected --metric_for_best_model too, got it alone")
+        at_least(self, 1, "logging_steps", "save_steps", "save_total_limit")
         if self.run_group and self.tracker != "wandb":
             raise InputError(f"--run_group: expected --report_to wandb, got --report_to {self.tracker}")
         if (folder := self.checkpoint) not in ("", "latest") and not Path(folder).is_dir():
@@ -249,3 +237,30 @@ class RunArgs(SharingArgs):
             raise InputError(f"--resume_from_checkpoint {folder}: expected {expected}, got no such folder")
         _ = self.further_signals
         check_tracker(self.tracker)
+
+
+@dataclass(frozen=True)
+class RunArgs(LoopRunArgs, SharingArgs):
+    """The run of a generator: also its validation, export and upload."""
+
+    eval_steps: int = flag(50, "steps between two evaluations on --eval_file; the last step is evaluated too")
+    per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device", "batch_size")
+    metric_for_best_model: str = flag("", "validation metric that selects the model to keep, export and test")
+    early_stopping_patience: int | None = flag(None, "evaluations without improvement before the run stops")
+    save_dtype: SaveDtype = flag("auto", "dtype of the exported weights; auto: that of the checkpoint")
+
+    @property
+    def run_options(self) -> dict[str, Any]:
+        """Keyword arguments of `start_run`."""
+        return {**super().run_options, **options(self, "metric_for_best_model", "early_stopping_patience")}
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        super().check()
+        SharingArgs.check(self)
+        at_least(self, 1, "eval_steps", "per_device_eval_batch_size", "early_stopping_patience")
+        metric = self.metric_for_best_model
+        if metric and metric not in HIGHER_IS_BETTER:
+            raise InputError(f"--metric_for_best_model: expected one of {', '.join(HIGHER_IS_BETTER)}, got {metric}")
+        if self.early_stopping_patience and not metric:
+            raise InputError("--early_stopping_patience: expected --metric_for_best_model too, got it alone")

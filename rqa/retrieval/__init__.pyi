@@ -5,6 +5,8 @@ from .hybrid import HybridRetriever as HybridRetriever
 from .index import DamagedIndexError as DamagedIndexError
 from .index import FaissIndex as FaissIndex
 from .index import StaleIndexError as StaleIndexError
+from .negatives import mine_negatives as mine_negatives
+from .negatives import write_negatives as write_negatives
 from .opening import open_retriever as open_retriever
 from .rerank import Reranker as Reranker
 from .rerank import RerankingRetriever as RerankingRetriever
@@ -34,8 +36,10 @@ __all__ = [
     "Retriever",
     "StaleIndexError",
     "build_query",
+    "mine_negatives",
     "open_corpus",
     "open_retriever",
     "retrieve_splits",
     "uses_only_gold",
+    "write_negatives",
 ]

@@ -4,6 +4,11 @@ from .batching import training_batches as training_batches
 from .checkpoint import Checkpoints as Checkpoints
 from .checkpoint import DamagedCheckpointError as DamagedCheckpointError
 from .checkpoint import export as export
+from .contrastive import ContrastiveCollator as ContrastiveCollator
+from .contrastive import ContrastiveEncoder as ContrastiveEncoder
+from .contrastive import ContrastiveRow as ContrastiveRow
+from .contrastive import check_replicated as check_replicated
+from .contrastive import export_encoder as export_encoder
 from .early_stopping import EarlyStopping as EarlyStopping
 from .loop import Step as Step
 from .loop import train_steps as train_steps
@@ -26,6 +31,9 @@ __all__ = [
     "OPTIMIZERS",
     "BatchLayout",
     "Checkpoints",
+    "ContrastiveCollator",
+    "ContrastiveEncoder",
+    "ContrastiveRow",
     "DamagedCheckpointError",
     "EarlyStopping",
     "OptimizerKind",
@@ -34,7 +42,9 @@ __all__ = [
     "Step",
     "StopSignals",
     "Tracker",
+    "check_replicated",
     "export",
+    "export_encoder",
     "learning_rate_at",
     "log_resume_command",
     "log_rows",

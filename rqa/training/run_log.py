@@ -184,7 +184,7 @@ def run_fingerprint(
     model: nn.Module,
     locked_flags: Mapping[str, Any],
     splits: Sequence[Sequence[Example]],
-    rows: Sequence[EncodedExample],
+    rows: Sequence[object],
     retrieval: Retrieval | None,
 ) -> dict[str, Any]:
     """Return the values that must be equal for a run to resume from a checkpoint, by names that a user understands.

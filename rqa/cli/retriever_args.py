@@ -1,0 +1,118 @@
+"""Flags of hard negatives and of the training of retrievers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rqa.cli.data_args import RowArgs, SearchArgs
+from rqa.cli.parser import at_least, flag, options, require
+from rqa.cli.training_args import OptimizationArgs
+from rqa.errors import InputError
+from rqa.training.optim import OPTIMIZERS
+
+
+@dataclass(frozen=True)
+class MiningArgs(RowArgs):
+    """The questions, and the negatives that are wanted."""
+
+    input_file: str = flag("", "questions with gold_docs: .jsonl, .jsonl.gz or .json", "train_file", is_path=True)
+    output_file: str = flag("", "the questions with hard_neg_docs: a .jsonl file", is_path=True)
+    negatives_per_question: int = flag(8, "hard negatives of a question at most")
+    first_rank: int = flag(1, "first rank of the passages that may become negatives; 1 is the best")
+    last_rank: int = flag(50, "last rank of the passages that may become negatives")
+    score_margin: float = flag(
+        0.0, "with --reranker_model: passages that score at least the best gold passage minus this are left out"
+    )
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        super().check()
+        require(self, "input_file", "output_file")
+        at_least(self, 1, "negatives_per_question", "first_rank")
+        at_least(self, 0, "score_margin")
+        if self.last_rank < self.first_rank:
+            raise InputError(f"--last_rank: expected at least --first_rank {self.first_rank}, got {self.last_rank}")
+        if not self.output_file.endswith(".jsonl"):
+            raise InputError(f"--output_file: expected a name that ends with .jsonl, got {self.output_file}")
+
+    def check_beside(self, search: SearchArgs) -> None:
+        """Raise InputError unless there is a retriever, and a cross-encoder for a margin."""
+        search.require_retriever()
+        if self.score_margin and not search.reranker_model:
+            raise InputError("--score_margin: no effect without --reranker_model. Set it, or remove the flag")
+
+    @property
+    def mining_options(self) -> dict[str, Any]:
+        """Keyword arguments of `mine_negatives`."""
+        return options(self, "negatives_per_question", "first_rank", "last_rank", "score_margin")
+
+
+@dataclass(frozen=True)
+class ContrastiveArgs(RowArgs):
+    """The sentence encoder to train, its questions, and the corpus on which it is tested."""
+
+    embedding_model: str = flag(
+        "",
+        "checkpoint folder or hub name of the sentence encoder to train",
+        "embedding_model_name_or_path",
+        "eval_embedding_model",
+        is_path=True,
+    )
+    train_file: str = flag(
+        "", "training questions with gold_docs, and hard_neg_docs if any: .jsonl, .jsonl.gz or .json", is_path=True
+    )
+    test_file: str = flag(
+        "", "test questions, for Recall@k before and after; empty: no test", "eval_data_path", is_path=True
+    )
+    full_dataset_file_path: str = flag(
+        "", "the corpus of the test: .jsonl, .jsonl.gz or LocalRQA's document.pkl", "document_path", is_path=True
+    )
+    full_dataset_index_path: str = flag(
+        "", "folder of the index before the training; built if it does not exist", "index_path", is_path=True
+    )
+    query_prefix: str | None = flag(None, "text before each query; default: the prompt in the checkpoint")
+    passage_prefix: str | None = flag(None, "text before each passage; default: the prompt in the checkpoint")
+    query_history: int = flag(1, "user messages before the question that are part of the query")
+    embedding_batch_size: int = flag(64, "texts embedded at a time in the test")
+    hard_negatives: int = flag(0, "hard negatives (hard_neg_docs) of a question, beside the passages of its batch")
+    temperature: float | None = flag(
+        None, "divisor of the similarities in the loss; default: 0.05 for cosines, 1 for inner products"
+    )
+    mini_batch_size: int | None = flag(
+        None, "texts encoded at a time, and again in the backward pass: less memory; default: all of a batch, once"
+    )
+
+    def check(self) -> None:
+        """Raise InputError for values that are not allowed."""
+        super().check()
+        require(self, "embedding_model", "train_file")
+        at_least(self, 0, "query_history", "hard_negatives")
+        at_least(self, 1, "embedding_batch_size", "mini_batch_size")
+        if self.temperature is not None and not self.temperature > 0:
+            raise InputError(f"--temperature: expected more than 0, got {self.temperature}")
+        of_test = ("full_dataset_file_path", "full_dataset_index_path")
+        if self.test_file:
+            require(self, *of_test)
+        elif used := [name for name in of_test if getattr(self, name)]:
+            raise InputError(f"--{used[0]}: no effect without --test_file. Set it, or remove the flag")
+
+    def check_beside(self, optim: OptimizationArgs) -> None:
+        """Raise InputError for options of generators that an encoder does not have."""
+        if optim.deepspeed:
+            raise InputError("--deepspeed: expected one process or DDP for a sentence encoder. Remove the flag")
+        if OPTIMIZERS[optim.optim].weights != "float32":
+            raise InputError(f"--optim {optim.optim}: a sentence encoder is trained in float32. Set --optim adamw")
+
+    @property
+    def encoder_options(self) -> dict[str, Any]:
+        """Keyword arguments of `Encoder`."""
+        return {"batch_size": self.embedding_batch_size, **options(self, "query_prefix", "passage_prefix")}
+
+    @property
+    def retriever_options(self) -> dict[str, Any]:
+        """Keyword arguments of `open_retriever`, without checkpoint and index."""
+        return options(self, "query_prefix", "passage_prefix", "embedding_batch_size")
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """Keyword arguments of `ContrastiveEncoder`."""
+        return options(self, "temperature", "mini_batch_size")
