@@ -297,7 +297,7 @@ def _quiet_libraries() -> None:
     """Log to the standard error: on rank 0 with INFO, on others errors alone; of libraries fewer lines."""
     is_main = os.environ.get("RANK", "0") == "0"  # there is no accelerator yet
     logging.basicConfig(format="%(message)s", level=logging.INFO if is_main else logging.ERROR, stream=sys.stderr)
-    for chatty in ("absl", "accelerate", "bm25s", "faiss", "httpx", "httpx2", "sentence_transformers"):
+    for chatty in ("absl", "accelerate", "faiss", "httpx", "httpx2", "sentence_transformers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # Accelerate warns at every checkpoint that it saves tied weights once.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
