@@ -87,4 +87,4 @@ def test_the_wheel_alone_lists_copies_and_runs_a_recipe(tmp_path):
     built = subprocess.run([python[0], "mine/build_index.py", *flags], env=environment, **run)
     assert "building the BM25 index" in built.stderr
     assert "from IDs" not in built.stderr  # a line of bm25s
-    assert [path.name[:5] for path in (tmp_path / "index").iterdir()] == ["bm25-"]
+    assert len([*(tmp_path / "index").glob("bm25-*")]) == 1
