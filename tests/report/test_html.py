@@ -779,6 +779,7 @@ def test_citations_are_links_to_the_passages_of_the_same_answer(opened):
     page = opened("citing")
     for summary in page.locator("#list > li > details > summary").all():
         summary.click()
+    page.locator("#list .body").nth(3).wait_for()  # a body is written after the click, when its question has opened
     # Marks of the judge behind 2, 3 and 1, and the numbers in the colour of errors; the prompt has two passages.
     expected = [(" ✗", " ✗", " ✓", ["2 ✗", "3 ✗"]), (" ✗", " ✗", " ✗", ["2 ✗", "3 ✗", "1 ✗"]), ("", "", "", ["3"])]
     for body, (two, three, one, wrong) in zip(
