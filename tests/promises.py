@@ -1305,6 +1305,11 @@ PROMISES = (
         ),
     ),
     Promise(
+        "A report of an evaluation and a run has all curves of the run, in either order",
+        "report/test_html.py::test_all_curves_of_the_only_run_of_two_sides",
+        Without("colours of the curves", "rqa.report.plots.training_plots", "j if is_alone else i", "i + j"),
+    ),
+    Promise(
         "All text in a report is escaped, and the page loads nothing",
         "report/test_html.py::test_texts_are_escaped",
         Without(
@@ -3020,6 +3025,11 @@ PROMISES = (
         "Scripts, styles and navigation of HTML are not text",
         "documents/test_document_formats.py::test_html_is_its_text_without_scripts_and_navigation",
         Without("they are removed", "rqa.documents.html.html_to_markdown", "tag.decompose()"),
+    ),
+    Promise(
+        "Declarations of XHTML are not text",
+        "documents/test_document_formats.py::test_declarations_of_xhtml_are_not_text",
+        Without("they are removed", "rqa.documents.html.html_to_markdown", "declaration.extract()"),
     ),
     Promise(
         "A DOCX file that unpacks to too much is an error",

@@ -25,9 +25,12 @@ def html_to_markdown(html: bytes | str, decode: Callable[[bytes], str]) -> tuple
 
     `decode` decodes bytes without a declared encoding. Raises InputError if the bytes have another encoding.
     """
+    from bs4.element import Declaration, ProcessingInstruction
     from markdownify import MarkdownConverter
 
     soup = _soup(html if isinstance(html, str) else _decoded(html, decode))
+    for declaration in soup.find_all(string=lambda text: isinstance(text, (Declaration, ProcessingInstruction))):
+        declaration.extract()  # <?xml version="1.0"?>, which the converter reads as text
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
     for tag in [*soup(_NOT_TEXT), *soup.select(_NOT_TEXT_SELECTORS)]:
         tag.decompose()

@@ -79,8 +79,10 @@ def training_plots(runs: Sequence[RunRecords | None]) -> list[Plot]:
         losses.append(Line(_name(runs, i, "validation"), at, evaluated["loss"], series=i, is_dashed=True))
         norms.append(Line(_name(runs, i, "norm"), x, [step.gradient_norm for step in run.steps], series=i))
         rates.append(Line(_name(runs, i, "rate"), x, [step.learning_rate for step in run.steps], series=i))
-        for j, name in enumerate(CURVES[: None if None in runs or len(runs) == 1 else 1]):
-            scores.append(Line(_name(runs, i, LABELS[name].removesuffix(", %")), at, evaluated[name], series=i + j))
+        is_alone = None in runs or len(runs) == 1
+        for j, name in enumerate(CURVES if is_alone else CURVES[:1]):
+            label, series = _name(runs, i, LABELS[name].removesuffix(", %")), j if is_alone else i
+            scores.append(Line(label, at, evaluated[name], series=series))
     return [
         *plot("Loss", "step", "nats per token", losses),
         *plot("Validation scores", "step", "%, BLEU of 100", scores, is_percentage=True),

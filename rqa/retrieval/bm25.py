@@ -132,6 +132,7 @@ def _build(passages: PassageStore, split: Callable[[Sequence[str]], list[list[st
     """Return a BM25 index; memory holds 8 bytes a word of the corpus, then 8 bytes a distinct word of a passage."""
     from bm25s import BM25
 
+    logging.getLogger("bm25s").setLevel(logging.INFO)  # its import sets DEBUG
     vocabulary: dict[str, int] = {}
     rows = [
         [vocabulary.setdefault(word, len(vocabulary)) for word in split([passage.content])[0]]

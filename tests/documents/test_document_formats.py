@@ -55,6 +55,11 @@ def test_html_is_its_text_without_scripts_and_navigation(tmp_path):
     assert [section.headings for section in document.sections if section.headings] == [("Oil",)]
 
 
+def test_declarations_of_xhtml_are_not_text(tmp_path):
+    declared = '<?xml version="1.0" encoding="UTF-8"?>\n' + PAGE.replace("<table>", "<![if !IE]><?php lamp ?><table>")
+    assert read(tmp_path, "a.xhtml", declared).text.strip() == PAGE_TEXT
+
+
 def test_words_of_two_blocks_do_not_join(tmp_path):
     head, cells = "<tr><th>a</th><th>b</th></tr>", "<td><p>one</p><p>two</p></td><td><h1>x</h1><h2>y</h2></td>"
     table = f"<table>{head}<tr>{cells}</tr></table>"

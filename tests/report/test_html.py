@@ -24,6 +24,7 @@ from rqa.evaluation.context_report import build_contexts, compare_contexts
 from rqa.evaluation.metrics import answer_scores
 from rqa.evaluation.results import (
     CitationSupportRecord,
+    EvaluationRecord,
     RunRecords,
     SentenceRecord,
     StepRecord,
@@ -359,6 +360,17 @@ def test_training_run_is_plotted_and_described(tmp_path, scores):
     facts = dict(zip(page.all("dt"), page.all("dd"), strict=True))
     assert (facts["steps"], facts["skipped steps (not finite)"], facts["examples"]) == ("3", "1", "12")
     assert one_decimal(scores[1].metrics["f1"]) in {row[0]: row[1] for row in page.rows()}["F1, %"]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_all_curves_of_the_only_run_of_two_sides(side):
+    metrics = {"f1": 40.0, "em": 30.0, "rougeL": 20.0, "bleu": 10.0}
+    runs = [None, None]
+    runs[side] = RunRecords([], [EvaluationRecord("eval-000003", metrics)], [])
+    [scores] = training_plots(runs)
+    for label, value in {"F1": 40, "EM": 30, "ROUGE-L": 20, "BLEU": 10}.items():
+        assert f"{'AB'[side]}: {label}: {value} at 3." in scores.svg
+    assert {f"series-{i}" for i in range(4)} <= set(re.findall(r"series-\d", scores.svg))
 
 
 def test_mean_loss_is_weighted_by_target_tokens():
@@ -767,6 +779,7 @@ def test_citations_are_links_to_the_passages_of_the_same_answer(opened):
     page = opened("citing")
     for summary in page.locator("#list > li > details > summary").all():
         summary.click()
+    page.locator("#list .body").nth(3).wait_for()  # a body is written after the click, when its question has opened
     # Marks of the judge behind 2, 3 and 1, and the numbers in the colour of errors; the prompt has two passages.
     expected = [(" ✗", " ✗", " ✓", ["2 ✗", "3 ✗"]), (" ✗", " ✗", " ✗", ["2 ✗", "3 ✗", "1 ✗"]), ("", "", "", ["3"])]
     for body, (two, three, one, wrong) in zip(
