@@ -22,8 +22,9 @@ def main() -> None:
     args, search = cli.parse_args(cli.MiningArgs(), cli.SearchArgs())
     args.check_beside(search)
     output = Path(args.output_file)
+    cli.check_output(output)
     examples = data.load_examples(args.input_file, max_bad_rows=args.max_bad_rows)
-    passages = data.open_passages(search.full_dataset_file_path)
+    passages = data.open_passages(**search.corpus_options)
     accelerator = distributed.make_accelerator(deepspeed=None)
     device, splits = accelerator.device, [examples]
     open_retriever = partial(retrieval.open_retriever, passages, device=device, **search.retriever_options)

@@ -53,7 +53,7 @@ def mine_negatives(
         for hit in hits:
             if hit.passage.id in golds:
                 counts["left out: gold"] += 1
-            elif any(answer in _fold(hit.passage.content) for answer in answers):
+            elif any(f" {answer} " in f" {_fold(hit.passage.content)} " for answer in answers):
                 counts["left out: contains an answer"] += 1
             elif limit is not None and hit.score >= limit:
                 counts["left out: score near gold"] += 1
