@@ -34,7 +34,7 @@ def main() -> int:
 
     # Records: errors in the files are raised before anything is loaded.
     train, tests = data.load_splits(search.train_file, search.test_file, max_bad_rows=search.max_bad_rows)
-    passages = data.open_passages(search.full_dataset_file_path) if tests else None
+    passages = data.open_passages(**search.corpus_options) if tests else None
     accelerator = distributed.make_accelerator(**optim.accelerator_options)
     training.check_replicated(accelerator)
     encoder = retrieval.Encoder(search.embedding_model, device=accelerator.device, **search.encoder_options)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rqa.cli.data_args import FidPromptArgs, GeneratorArgs, PassageArgs, PromptArgs, RetrievalArgs
+from rqa.cli.data_args import FidPromptArgs, GeneratorArgs, PassageArgs, PromptArgs
 from rqa.cli.parser import flat
+from rqa.cli.retrieval_args import RetrievalArgs
 from rqa.cli.training_args import ModelArgs, OptimizationArgs, RunArgs
 from rqa.cli.values import flags_of
 

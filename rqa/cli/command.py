@@ -30,7 +30,7 @@ def recipes_folder() -> Path:
     for path in installed:
         if path.as_posix().endswith(f"{FOLDER}/{EXAMPLE}"):
             return Path(str(path.locate())).parent
-    raise InputError("rqa: expected the recipes beside the library, got none. Install it again with pip")
+    raise InputError("rqa: expected the recipes in its package, got none. Install it again with pip")
 
 
 def recipe_files(folder: Path) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rqa.cli.data_args import GeneratorArgs
-from rqa.cli.parser import at_least, flag
+from rqa.cli.parser import at_least, changed_flags, flag
 from rqa.data.jsonl import parse_object
 from rqa.endpoint.address import check_key_name, endpoint_of, read_key
 from rqa.errors import InputError
@@ -71,10 +71,9 @@ class EndpointArgs:
 
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
-        default = EndpointArgs()
         if not self.qa_endpoint:
-            if changed := [f"--{name}" for name, value in vars(self).items() if value != getattr(default, name)]:
-                raise InputError(f"{', '.join(changed)}: no effect without --qa_endpoint")
+            if changed := changed_flags(self):
+                raise InputError(f"--{', --'.join(changed)}: no effect without --qa_endpoint")
             return
         check_endpoint(self, "qa_", "qa_endpoint")
 
@@ -84,8 +83,7 @@ class EndpointArgs:
             return
         if not generator.model_name_or_path:
             raise InputError("--qa_endpoint: expected --qa_model_name_or_path too, the name that the server knows")
-        default = GeneratorArgs()
-        if changed := [f"--{name}" for name in LOCAL_FLAGS if getattr(generator, name) != getattr(default, name)]:
+        if changed := [f"--{name}" for name in LOCAL_FLAGS if name in changed_flags(generator)]:
             raise InputError(f"{', '.join(changed)}: flags of a local model, no effect with --qa_endpoint. Remove them")
         if generator.citations:
             raise InputError("--citations true: a server's answers are not scored by their citations. Remove it")

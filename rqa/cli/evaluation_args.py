@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rqa.cli.data_args import GeneratorArgs, RetrievalArgs, RowArgs
+from rqa.cli.data_args import GeneratorArgs, RowArgs
 from rqa.cli.endpoint_args import EndpointArgs
 from rqa.cli.judge_args import JudgeArgs
-from rqa.cli.parser import at_least, flag, require
+from rqa.cli.parser import at_least, changed_flags, flag, require
+from rqa.cli.retrieval_args import RetrievalArgs
 from rqa.data.passage_selection import REFUSAL_ANSWER
 from rqa.errors import InputError
 
@@ -60,11 +61,10 @@ class EvaluationArgs(RowArgs):
             if self.attribution != "none":
                 raise InputError(f"--attribution {self.attribution}: a server returns no loss. Remove it")
             size = self.per_device_eval_batch_size
-            if size != EvaluationArgs.__dataclass_fields__["per_device_eval_batch_size"].default:
+            if "per_device_eval_batch_size" in changed_flags(self):
                 message = "no effect with --qa_endpoint. Use --qa_concurrency"
                 raise InputError(f"--per_device_eval_batch_size {size}: {message}")
         if "cross_attention" in self.attributions and not generator.qa_is_fid:
             raise InputError(f"--attribution {self.attribution}: a decoder has no cross-attention. Use leave_one_out")
-        if not self.gen_gpt4eval and judging != (default := JudgeArgs()):
-            unused = ", ".join(f"--{name}" for name, value in vars(judging).items() if value != getattr(default, name))
-            raise InputError(f"{unused}: no effect without --gen_gpt4eval true")
+        if not self.gen_gpt4eval and (changed := changed_flags(judging)):
+            raise InputError(f"--{', --'.join(changed)}: no effect without --gen_gpt4eval true")

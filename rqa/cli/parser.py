@@ -57,6 +57,12 @@ def require_package(flag: str, package: str, extra: str) -> None:
         raise InputError(f'{flag}: the package {package} is not installed. Run `pip install ".[{extra}]"`')
 
 
+def changed_flags(args: Any) -> list[str]:
+    """Return the names of the flags of a group that differ from their defaults."""
+    default = type(args)()
+    return [name for name, value in vars(args).items() if value != getattr(default, name)]
+
+
 def at_least(args: Any, least: float, *names: str) -> None:
     """Raise InputError if one of the fields is smaller than `least`; None is allowed."""
     for name in names:

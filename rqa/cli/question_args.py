@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from rqa.cli.endpoint_args import check_endpoint, client_options, read_parameters
 from rqa.cli.judge_args import JudgeArgs
-from rqa.cli.parser import at_least, flag, options, require
+from rqa.cli.parser import at_least, changed_flags, flag, options, require
 from rqa.errors import InputError
 
 SHARES = ("validation_share", "test_share", "multi_turn_share", "unanswerable_share")
@@ -48,8 +48,7 @@ class QuestionArgs:
 
     def check_beside(self, judging: JudgeArgs) -> None:
         """Raise InputError if a flag of the judge has no effect."""
-        default = JudgeArgs()
-        changed = [name for name, value in vars(judging).items() if value != getattr(default, name)]
+        changed = changed_flags(judging)
         if changed and not self.judge_questions:
             raise InputError(f"--{', --'.join(changed)}: no effect with --judge_questions false")
         for name in ("judge_labels", "judge_dry_run"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rqa.data.fields import Fields
 from rqa.data.jsonl import parse_object, scan_value
-from rqa.data.records import Passage, passage_digest
+from rqa.data.records import Passage, passage_digest, passage_identity
 
 METADATA = "metadata."  # begins the name of a field of the object `metadata`
 BLANK = "passages without text are left out"
@@ -152,9 +152,7 @@ def scan_block(data: bytes, row_format: RowFormat) -> Block:
 
 def _add_passages(block: Block, passages: list[_QuickRow]) -> None:
     _, titles, sources, digests, _ = zip(*passages, strict=True)
-    identities = [
-        f"{digest.hex()} {len(title)} {title}\n".encode() for title, digest in zip(titles, digests, strict=True)
-    ]
+    identities = [passage_identity(digest.hex(), title) for title, digest in zip(titles, digests, strict=True)]
     encoded = [source.encode() for source in sources]
     block.identities, block.sources = b"".join(identities), b"".join(encoded)
     block.num_titles = len(titles) - titles.count("")

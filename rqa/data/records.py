@@ -18,13 +18,23 @@ EXAMPLE_FILES = (".jsonl", ".jsonl.gz", ".json")
 _NO_TURN = frozenset({"system", "developer", "tool", "function"})  # roles of OpenAI
 
 
-def passage_digest(text: str) -> bytes:
-    """Return the 16 bytes of `Passage.id`."""
+def normalized_text(text: str) -> str:
+    """Return a text in NFC, with runs of white space made one space."""
     normalized = unicodedata.normalize("NFC", text)
     # White space but " " is not printable, and the test of all characters is faster than the split.
     if "  " in text or text[:1] == " " or text[-1:] == " " or not text.isprintable():
         normalized = " ".join(normalized.split())
-    return hashlib.sha256(normalized.encode()).digest()[:16]
+    return normalized
+
+
+def passage_digest(text: str) -> bytes:
+    """Return the 16 bytes of `Passage.id`: the first half of the SHA-256 of the normalized text."""
+    return hashlib.sha256(normalized_text(text).encode()).digest()[:16]
+
+
+def passage_identity(passage_id: str, title: str) -> bytes:
+    """Return id, length of the title and title: the part of a passage in a fingerprint of passages."""
+    return f"{passage_id} {len(title)} {title}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,8 @@ class Passage:
 
     @property
     def identity(self) -> bytes:
-        """Id, length of the title and title: the part of this passage in a fingerprint of passages."""
-        return f"{self.id} {len(self.title)} {self.title}\n".encode()
+        """The part of this passage in a fingerprint of passages."""
+        return passage_identity(self.id, self.title)
 
 
 def distinct(passages: Iterable[Passage]) -> list[Passage]:

@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import chain
 
-import regex  # type: ignore[import-untyped]
-
 from rqa.data.records import Example, Passage
+from rqa.data.words import words
 from rqa.doctor.findings import MIN_SUPPORT, Finding
 from rqa.terminal import track
 
@@ -23,8 +22,6 @@ from rqa.terminal import track
 OTHER_GOLDS = 19
 _SAMPLED_GOLDS = 1000  # for the frequencies of words
 
-_SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"  # without spaces between words
-_WORD = regex.compile(rf"(?V1){_SCRIPT}|[\w--{_SCRIPT}]+")
 ITEM = re.compile(r"^[ \t]*(?:[-*•]|(\d+|[A-Za-z])[.)])[ \t]+", re.MULTILINE)  # the start of a list item
 
 _NUMBER = r"\.?\d+(?:[.,]\d+)*"
@@ -49,11 +46,6 @@ _TENS = {
 }
 _SCALES = {"dozen": 12.0, "hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9}
 _UNITS = _SCALES | {"%": 0.01, "percent": 0.01}
-
-
-def words(text: str) -> list[str]:
-    """Return the words of a text in lower case. In scripts without spaces every character is a word."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())  # type: ignore[no-any-return]
 
 
 def answers_to_check(split: str, example: Example) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from rqa.data.corpus import PassageStore
 from rqa.data.fields import quoted
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage, distinct
-from rqa.doctor.answers import ITEM, answers_to_check, support_findings, unsupported_number, words
+from rqa.data.words import words
+from rqa.doctor.answers import ITEM, answers_to_check, support_findings, unsupported_number
 from rqa.doctor.findings import SHORT_PASSAGE_WORDS, Finding, Severity
 from rqa.doctor.memory import Source
 from rqa.errors import InputError

@@ -5,7 +5,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
-from rqa.doctor.answers import support, unsupported_numbers, words
+from rqa.data.records import normalized_text
+from rqa.data.words import contains_words, words
+from rqa.doctor.answers import support, unsupported_numbers
 from rqa.doctor.findings import MIN_SUPPORT
 from rqa.questions.writer import Question
 
@@ -68,23 +70,23 @@ def _broken_by_answer(question: Question) -> Iterator[tuple[str, str]]:
     passage, answer = question.task.passage, words(question.answer)
     if not 0 < len(answer) <= MAX_ANSWER_WORDS:
         yield "answer_length", f"{len(answer)} words"
-    if f" {' '.join(answer)} " in f" {' '.join(words(question.text))} ":
+    if contains_words(question.text, question.answer):
         yield "answer_in_question", question.answer
-    if len(words(question.evidence)) < MIN_EVIDENCE_WORDS or _plain(question.evidence) not in _plain(passage.text):
+    if len(words(question.evidence)) < MIN_EVIDENCE_WORDS or not _contains(passage.text, question.evidence):
         yield "evidence", question.evidence
     texts = [passage.content, question.text, *(turn.text for turn in question.history)]
     if numbers := unsupported_numbers(question.answer, texts):
         yield "unsupported_number", ", ".join(numbers)
-    quotations = [each for each in _QUOTATION.findall(question.answer) if _plain(each) not in _plain(passage.content)]
+    quotations = [each for each in _QUOTATION.findall(question.answer) if not _contains(passage.content, each)]
     if quotations:
         yield "unsupported_quotation", quotations[0]
     if (share := support(question.answer, [passage.content])) < MIN_SUPPORT:
         yield "unsupported_words", f"{share:.0%} of its longer words are in the passage"
 
 
-def _plain(text: str) -> str:
-    """Return a text in NFC, runs of white space made one space, as `Passage.id` compares."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+def _contains(text: str, part: str) -> bool:
+    """Return True if a text contains another one, apart from white space and composed characters."""
+    return normalized_text(part) in normalized_text(text)
 
 
 def _with_equal_words(text: str, others: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from itertools import chain, zip_longest
 from typing import Literal
 
 from rqa.data.records import Passage
-from rqa.doctor.answers import words
+from rqa.data.words import words
 from rqa.errors import InputError
 from rqa.terminal import plural, track
 

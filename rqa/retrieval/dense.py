@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import tee
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -127,14 +128,9 @@ def open_dense_retriever(
         raise InputError(f"{index_path}: expected a folder for the index, got a file. {OTHER_PATH}")
     prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
     encoder = Encoder(embedding_model, device=device, batch_size=embedding_batch_size, **prefixes)
-    inputs = {
-        "encoder": encoder.fingerprint(),
-        "passage_prefix": encoder.passage_prefix,
-        "similarity": encoder.similarity,
-        "truncate_dim": encoder.truncate_dim,
-    }
+    inputs = encoder.provenance()
     shards = VectorShards(index_path / VECTORS, inputs)
-    provenance = {"corpus": passages.fingerprint, **inputs}
+    provenance: dict[str, JSON] = {"corpus": passages.fingerprint, **inputs}
     opened: list[FaissIndex] = []  # on the main process
     with ExitStack() as stack:
 
@@ -190,11 +186,10 @@ def _embed(
     size = block_size(len(passages))
     blocks = [missing[start : start + size] for start in range(0, len(missing), size)]
     own = blocks if accelerator is None else blocks[accelerator.process_index :: accelerator.num_processes]
-    texts = ([passages[row] for row in block.tolist()] for block in own)
     if own:
-        for block, vectors in zip(own, encoder.encode_blocks(texts, sum(map(len, own))), strict=True):
-            keys = keys_of(passages[row] for row in block.tolist())
-            shards.save(keys, vectors, half=encoder.is_half)
+        to_save, to_embed = tee([passages[row] for row in block.tolist()] for block in own)
+        for block, vectors in zip(to_save, encoder.encode_blocks(to_embed, sum(map(len, own))), strict=True):
+            shards.save(keys_of(block), vectors, half=encoder.is_half)
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return shards.open(opened[0].keys) if opened else None

@@ -170,6 +170,15 @@ class Encoder:
             return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
         return len(tokenizer.encode(text, add_special_tokens=False).ids)  # of static embeddings
 
+    def provenance(self) -> dict[str, str | int | None]:
+        """Return everything that the vectors of passages depend on, but for the passages."""
+        return {
+            "encoder": self.fingerprint(),
+            "passage_prefix": self.passage_prefix,
+            "similarity": self.similarity,
+            "truncate_dim": self.truncate_dim,
+        }
+
     def fingerprint(self) -> str:
         """Return a hash of the checkpoint's files, the same in another folder. It needs no loaded weights.
 

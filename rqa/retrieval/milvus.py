@@ -234,13 +234,7 @@ def open_milvus_retriever(
     """
     prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
     encoder = Encoder(embedding_model, device=device, batch_size=embedding_batch_size, **prefixes)
-    inputs: dict[str, JSON] = {
-        "format": FORMAT,
-        "encoder": encoder.fingerprint(),
-        "passage_prefix": encoder.passage_prefix,
-        "similarity": encoder.similarity,
-        "truncate_dim": encoder.truncate_dim,
-    }
+    inputs: dict[str, JSON] = {"format": FORMAT, **encoder.provenance()}
     if index_factory == "auto":
         index_factory = "Flat" if len(passages) <= MAX_FLAT else "HNSW32"
     provenance: dict[str, JSON] = {**inputs, "corpus": passages.fingerprint, "factory": index_factory}

@@ -1,7 +1,5 @@
 """Hard negatives: passages that a retriever ranks high for a question and that do not answer it."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from rqa.data.data_file import open_data
 from rqa.data.file_report import FileReport
 from rqa.data.jsonl import read_array, read_rows
 from rqa.data.records import Example, Passage
+from rqa.data.words import contains_words, words
 from rqa.retrieval.retrieve import Retrieval, Retrieved
 from rqa.terminal import track
 
@@ -48,12 +47,12 @@ def mine_negatives(
         if not golds and not example.unanswerable:
             counts["questions without gold passages"] += 1
             return
-        answers = [] if example.unanswerable else _searched_texts(example.answers)
+        answers = [] if example.unanswerable else [answer for answer in example.answers if _is_searched(answer)]
         limit = score(query, [*golds.values()]).max() - score_margin if score and golds else None
         for hit in hits:
             if hit.passage.id in golds:
                 counts["left out: gold"] += 1
-            elif any(f" {answer} " in f" {_fold(hit.passage.content)} " for answer in answers):
+            elif any(contains_words(hit.passage.content, answer) for answer in answers):
                 counts["left out: contains an answer"] += 1
             elif limit is not None and hit.score >= limit:
                 counts["left out: score near gold"] += 1
@@ -72,13 +71,8 @@ def mine_negatives(
     return negatives, {"questions": len(examples)} | {name: counts[name] for name in ("negatives", *names, *further)}
 
 
-def _searched_texts(answers: Sequence[str]) -> list[str]:
-    return [text for text in map(_fold, answers) if len(text) >= MIN_ANSWER_CHARACTERS]
-
-
-def _fold(text: str) -> str:
-    """Return the words of a text in lower case, without punctuation."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+def _is_searched(answer: str) -> bool:
+    return len(" ".join(words(answer))) >= MIN_ANSWER_CHARACTERS
 
 
 def write_negatives(

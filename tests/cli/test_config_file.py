@@ -10,10 +10,11 @@ import pytest
 
 from rqa.atomic_files import write_json
 from rqa.cli.config_file import MAX_BYTES
-from rqa.cli.data_args import DataArgs, FidPromptArgs, GeneratorArgs, PassageArgs, PromptArgs, RetrievalArgs
+from rqa.cli.data_args import DataArgs, FidPromptArgs, GeneratorArgs, PassageArgs, PromptArgs
 from rqa.cli.evaluation_args import EvaluationArgs
 from rqa.cli.judge_args import JudgeArgs
 from rqa.cli.parser import flag, flat, parse_args
+from rqa.cli.retrieval_args import RetrievalArgs
 from rqa.cli.training_args import ModelArgs, OptimizationArgs, RunArgs
 from rqa.cli.values import flags_of
 from rqa.errors import InputError

@@ -2,8 +2,9 @@
 
 import pytest
 
-from rqa.cli.data_args import DataArgs, PromptArgs, RetrievalArgs, row_options
+from rqa.cli.data_args import DataArgs, PromptArgs, row_options
 from rqa.cli.evaluation_args import EvaluationArgs
+from rqa.cli.retrieval_args import RetrievalArgs
 from rqa.errors import InputError
 
 RETRIEVER = RetrievalArgs(embedding_model="e5", full_dataset_file_path="c.jsonl", full_dataset_index_path="i")

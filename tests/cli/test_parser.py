@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from rqa.cli.data_args import RetrievalArgs
 from rqa.cli.parser import at_least, check_output, flag, flat, options, parse_args, require, run_main
+from rqa.cli.retrieval_args import RetrievalArgs
 from rqa.errors import InputError
 
 

@@ -12,10 +12,11 @@ from accelerate import DistributedType
 
 from rqa.atomic_files import write_json
 from rqa.cli import parser
-from rqa.cli.data_args import DataArgs, FidPromptArgs, GeneratorArgs, PassageArgs, PromptArgs, RetrievalArgs
+from rqa.cli.data_args import DataArgs, FidPromptArgs, GeneratorArgs, PassageArgs, PromptArgs
 from rqa.cli.evaluation_args import EvaluationArgs
 from rqa.cli.judge_args import JudgeArgs
 from rqa.cli.parser import flat, parse_args
+from rqa.cli.retrieval_args import RetrievalArgs
 from rqa.cli.training_args import FLAGS_FREE_ON_RESUME, ModelArgs, OptimizationArgs, RunArgs, flags_locked_on_resume
 from rqa.data.jsonl import parse_object
 from rqa.errors import InputError

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from rqa.data.records import Example, Passage, Turn
-from rqa.doctor.answers import support, support_findings, unsupported_number, unsupported_numbers, words
+from rqa.data.words import words
+from rqa.doctor.answers import support, support_findings, unsupported_number, unsupported_numbers
 from rqa.evaluation.metrics import answer_length
 
 TEXTS = ["Two cats, a dog.", "Кошка и собака", "猫と犬。", "แมว ok 12", "x-ray 3.5", "  ", "naïve l'été", "ミルク2本"]

@@ -11,8 +11,9 @@ from tiny_evaluations import evaluation
 
 from rqa.atomic_files import write_json
 from rqa.cli.card_facts import card_facts
-from rqa.cli.data_args import DataArgs, PassageArgs, PromptArgs, RetrievalArgs
+from rqa.cli.data_args import DataArgs, PassageArgs, PromptArgs
 from rqa.cli.parser import flat
+from rqa.cli.retrieval_args import RetrievalArgs
 from rqa.cli.training_args import ModelArgs, OptimizationArgs, RunArgs
 from rqa.sharing.card import config_of, record_run, write_cards
 

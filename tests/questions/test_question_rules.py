@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rqa.data.records import Passage, Turn
-from rqa.doctor.answers import words
+from rqa.data.words import words
 from rqa.questions.rules import NEAR_DUPLICATE, Rules, _QuestionIndex, names_in
 from rqa.questions.writer import Question, Task
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from world import PLACES, passage, write_jsonl
 
-from rqa.cli.data_args import IndexArgs
+from rqa.cli.retrieval_args import IndexArgs
 from rqa.data.corpus import open_passages
 from rqa.errors import InputError
 from rqa.retrieval.hybrid import DEPTH, fuse
@@ -103,4 +103,4 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, flag, package):
 
     monkeypatch.setattr("rqa.cli.parser.find_spec", lambda name: None if name == package else find_spec(name))
     with pytest.raises(InputError, match=rf'--{flag}.*{package}.*pip install "\.\[bm25\]"'):
-        IndexArgs("bm25", "", "corpus.jsonl", "index", bm25_stemmer="english").check()
+        IndexArgs("corpus.jsonl", "index", retriever="bm25", bm25_stemmer="english").check()

@@ -13,7 +13,7 @@ from pymilvus import MilvusClient
 from tiny_models import save_encoder, save_reranker
 from world import PLACES, passage, write_jsonl
 
-from rqa.cli.data_args import IndexArgs
+from rqa.cli.retrieval_args import IndexArgs
 from rqa.data.corpus import open_passages
 from rqa.errors import InputError
 from rqa.retrieval import milvus
@@ -277,4 +277,4 @@ def test_a_missing_package_of_the_database_is_named_with_its_extra(monkeypatch, 
 
     monkeypatch.setattr("rqa.cli.parser.find_spec", lambda name: None if name == package else find_spec(name))
     with pytest.raises(InputError, match=rf'--store.*{package}.*pip install "\.\[milvus\]"'):
-        IndexArgs("dense", "e", "corpus.jsonl", "index", store="folder").check()
+        IndexArgs("corpus.jsonl", "index", embedding_model="e", store="folder").check()

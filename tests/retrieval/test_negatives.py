@@ -11,7 +11,7 @@ from tiny_models import save_reranker
 from world import PLACES, launch, passage, question, read_jsonl, write_jsonl
 
 from rqa.cli.parser import parse_args
-from rqa.cli.retriever_args import MiningArgs
+from rqa.cli.retriever_training_args import MiningArgs
 from rqa.data.corpus import open_passages
 from rqa.data.passage_selection import select_passages
 from rqa.data.records import Example, Passage, load_examples
@@ -87,6 +87,25 @@ def test_questions_without_gold_or_answer(corpus):
     negatives, counts = mine_negatives(examples, ["q"] * 3, hits, **options)
     assert [len(own) for own in negatives] == [0, 1, 1]
     assert counts["questions without gold passages"] == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "is_negative"),
+    [
+        ("art", "A party at night.", True),
+        ("art", "Works of Art.", False),
+        ("New York", "in new york", False),
+        ("New York", "New yorkers", True),
+        ("北京", "他住在北京。", False),  # no spaces between words
+        ("7", "7 lamps", True),  # too short
+    ],
+)
+def test_a_passage_contains_an_answer_as_words(answer, text, is_negative):
+    example = Example("a", "q", (answer,), (Passage("gold"),), contexts=(Passage(text),))
+    hits = Retrieval.given([example])
+    options = {"negatives_per_question": 1, "first_rank": 1, "last_rank": 1}
+    [own], _ = mine_negatives([example], ["q"], hits, **options)
+    assert [passage.text for passage in own] == [text] * is_negative
 
 
 def _hits(corpus, number):

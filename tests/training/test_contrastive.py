@@ -10,7 +10,7 @@ from tiny_models import save_encoder
 from world import launch, read_jsonl, torchrun
 
 from rqa.cli.parser import parse_args
-from rqa.cli.retriever_args import ContrastiveArgs
+from rqa.cli.retriever_training_args import ContrastiveArgs
 from rqa.data.records import Example, Passage
 from rqa.errors import InputError
 from rqa.retrieval.encoder import Encoder

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rqa.cli.data_args import RowArgs, SearchArgs
+from rqa.cli.data_args import RowArgs
 from rqa.cli.parser import at_least, flag, options, require
+from rqa.cli.retrieval_args import CorpusArgs, SearchArgs
 from rqa.cli.training_args import OptimizationArgs
 from rqa.errors import InputError
 from rqa.training.optim import OPTIMIZERS
@@ -47,7 +48,7 @@ class MiningArgs(RowArgs):
 
 
 @dataclass(frozen=True)
-class ContrastiveArgs(RowArgs):
+class ContrastiveArgs(CorpusArgs, RowArgs):
     """The sentence encoder to train, its questions, and the corpus on which it is tested."""
 
     embedding_model: str = flag(
@@ -63,17 +64,11 @@ class ContrastiveArgs(RowArgs):
     test_file: str = flag(
         "", "test questions, for Recall@k before and after; empty: no test", "eval_data_path", is_path=True
     )
-    full_dataset_file_path: str = flag(
-        "", "the corpus of the test: .jsonl, .jsonl.gz or LocalRQA's document.pkl", "document_path", is_path=True
-    )
-    full_dataset_index_path: str = flag(
-        "", "folder of the index before the training; built if it does not exist", "index_path", is_path=True
-    )
     query_prefix: str | None = flag(None, "text before each query; default: the prompt in the checkpoint")
     passage_prefix: str | None = flag(None, "text before each passage; default: the prompt in the checkpoint")
     query_history: int = flag(1, "user messages before the question that are part of the query")
     embedding_batch_size: int = flag(64, "texts embedded at a time in the test")
-    hard_negatives: int = flag(0, "hard negatives (hard_neg_docs) of a question, beside the passages of its batch")
+    hard_negatives: int = flag(0, "hard negatives (hard_neg_docs) of a question, added to those of its batch")
     temperature: float | None = flag(
         None, "divisor of the similarities in the loss; default: 0.05 for cosines, 1 for inner products"
     )
@@ -92,7 +87,7 @@ class ContrastiveArgs(RowArgs):
         of_test = ("full_dataset_file_path", "full_dataset_index_path")
         if self.test_file:
             require(self, *of_test)
-        elif used := [name for name in of_test if getattr(self, name)]:
+        elif used := [name for name in (*of_test, "text_field", "title_field") if getattr(self, name)]:
             raise InputError(f"--{used[0]}: no effect without --test_file. Set it, or remove the flag")
 
     def check_beside(self, optim: OptimizationArgs) -> None:
