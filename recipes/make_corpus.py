@@ -52,7 +52,8 @@ def main() -> int:
     listing = documents.list_files(args.input_path, max_file_mib=args.max_file_mib)
     previous = documents.previous_passages(args.output_path)
     device = distributed.default_device()
-    encoder = retrieval.Encoder(args.embedding_model, device=device, passage_prefix=args.passage_prefix)
+    options = {"passage_prefix": args.passage_prefix, "side": "passage"}
+    encoder = retrieval.Encoder(args.embedding_model, device=device, **options)
     max_tokens = min(args.max_passage_tokens, encoder.max_passage_tokens - 1)  # at the limit itself it warns
     splitter = documents.Splitter(encoder.count_passage_tokens, max_tokens)
     try:

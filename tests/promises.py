@@ -1483,6 +1483,22 @@ PROMISES = (
         "serving/test_page.py::test_the_name_of_a_model_stays_text",
         Without("escaping", "rqa.serving.page.render_page", "autoescape = True", "autoescape = False"),
     ),
+    Promise(
+        "A pair of encoders: each embeds its side as the original, and the encoder of queries is part of the fingerprint",
+        "retrieval/test_encoder_checkpoint.py::test_a_dpr_pair_is_embedded_as_in_the_original",
+        Without("the separator", "rqa.retrieval.encoder.Encoder._content", "self.is_dpr and title", "False"),
+        Without("the weights of BERT", CHECKPOINT, '{r"^(question|ctx)_encoder\\.bert_model\\.": ""}', "{}"),
+    ),
+    Promise(
+        "Retrieval with another encoder of queries is not taken from the cache of the first",
+        "retrieval/test_dense.py::test_queries_of_another_encoder_search_the_same_index",
+        Without(
+            "the encoder in the fingerprint",
+            "rqa.retrieval.dense.DenseRetriever.fingerprint",
+            "self.encoder.fingerprint()",
+            "str(self.index.provenance['encoder'])",
+        ),
+    ),
     # Caches, start-up
     Promise(
         "Cached passages are not retrieved again",

@@ -54,6 +54,11 @@ class IndexArgs(CorpusArgs):
         "eval_embedding_model",
         is_path=True,
     )
+    query_encoder: str = flag(
+        "",
+        "checkpoint folder or hub name of the encoder of queries, such as that of a DPR pair; empty: --embedding_model",
+        is_path=True,
+    )
     query_prefix: str | None = flag(
         None, 'text before each query ("query: " for E5); default: the prompt in the checkpoint'
     )
@@ -83,6 +88,8 @@ class IndexArgs(CorpusArgs):
     def check(self) -> None:
         """Raise InputError for values that are not allowed."""
         at_least(self, 1, "embedding_batch_size", "rerank_top", "nprobe", "ef_search")
+        if self.query_encoder and (self.retriever == "bm25" or not self.embedding_model):
+            raise InputError(f"--query_encoder {self.query_encoder}: no effect without vectors: --embedding_model")
         if self.retriever == "hybrid":
             require(self, "embedding_model")
         self._check_store()
@@ -133,7 +140,7 @@ class IndexArgs(CorpusArgs):
         """Keyword arguments of `open_retriever`."""
         dense = ("index_factory", "nprobe", "ef_search", "embedding_batch_size")
         further = ("retriever", "bm25_stemmer", "reranker_model", "rerank_top", "store", "store_key_name")
-        names = ("embedding_model", "query_prefix", "passage_prefix", *dense, *further)
+        names = ("embedding_model", "query_encoder", "query_prefix", "passage_prefix", *dense, *further)
         return {"index_path": self.full_dataset_index_path, **options(self, *names)}
 
 

@@ -18,7 +18,7 @@ from rqa.atomic_files import folder_lock
 from rqa.data.corpus import PassageStore
 from rqa.distributed.accelerator import call_on_main
 from rqa.errors import InputError
-from rqa.retrieval.encoder import Encoder
+from rqa.retrieval.encoder import Encoder, check_dimensions, open_encoders
 from rqa.retrieval.index import (
     JSON,
     OTHER_PATH,
@@ -61,7 +61,10 @@ class VectorIndex(Protocol):
 
 
 class DenseRetriever(CorpusRetriever):
-    """Retrieves by the cosine between the embeddings of query and passage, or by their inner product; see `Encoder`."""
+    """Retrieves by the cosine between the embeddings of query and passage, or by their inner product; see `Encoder`.
+
+    `encoder` embeds the queries; `index` has the vectors of the passages.
+    """
 
     def __init__(
         self, passages: PassageStore, encoder: Encoder, index: VectorIndex, effort: dict[EffortFlag, int] | None = None
@@ -94,9 +97,9 @@ class DenseRetriever(CorpusRetriever):
     def fingerprint(self) -> str:
         """Return the fingerprints of corpus, index and encoder, the query prefix, and the search effort if it is set.
 
-        An encoder may embed queries with other weights than passages: the index does not depend on all of them.
+        The index does not depend on all weights of an encoder that embeds queries with others than passages.
         """
-        parts = self.passages.fingerprint, self.index.fingerprint, str(self.index.provenance["encoder"])
+        parts = self.passages.fingerprint, self.index.fingerprint, self.encoder.fingerprint()
         corpus, index, encoder = (part[:16] for part in parts)
         effort = "".join(f" {flag} {value}" for flag, value in self.effort.items())
         return f"corpus {corpus} index {index} encoder {encoder} query_prefix {self.encoder.query_prefix!r}{effort}"
@@ -108,6 +111,7 @@ def open_dense_retriever(
     index_path: str | Path,
     *,
     device: torch.device,
+    query_encoder: str = "",
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
     index_factory: str = "auto",
@@ -117,7 +121,7 @@ def open_dense_retriever(
     accelerator: Accelerator | None = None,
     rebuild: bool = False,
 ) -> DenseRetriever:
-    """Return a retriever over `passages` with the index in `index_path`.
+    """Return a retriever over `passages` with the index in `index_path`. `query_encoder` embeds queries if it is set.
 
     If there is no index, this process builds it and others wait. With an `accelerator` every process calls this, and
     all of them embed. Raises StaleIndexError if the index was built from other passages or with another encoder,
@@ -126,8 +130,8 @@ def open_dense_retriever(
     index_path = Path(index_path)
     if index_path.exists() and not index_path.is_dir():
         raise InputError(f"{index_path}: expected a folder for the index, got a file. {OTHER_PATH}")
-    prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
-    encoder = Encoder(embedding_model, device=device, batch_size=embedding_batch_size, **prefixes)
+    options: dict[str, Any] = {"query_prefix": query_prefix, "passage_prefix": passage_prefix, "device": device}
+    encoder, queries = open_encoders(embedding_model, query_encoder, batch_size=embedding_batch_size, **options)
     inputs = encoder.provenance()
     shards = VectorShards(index_path / VECTORS, inputs)
     provenance: dict[str, JSON] = {"corpus": passages.fingerprint, **inputs}
@@ -148,16 +152,17 @@ def open_dense_retriever(
             except FileNotFoundError:
                 pass
             _check_writable(index_path)
+            check_dimensions(encoder, queries)
             log.info("%s: building the index of %s", index_path, plural(len(passages), "passage"))
             return False
 
         if not _on_main(accelerator, has_index):
             vectors = _embed(passages, encoder, shards, accelerator)
-            _on_main(accelerator, lambda: opened.append(_build(passages, encoder, vectors, index_path, provenance)))
+            _on_main(accelerator, lambda: opened.append(_build(passages, queries, vectors, index_path, provenance)))
     index = opened[0] if opened else FaissIndex.load(index_path)
     effort: dict[EffortFlag, int | None] = {"nprobe": nprobe, "ef_search": ef_search}
     log.info("%s: %s of %d dimensions, %s", index_path, plural(len(index), "vector"), index.dimension, index)
-    return DenseRetriever(passages, encoder, index, {flag: value for flag, value in effort.items() if value})
+    return DenseRetriever(passages, queries, index, {flag: value for flag, value in effort.items() if value})
 
 
 def _on_main(accelerator: Accelerator | None, function: Callable[[], T]) -> T:
@@ -197,7 +202,7 @@ def _embed(
 
 def _build(
     passages: PassageStore,
-    encoder: Encoder,
+    queries: Encoder,
     vectors: StoredVectors | None,
     index_path: Path,
     provenance: dict[str, Any],
@@ -206,7 +211,7 @@ def _build(
     assert vectors is not None
     index = FaissIndex.build(vectors, provenance["factory"])
     if not index.is_exact:
-        index.raise_recall(vectors, encoder.encode_queries(_first_sentences(passages)))
+        index.raise_recall(vectors, queries.encode_queries(_first_sentences(passages)))
     index.save(index_path, provenance=provenance)
     return index
 

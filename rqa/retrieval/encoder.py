@@ -14,11 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rqa.data.records import Passage
 from rqa.distributed.device import bf16_is_fast
+from rqa.errors import InputError
 from rqa.retrieval.encoder_checkpoint import (
     PASSAGE_PROMPTS,
     QUERY_PROMPTS,
+    Side,
     checkpoint_fingerprint,
     checkpoint_folder,
+    is_dpr,
     load_encoder,
     read_encoder_settings,
 )
@@ -40,8 +43,10 @@ class Encoder:
     """A sentence-transformers checkpoint, with its pooling, prompts, similarity and dimensions.
 
     A plain Hugging Face checkpoint of an encoder gets mean pooling. Vectors are normalized, so that their inner product
-    is the cosine, unless the checkpoint was trained for inner products (`similarity` "dot"). The weights are loaded
-    when the first text is embedded. Raises InputError if there is no sentence encoder, or if weights are missing.
+    is the cosine, unless the checkpoint was trained for inner products (`similarity` "dot"). A checkpoint of DPR embeds
+    one side; its passages have [SEP] between title and text, in one segment, as in the original. The weights are loaded
+    when the first text is embedded. Raises InputError if there is no sentence encoder of `side`, or if weights are
+    missing.
     """
 
     def __init__(
@@ -52,11 +57,13 @@ class Encoder:
         batch_size: int = 64,
         query_prefix: str | None = None,
         passage_prefix: str | None = None,
+        side: Side = "both",
     ) -> None:
         self.name_or_path, self.device, self.batch_size = name_or_path, device, batch_size
-        self.folder = checkpoint_folder(name_or_path)
+        self.folder = checkpoint_folder(name_or_path, side=side)
         settings = read_encoder_settings(self.folder)
-        self.similarity, self.truncate_dim = settings.similarity, settings.truncate_dim
+        self.is_dpr = is_dpr(self.folder)
+        self.similarity, self.truncate_dim = "dot" if self.is_dpr else settings.similarity, settings.truncate_dim
         self.query_prefix = settings.prompt(*QUERY_PROMPTS) if query_prefix is None else query_prefix
         own_passage = settings.prompt(*PASSAGE_PROMPTS)
         self.passage_prefix = own_passage if passage_prefix is None else passage_prefix
@@ -89,11 +96,15 @@ class Encoder:
         `num_passages` is the number of passages in all blocks.
         """
         self.model  # noqa: B018  # is loaded, or raises, before the passages are read
-        texts = ([passage.content for passage in block] for block in blocks)
+        texts = ([self._content(passage.content, passage.title) for passage in block] for block in blocks)
         precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half)
         return self._encode(
             texts, num_passages, "document", self.passage_prefix, "embedding passages", precision=precision
         )
+
+    def _content(self, content: str, title: str) -> str:
+        """Return the text of a passage, whose title and line end come first."""
+        return content.replace("\n", str(self.model.tokenizer.sep_token), 1) if self.is_dpr and title else content
 
     @property
     def is_half(self) -> bool:
@@ -167,6 +178,7 @@ class Encoder:
         tokenizer = _route(self.model, "document").tokenizer
         text = f"{self.passage_prefix}{content}"
         if isinstance(tokenizer, PreTrainedTokenizerBase):
+            text = self._content(text, title="title")  # a text without a title counts one token more
             return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
         return len(tokenizer.encode(text, add_special_tokens=False).ids)  # of static embeddings
 
@@ -184,7 +196,52 @@ class Encoder:
 
         The file of prompts is left out: an index or retriever keeps prefixes, similarity and dimensions themselves.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return checkpoint_fingerprint(self.name_or_path, self.folder)
+
+
+def open_encoders(
+    embedding_model: str,
+    query_encoder: str = "",
+    *,
+    query_prefix: str | None = None,
+    passage_prefix: str | None = None,
+    **options: Any,
+) -> tuple[Encoder, Encoder]:
+    """Return the encoder of passages and that of queries, which is the same without a `query_encoder`.
+
+    `options` are those of `Encoder`. Raises InputError as it does, and if their vectors are compared in two ways.
+    """
+    prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
+    if not query_encoder:
+        encoder = Encoder(embedding_model, **prefixes, **options)
+        return encoder, encoder
+    # Each gets the prefix of the other side too: its own texts alone have one.
+    passages, queries = (
+        Encoder(name, **prefixes, **options, side=side)
+        for name, side in ((embedding_model, "passage"), (query_encoder, "query"))
+    )
+    if passages.similarity != queries.similarity:
+        raise InputError(
+            f"--query_encoder {query_encoder}: expected the similarity of --embedding_model, {passages.similarity}, "
+            f"got {queries.similarity}. Choose encoders that were trained together"
+        )
+    return passages, queries
+
+
+def check_dimensions(passages: Encoder, queries: Encoder) -> None:
+    """Raise InputError unless both encoders have the same number of dimensions. Their weights are loaded."""
+    if queries is passages:
+        return
+    own = len(passages.model.encode_document(["a"], prompt="", **_QUIET)[0])
+    if (other := len(queries.model.encode_query(["a"], prompt="", **_QUIET)[0])) != own:
+        raise InputError(
+            f"--query_encoder {queries.name_or_path}: expected vectors of {own} dimensions as --embedding_model, "
+            f"got {other}. Choose encoders that were trained together"
+        )
 
 
 def _max_length(model: "SentenceTransformer", task: str) -> int:

@@ -1,14 +1,16 @@
 """Sentence encoders on the disk: their files are checked, and every weight is loaded or there is an InputError."""
 
 import hashlib
+import json
 import logging
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -52,6 +54,10 @@ _LOADING_ERRORS = (
     *(OSError, ValueError, ImportError, SafetensorError, StrictDataclassError),
     *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError),
 )
+_DPR_KEYS = {r"^(question|ctx)_encoder\.bert_model\.": ""}  # names of a BERT's weights in a checkpoint of DPR
+Side = Literal["both", "query", "passage"]  # texts that an encoder embeds
+# The class of a checkpoint of DPR that embeds one side alone (Karpukhin et al., 2020, arXiv:2004.04906).
+_DPR_SIDES: dict[str, Side] = {"DPRQuestionEncoder": "query", "DPRContextEncoder": "passage"}
 _POOLER = re.compile(r"(^|\.)pooler\.")  # weights for the task of BERT's pretraining
 
 # Ends of the class names of models that are no encoders, and what they are. Their mean over tokens ranks badly.
@@ -63,8 +69,6 @@ _OTHER_MODELS = {
     "ForTokenClassification": "a classifier of tokens",
     "ForQuestionAnswering": "a reader",
     "DPRReader": "a reader",
-    "DPRQuestionEncoder": "an encoder of questions alone",
-    "DPRContextEncoder": "an encoder of passages alone",
 }
 
 
@@ -87,11 +91,11 @@ class Settings:
         return [] if {*QUERY_PROMPTS, *PASSAGE_PROMPTS} & {*names} else names
 
 
-def checkpoint_folder(name_or_path: str, *, is_reranker: bool = False) -> Path:
+def checkpoint_folder(name_or_path: str, *, is_reranker: bool = False, side: Side = "both") -> Path:
     """Return the folder of a checkpoint, after checking its files; a hub name is downloaded into the hub's cache.
 
-    Raises InputError if it is no sentence encoder (no cross-encoder if `is_reranker`), is damaged, or has settings that
-    run code.
+    Raises InputError if it is no sentence encoder (no cross-encoder if `is_reranker`), embeds another side than `side`,
+    is damaged, or has settings that run code.
     """
     folder = Path(name_or_path)
     if not folder.is_dir():
@@ -112,7 +116,7 @@ def checkpoint_folder(name_or_path: str, *, is_reranker: bool = False) -> Path:
     if is_reranker:
         _check_reranker(name_or_path, folder / "config.json")
     elif not (modules := folder / "modules.json").exists():
-        _check_architecture(name_or_path, folder / "config.json")
+        _check_architecture(name_or_path, folder / "config.json", side)
     elif not read_settings(modules):
         raise InputError(f"{modules}: expected a list of modules, got none. Copy the file again")
     return folder
@@ -190,11 +194,33 @@ def _check_reranker(name: str, path: Path) -> None:
         )
 
 
-def _check_architecture(name: str, path: Path) -> None:
-    """Raise InputError if a checkpoint of transformers alone, which gets mean pooling, is no encoder."""
+def is_dpr(folder: Path) -> bool:
+    """Return True for a checkpoint of DPR without modules of sentence-transformers."""
+    path = folder / "config.json"
+    return not (folder / "modules.json").exists() and path.exists() and _read_config(path)[1] in _DPR_SIDES
+
+
+def _check_dpr(name: str, config: dict[str, Any], architecture: str, side: Side) -> None:
+    """Raise InputError unless a checkpoint of DPR embeds `side`, by the output of BERT."""
+    own = _DPR_SIDES[architecture]
+    if own != side:
+        fix = "Set --embedding_model to the encoder of passages, and --query_encoder to that of questions"
+        kind = {"query": "questions", "passage": "passages"}
+        expected = f"an encoder of {kind[side]}" if side in kind else "a sentence encoder"
+        raise InputError(f"{name}: expected {expected}, got {architecture}, an encoder of {kind[own]} alone. {fix}")
+    if config.get("projection_dim"):
+        size = config["projection_dim"]
+        raise InputError(f"{name}: projection_dim: expected 0, got {size}. Choose another checkpoint")
+
+
+def _check_architecture(name: str, path: Path, side: Side) -> None:
+    """Raise InputError if a checkpoint of transformers alone, which gets mean pooling, is no encoder of `side`."""
     if not path.exists():
         raise InputError(f"{name}: expected modules.json or config.json, got neither. Choose another folder")
     config, architecture = _read_config(path)
+    if architecture in _DPR_SIDES:
+        _check_dpr(name, config, architecture, side)
+        return
     kind = next((kind for ending, kind in _OTHER_MODELS.items() if architecture.endswith(ending)), "")
     if config.get("is_encoder_decoder") and not architecture.endswith(("Encoder", "EncoderModel")):
         kind = "an encoder-decoder"
@@ -223,7 +249,9 @@ def load_encoder(name: str, folder: Path, device: torch.device, truncate_dim: in
         log_pickled(name)
     # Old versions of sentence-transformers do not read truncate_dim from the checkpoint.
     with _loading(name, "a sentence encoder") as loaded:
-        model = SentenceTransformer(str(folder), device=str(device), truncate_dim=truncate_dim, **_LOAD_OPTIONS)
+        options: dict[str, Any] = {"modules": _dpr_modules(folder)} if is_dpr(folder) else _LOAD_OPTIONS
+        name_or_path = None if is_dpr(folder) else str(folder)
+        model = SentenceTransformer(name_or_path, device=str(device), truncate_dim=truncate_dim, **options)
     for part, loading in loaded:
         _check_loaded(name, part, loading, reads_pooler=_reads_pooler(model))
     for module in model.modules():
@@ -231,6 +259,22 @@ def load_encoder(name: str, folder: Path, device: torch.device, truncate_dim: in
         _check_positions(name, module)
     _check_embeddings(name, model.eval())
     return model
+
+
+def _dpr_modules(folder: Path) -> list[torch.nn.Module]:
+    """Return the modules of a checkpoint of DPR: its BERT, and the output for the first token."""
+    from sentence_transformers.models import Pooling, Transformer
+
+    config, _ = _read_config(folder / "config.json")
+    with tempfile.TemporaryDirectory() as bert:
+        for path in folder.iterdir():
+            if path.name != "config.json":
+                Path(bert, path.name).symlink_to(path.resolve())
+        config |= {"model_type": "bert", "architectures": ["BertModel"]}
+        Path(bert, "config.json").write_text(json.dumps(config))
+        options = {**_LOAD_OPTIONS["model_kwargs"], "key_mapping": _DPR_KEYS, "add_pooling_layer": False}
+        transformer = Transformer(bert, model_kwargs=options, config_kwargs={"local_files_only": True})
+    return [transformer, Pooling(int(config["hidden_size"]), "cls")]
 
 
 def load_reranker(name: str, folder: Path, device: torch.device) -> "CrossEncoder":

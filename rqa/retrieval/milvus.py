@@ -25,7 +25,7 @@ from rqa.endpoint.address import is_url, read_key
 from rqa.endpoint.redaction import without_key
 from rqa.errors import InputError
 from rqa.retrieval.dense import DenseRetriever
-from rqa.retrieval.encoder import Encoder
+from rqa.retrieval.encoder import Encoder, check_dimensions, open_encoders
 from rqa.retrieval.index import EXTRA_CANDIDATES, JSON, MAX_FLAT, OTHER_PATH, EffortFlag, Floats, Rows, StaleIndexError
 from rqa.terminal import Progress, plural
 
@@ -221,6 +221,7 @@ def open_milvus_retriever(
     store: str,
     device: torch.device,
     key_name: str = "MILVUS_TOKEN",
+    query_encoder: str = "",
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
     index_factory: str = "auto",
@@ -232,8 +233,8 @@ def open_milvus_retriever(
     Passages that the database lacks are embedded and written; one process of this machine writes, others wait. Vectors
     of the same encoder in collections of other corpora are copied. Raises InputError if the database cannot be used.
     """
-    prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
-    encoder = Encoder(embedding_model, device=device, batch_size=embedding_batch_size, **prefixes)
+    options: dict[str, Any] = {"query_prefix": query_prefix, "passage_prefix": passage_prefix, "device": device}
+    encoder, queries = open_encoders(embedding_model, query_encoder, batch_size=embedding_batch_size, **options)
     inputs: dict[str, JSON] = {"format": FORMAT, **encoder.provenance()}
     if index_factory == "auto":
         index_factory = "Flat" if len(passages) <= MAX_FLAT else "HNSW32"
@@ -242,12 +243,15 @@ def open_milvus_retriever(
     with folder_lock(Path(index_path), "the index", OTHER_PATH):
         database = MilvusDatabase(store, key_name)
         with database.errors():
-            others = [each for each in database.client.list_collections() if each.startswith(prefix) and each != name]
+            collections = [each for each in database.client.list_collections() if each.startswith(prefix)]
+        others = [each for each in collections if each != name]
+        if name not in collections:
+            check_dimensions(encoder, queries)
         index = _complete(database, name, others, passages, encoder, provenance)
     log.info(
         "--store %s: collection %s, %s of %d dimensions", store, name, plural(len(passages), "vector"), index.dimension
     )
-    return DenseRetriever(passages, encoder, index, {"ef_search": ef_search} if ef_search else None)
+    return DenseRetriever(passages, queries, index, {"ef_search": ef_search} if ef_search else None)
 
 
 def _complete(

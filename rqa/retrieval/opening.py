@@ -26,6 +26,7 @@ def open_retriever(
     *,
     device: torch.device,
     retriever: Literal["dense", "bm25", "hybrid"] = "dense",
+    query_encoder: str = "",
     query_prefix: str | None = None,
     passage_prefix: str | None = None,
     index_factory: str = "auto",
@@ -54,6 +55,7 @@ def open_retriever(
     if retriever != "bm25":
         common: dict[str, Any] = {
             "device": device,
+            "query_encoder": query_encoder,
             "query_prefix": query_prefix,
             "passage_prefix": passage_prefix,
             "index_factory": index_factory,

@@ -215,7 +215,7 @@ def test_two_names_of_one_flag_on_the_command_line_are_an_error():
     ("argv", "message"),
     [
         (("--embeding_model", "x"), "unknown flag --embeding_model. Did you mean --embedding_model?"),
-        (("--query=x",), "unknown flag --query. Did you mean --query_prefix?"),
+        (("--query=x",), "unknown flag --query. Did you mean --query_encoder?"),
         (("--entirely_different", "x"), "unknown flag --entirely_different"),
         (
             ("--index_factory",),
@@ -234,7 +234,7 @@ def test_an_error_of_the_command_line_names_flag_value_and_expectation(argv, mes
 def test_a_file_of_another_recipe_is_one_error_with_the_way_to_an_evaluation(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(flat([RetrievalArgs()])))
-    with pytest.raises(InputError, match=f"--config {path}: 18 flags of another recipe, such as .* --evaluation"):
+    with pytest.raises(InputError, match=f"--config {path}: 19 flags of another recipe, such as .* --evaluation"):
         parse("--config", str(path), default=QuestionArgs(), base="evaluation")
 
 

@@ -65,6 +65,21 @@ def test_hits_are_distinct(path, corpus, folder):
     assert sorted(hit.passage.id for hit in hits) == sorted(passage.id for passage in corpus)
 
 
+def test_queries_of_another_encoder_search_the_same_index(path, corpus, tmp_path, encoded):
+    """Recall at build, hits and fingerprint are those of the encoder of queries; passages are embedded once."""
+    other = save_encoder(tmp_path / "other", seed=1)
+    alone = open_on_cpu(corpus, path, tmp_path / "index")
+    pair = open_on_cpu(corpus, path, tmp_path / "index", query_encoder=other)
+    assert encoded == [len(corpus)]
+    scores = Encoder(other, device=CPU).encode_queries(QUERIES) @ Encoder(path, device=CPU).encode_passages(corpus).T
+    for hits, row in zip(pair.retrieve(QUERIES, 3), scores, strict=True):
+        assert [hit.passage for hit in hits] == [corpus[i] for i in np.argsort(-row, kind="stable")[:3]]
+    assert pair.index.fingerprint == alone.index.fingerprint
+    assert pair.fingerprint() != alone.fingerprint()
+    same = open_on_cpu(corpus, path, tmp_path / "index", query_encoder=path)
+    assert same.fingerprint() == alone.fingerprint()
+
+
 # The index in its folder
 
 

@@ -31,7 +31,7 @@ from transformers import (
 
 from rqa.data.records import Passage
 from rqa.errors import InputError
-from rqa.retrieval.encoder import Encoder
+from rqa.retrieval.encoder import Encoder, check_dimensions, open_encoders
 
 TEXTS = ["When was the lamp of Oslo lit?", "lima", "It shines over Paris. " * 3, "1907?"]
 CPU = torch.device("cpu")
@@ -282,11 +282,12 @@ def no_encoder(folder, plain, kind):
         "encoder-decoder without its head": lambda: T5Model(t5),
         "decoder": tiny_models.decoder,
         "decoder without its head": lambda: tiny_models.decoder().model,
-        "questions alone": lambda: DPRQuestionEncoder(DPRConfig(**small)),
-        "passages alone": lambda: DPRContextEncoder(DPRConfig(**small)),
+        "questions alone": lambda: DPRQuestionEncoder(DPRConfig(**small)).eval(),
+        "passages alone": lambda: DPRContextEncoder(DPRConfig(**small)).eval(),
     }[kind]()
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(plain).save_pretrained(folder)
+    return model
 
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
@@ -350,6 +351,50 @@ def test_queries_and_passages_go_through_their_own_side(plain, path, tmp_path):
     assert_close(queries, embed(path)[0])
     assert_close(passages, embed(other)[1])
     assert np.abs(queries - passages).max() > 0.1
+
+
+def test_a_dpr_pair_is_embedded_as_in_the_original(plain, tmp_path):
+    """The output for the first token, [SEP] between title and text, one segment (Karpukhin et al., 2020)."""
+    names = {"query": "questions alone", "passage": "passages alone"}
+    models = {side: no_encoder(tmp_path / side, plain, kind) for side, kind in names.items()}
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    passages, queries = open_encoders(*(str(tmp_path / side) for side in ("passage", "query")), device=CPU)
+    rows = [Passage("It shines\nover Paris.", "The lamp"), Passage("lima\nA lamp.")]
+    texts = {"query": [(text,) for text in TEXTS], "passage": [(rows[0].title, rows[0].text), (rows[1].text,)]}
+    expected = {}
+    for side, pairs in texts.items():
+        ids = [tokenizer(*pair, return_tensors="pt").input_ids for pair in pairs]
+        with torch.no_grad():
+            expected[side] = [models[side](each).pooler_output[0].numpy() for each in ids]
+        if side == "passage":
+            numbers = [passages.count_passage_tokens(row.content) for row in rows]
+            assert numbers[0] == ids[0].shape[1]
+            assert numbers[1] >= ids[1].shape[1]
+    assert_close(queries.encode_queries(TEXTS), expected["query"])
+    assert_close(passages.encode_passages(rows), expected["passage"])
+
+
+def test_a_dpr_checkpoint_that_lacks_weights_is_refused(plain, tmp_path):
+    no_encoder(tmp_path, plain, "passages alone")
+    rewrite(tmp_path / "model.safetensors", lambda w: {key: w[key] for key in list(w)[1:]})
+    with pytest.raises(InputError, match=rf"^{tmp_path}: .* lacks 1 of "):
+        encoder_of(str(tmp_path), side="passage").encode_passages([Passage("a")])
+
+
+def test_a_pair_that_does_not_belong_together_is_refused(plain, path, tmp_path):
+    for kind in ("questions alone", "passages alone"):
+        no_encoder(tmp_path / kind.split()[0], plain, kind)
+    questions, passages = str(tmp_path / "questions"), str(tmp_path / "passages")
+    for pair, expected in (
+        ((questions, passages), f"{questions}: expected an encoder of passages, got DPRQuestionEncoder"),
+        ((passages, passages), f"{passages}: expected an encoder of questions, got DPRContextEncoder"),
+        ((passages, path), f"--query_encoder {path}: expected the similarity of --embedding_model, dot, got cosine"),
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(expected)}"):
+            open_encoders(*pair, device=CPU)
+    small = save(tmp_path / "small", transformer(plain), Pooling(32), Dense(32, 8))
+    with pytest.raises(InputError, match=f"^--query_encoder {small}: expected vectors of 32 dimensions .*, got 8"):
+        check_dimensions(*open_encoders(path, str(small), device=CPU))
 
 
 def test_a_side_that_lacks_weights_is_refused(plain, tmp_path):
