@@ -1484,7 +1484,7 @@ PROMISES = (
         Without("escaping", "rqa.serving.page.render_page", "autoescape = True", "autoescape = False"),
     ),
     Promise(
-        "A pair of encoders: each embeds its side as the original, and the encoder of queries is part of the fingerprint",
+        "A pair of encoders of DPR: each embeds its side as in the original",
         "retrieval/test_encoder_checkpoint.py::test_a_dpr_pair_is_embedded_as_in_the_original",
         Without("the separator", "rqa.retrieval.encoder.Encoder._content", "self.is_dpr and title", "False"),
         Without("the weights of BERT", CHECKPOINT, '{r"^(question|ctx)_encoder\\.bert_model\\.": ""}', "{}"),
