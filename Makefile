@@ -1,4 +1,4 @@
-# The commands of the README, and the files that they need. Nothing is made twice.
+# The commands of README.md, and the files that they need. Nothing is made twice.
 PYTHON ?= python3.11
 BIN := .venv/bin
 QUICKSTART := runs/quickstart
