@@ -384,7 +384,8 @@ def test_the_site_has_the_files_outside_of_docs(site):
 
 
 def test_the_readme_links_to_pages_that_exist():
-    links = re.findall(r"\]\(([^)#:]+)(?:#([^)]*))?\)", PAGES["README.md"])
+    links = re.findall(r"(?:\]\(|src=\")([^)#:\"]+)(?:#([^)]*))?[)\"]", PAGES["README.md"])
+    assert ("docs/images/report.png", "") in links
     for path, anchor in links:
         assert (ROOT / path).is_file(), path
         headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
