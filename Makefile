@@ -1,4 +1,4 @@
-# The commands of the README, and the files that they need. Nothing is made twice.
+# The commands of README.md, and the files that they need. Nothing is made twice.
 PYTHON ?= python3.11
 BIN := .venv/bin
 QUICKSTART := runs/quickstart
@@ -8,12 +8,13 @@ FID_READ := withheld read-1 read-4 read-10 read-20
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
+export NO_MKDOCS_2_WARNING ?= 1
 # glibc keeps freed memory: new pages for each large tensor take up to a third of a step on two cores. A higher
 # threshold is faster still, but its fragmentation costs 0.6 GB.
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help quickstart quickstart-fid test test-unit test-slow test-gpu lint clean
+.PHONY: help quickstart quickstart-fid test test-unit test-slow test-gpu docs lint clean
 help:
 	@echo "make quickstart      train and evaluate a small generator on the documentation of Python (about 10 minutes)"
 	@echo "make quickstart-fid  train a small fusion-in-decoder model on generated facts (about 10 minutes)"
@@ -21,12 +22,14 @@ help:
 	@echo "make test-unit       the tests that start no processes (about 3 minutes)"
 	@echo "make test-slow       all tests, and the tests of the tests (hours)"
 	@echo "make test-gpu        the tests of one GPU (at most 8 minutes); without one they are skipped, with the reason"
+	@echo "make docs            build the documentation into site/; every broken link is an error"
 	@echo "make clean           delete the files that these commands made"
 
-# The demonstrations need less than the tests.
+# The demonstrations and the documentation need less than the tests.
 .venv/demo: EXTRAS := demo
+.venv/docs: EXTRAS := docs
 .venv/installed: EXTRAS := demo,test
-.venv/demo .venv/installed: setup.cfg pyproject.toml constraints.txt
+.venv/demo .venv/docs .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
@@ -87,10 +90,13 @@ test-slow: lint
 test-gpu: .venv/installed
 	timeout 480 $(BIN)/python -m pytest tests/test_gpu.py -m gpu -n 6 --dist loadgroup -rs
 
+docs: .venv/docs
+	$(BIN)/mkdocs build
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv data/models data/stdlib data/facts $(QUICKSTART) $(QUICKSTART_FID) runs/mutants
+	rm -rf .venv data/models data/stdlib data/facts $(QUICKSTART) $(QUICKSTART_FID) runs/mutants site

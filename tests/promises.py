@@ -379,7 +379,7 @@ PROMISES = (
     ),
     Promise(
         "The documented commands run",
-        "test_readme.py::test_documented_commands_run",
+        "test_docs.py::test_documented_commands_run",
         Without(
             "a flag",
             "rqa.cli.training_args",

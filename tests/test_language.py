@@ -22,6 +22,9 @@ LIBRARY = ("rqa/**/*.py", "recipes/**/*.py")
 OTHERS = (
     "benchmarks/*.py",
     "*.md",
+    "docs/**/*.md",
+    "docs/*.py",
+    "mkdocs.yml",
     "tests/README.md",
     "Makefile",
     "setup.cfg",

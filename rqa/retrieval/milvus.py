@@ -90,7 +90,7 @@ class MilvusDatabase:
             return f"{text}. The collection was deleted: run recipes/build_index.py"
         if is_url(self.store):
             return f"{text}. Check that the server runs, or change --store"
-        return f"{text}. One process at a time opens a folder. For several, start a server: see README"
+        return f"{text}. One process at a time opens a folder. For several, start a server: see docs/retrieval.md"
 
 
 class MilvusIndex:

@@ -15,7 +15,7 @@ from rqa.generation.chat import ChatQuestion
 from rqa.serving.errors import RequestError
 
 MAX_MESSAGES = 100  # of a conversation; the oldest that do not fit the prompt are dropped one exchange at a time
-# Decoding is greedy: other values than these would have no effect. Sampling parameters are accepted, see README.
+# Decoding is greedy: other values than these would have no effect. Sampling parameters are accepted: docs/serving.md.
 ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "logprobs": (None, False),

@@ -1,4 +1,4 @@
-"""The README's tables of models and GPUs: the doctor's estimates for public sizes, without weights.
+"""The tables of models and GPUs in docs/distributed.md: the doctor's estimates for public sizes, without weights.
 
     python tests/helpers/which_gpu.py
 

@@ -11,7 +11,7 @@ from world import launch_environment, recipe_command
 from rqa.conversion import FORMATS
 from rqa.data import load_examples, open_passages
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 
 
 def run(*flags):
@@ -49,12 +49,12 @@ def test_the_help_lists_every_format():
         assert each.help in text
 
 
-def test_the_command_of_the_readme_runs_and_its_table_lists_every_format(tmp_path, monkeypatch):
+def test_the_command_of_the_page_runs_and_its_table_lists_every_format(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [command] = re.findall(r"^python recipes/convert.py (.*)$", README, flags=re.MULTILINE)
+    [command] = re.findall(r"^python recipes/convert.py (.*)$", PAGE, flags=re.MULTILINE)
     words = shlex.split(command)
     SAMPLES["squad"].write(tmp_path).rename(words[words.index("--input_path") + 1])
     assert run(*words).returncode == 0
     assert list(map(described, load_examples("train.jsonl"))) == SAMPLES["squad"].examples
-    _, _, section = README.partition("### From other formats")
+    _, _, section = PAGE.partition("## From other formats")
     assert re.findall(r"^\| `(\w+)` \|", section.partition("\n## ")[0], flags=re.MULTILINE) == [*FORMATS]
