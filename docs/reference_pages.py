@@ -5,6 +5,7 @@ A hook of MkDocs. The flags are those that each recipe passes to its parser; the
 
 import ast
 import importlib.util
+import linecache
 import re
 import sys
 from argparse import SUPPRESS
@@ -231,3 +232,22 @@ def api_page() -> str:
             ]
             parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def comment_of(path: str, first: int, last: int) -> str:
+    """Return the comment at the end of the lines `first` to `last`, or directly above them; "" for none."""
+    lines = linecache.getlines(path)
+    for number in (last, first):
+        if found := re.search(r"  # (?!noqa|type:)(.*)", lines[number - 1]):
+            return _sentence(found[1])
+    above: list[str] = []
+    for line in reversed(lines[: first - 1]):
+        if not line.lstrip().startswith("# "):
+            break
+        above.insert(0, line.strip().removeprefix("# "))
+    return _sentence(" ".join(above))
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text[:1].upper() + text[1:] + "." * (bool(text) and text[-1] not in ".:?")

@@ -1,0 +1,212 @@
+"""The reference pages equal the code: flags and defaults of the parsers, public names; quoted messages occur in it."""
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from world import ROOT
+
+import rqa.cli
+
+sys.path[:0] = [str(ROOT / "docs")]
+
+import reference_pages  # noqa: E402
+
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+PACKAGES = sorted((ROOT / "rqa").glob("*/__init__.pyi"))
+OF_OTHER_PROGRAMS = {"--no-build-isolation", "--quiet"}
+OF_THE_PARSER = {"--help", "--config"}
+
+
+class ParserReadyError(Exception):
+    """Ends a recipe before its parser reads the command line."""
+
+
+def parser_of(path, monkeypatch):
+    """Return the argparse parser of a recipe."""
+
+    def take(parser, *_):
+        raise ParserReadyError(parser)
+
+    monkeypatch.setattr(rqa.cli.Parser, "parse_args", take)
+    spec = importlib.util.spec_from_file_location(f"parsed_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    with pytest.raises(ParserReadyError) as ready:
+        module.main()
+    return ready.value.args[0]
+
+
+def flags_of_parser(parser):
+    """Return names, default and help of each flag, by its first name; as `--help` shows them."""
+    flags = {}
+    for action in parser._actions:
+        names = action.option_strings or [action.dest]
+        if names[0].startswith("--no_") or OF_THE_PARSER & {*names}:
+            continue
+        help, _, default = (action.help % vars(action)).partition(" (default: ")
+        if not default:
+            default = "" if action.default in (None, "==SUPPRESS==") else f"{action.default})"
+        flags[names[0]] = (names, default.removesuffix(")"), help)
+    return flags
+
+
+@pytest.fixture(scope="module")
+def page():
+    return reference_pages.flags_page()
+
+
+def unescaped(cell):
+    return re.sub(r"`(--\w+)`", r"\1", cell).replace("\\|", "|").replace("&lt;", "<").replace("\\[", "[")
+
+
+def default_in(cell):
+    text = cell.strip().strip("`")
+    return text[1:-1] if text[:1] == text[-1:] == '"' else text
+
+
+def rows_of(section):
+    """Yield the names, the default and the help of each row of the tables of a section."""
+    for line in section.splitlines():
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        if len(cells) == 4 and cells[0].strip() not in ("flag", "---"):
+            yield re.findall(r"`(.*?)`", cells[0]), default_in(cells[2]), unescaped(cells[3].strip())
+
+
+def flags_on(page, recipe):
+    """Return the flags of a recipe on the page, with the defaults of its own."""
+    section = re.search(rf"(?ms)^### {recipe}\.py .*?(?=^##)", page)[0]
+    linked = [
+        re.search(rf"(?ms)^### [^\n]*#{anchor} }}.*?(?=^###|\Z)", page)[0]
+        for anchor in re.findall(r"\(#(.*?)\)", section)
+    ]
+    flags = {names[0]: (names, default, help) for part in [*linked, section] for names, default, help in rows_of(part)}
+    for name, cell in re.findall(r"(?m)^\| `(--\w+)` \| ([^|]*) \|$", section):
+        flags[name] = (flags[name][0], default_in(cell), flags[name][2])
+    return flags
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_page_of_flags_equals_the_parser(recipe, page, monkeypatch):
+    expected = flags_of_parser(parser_of(recipe, monkeypatch))
+    assert flags_on(page, recipe.stem) == expected
+
+
+def test_a_group_of_several_recipes_has_one_table(page):
+    assert page.count("| `--learning_rate` | number | `5e-06` |") == 1
+    titles = re.findall(r"(?m)^### (.*)$", page)
+    assert len(titles) == len({*titles})
+
+
+def defined(module, name):
+    """Return the node that defines a name, and the file."""
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if name in (getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)):
+            return node, path
+    raise AssertionError(f"{module}: no {name}")
+
+
+@pytest.mark.parametrize("face", PACKAGES, ids=lambda path: path.parent.name)
+def test_every_public_name_is_on_the_page_with_a_docstring(face):
+    api = reference_pages.api_page()
+    package = f"rqa.{face.parent.name}"
+    origins = reference_pages.origins(face.parent)
+    assert {*origins} == {*importlib.import_module(package).__all__}
+    section = re.search(rf"(?ms)^## {package} .*?(?=^## |\Z)", api)[0]
+    assert re.findall(r"(?m)^::: (\S+)$", section) == [f"{module}.{name}" for name, module in origins.items()]
+    for name, module in origins.items():
+        node, path = defined(module, name)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            assert ast.get_docstring(node), name
+        else:
+            assert reference_pages.comment_of(str(path), node.lineno, node.end_lineno), name
+
+
+def test_the_site_has_every_public_name(tmp_path):
+    """MkDocs writes both pages, with each name, its signature and its text."""
+    pytest.importorskip("mkdocstrings_handlers.python")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text("# Index\n")
+    options = {
+        "extensions": [str(ROOT / "docs/comment_docstrings.py")],
+        "allow_inspection": False,
+        "show_root_heading": True,
+    }
+    python = {"paths": [str(ROOT)], "options": options}
+    config = load_config(
+        config_file=None,
+        site_name="rqa",
+        docs_dir=str(tmp_path / "docs"),
+        site_dir=str(tmp_path / "site"),
+        theme="mkdocs",
+        use_directory_urls=False,
+        strict=True,
+        hooks=[str(ROOT / "docs/reference_pages.py")],
+        markdown_extensions=["attr_list", "tables"],
+        plugins=[{"mkdocstrings": {"handlers": {"python": python}}}],
+    )
+    build(config)
+    html = (tmp_path / "site/reference/api.html").read_text(encoding="utf-8")
+    for face in PACKAGES:
+        for name, module in reference_pages.origins(face.parent).items():
+            assert f'id="{module}.{name}"' in html, name
+    assert "nats per target token" in html.lower()  # the comment of a field
+    assert 'id="swr_starling"' in (tmp_path / "site/reference/flags.html").read_text(encoding="utf-8")
+
+
+def literals():
+    """Return the parts of all texts in the code between the values that are filled in."""
+    found = set()
+    for path in (*ROOT.glob("rqa/**/*.py"), *RECIPES):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.update(re.split(r"%[-.\d]*[a-z]", node.value))
+    return found
+
+
+def test_the_quoted_messages_occur_in_the_code():
+    """A message is split at its placeholders, and where the form of messages joins two texts."""
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"(?ms)^```text\n(.*?)^```", text)
+    code = literals()
+    assert len(quoted) > 50
+    for message in quoted:
+        parts = re.split(r"<[a-z]+>|[.:;] |, got\b|\bexpected\b", message.strip())
+        words = [part.strip(' .,:"(`') for part in parts]
+        assert max(map(len, words)) > 8, message
+        missing = [part for part in words if part and not any(part in literal for literal in code)]
+        assert not missing, message
+
+
+def flags_in(text):
+    return {*re.findall(r"(?<![\w-])--[a-z][\w-]*", text)} - OF_OTHER_PROGRAMS
+
+
+@pytest.mark.parametrize("name", ["methods", "troubleshooting", "migration"])
+def test_the_flags_on_a_page_exist(name, monkeypatch):
+    text = (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
+    if name == "migration":  # the flags of other projects are in the first column
+        text = "\n".join(line.split("|", 2)[-1] if line.startswith("| `") else line for line in text.splitlines())
+        text = re.sub(r"(?m)^.*? \| none \|.*$|FiD counts micro-batches.*", "", text)
+    known = OF_THE_PARSER | {
+        name for path in RECIPES for flag in flags_of_parser(parser_of(path, monkeypatch)).values() for name in flag[0]
+    }
+    assert flags_in(text) - known == set()
+
+
+def test_the_command_for_files_of_fid_has_flags_of_its_recipe(monkeypatch):
+    text = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"(?ms)^```bash\n(accelerate launch .*?)^```", text)
+    recipe = Path(re.search(r"recipes/\w+\.py", command)[0])
+    known = {name for names, *_ in flags_of_parser(parser_of(ROOT / recipe, monkeypatch)).values() for name in names}
+    assert flags_in(command) <= known
