@@ -180,11 +180,11 @@ def literals():
 def test_the_quoted_messages_occur_in_the_code():
     """A message is split at its placeholders, and where the form of messages joins two texts."""
     text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
-    quoted = re.findall(r"(?ms)^```text\n(.*?)^```", text)
+    quoted = [" ".join(block.split()) for block in re.findall(r"(?ms)^```text\n(.*?)^```", text)]
     code = literals()
     assert len(quoted) > 50
     for message in quoted:
-        parts = re.split(r"<[a-z]+>|[.:;] |, got\b|\bexpected\b", message.strip())
+        parts = re.split(r"<[a-z]+>|[.:;] |, got\b|\bexpected\b", message)
         words = [part.strip(' .,:"(`') for part in parts]
         assert max(map(len, words)) > 8, message
         missing = [part for part in words if part and not any(part in literal for literal in code)]
