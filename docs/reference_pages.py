@@ -216,22 +216,23 @@ def origins(package: Path) -> dict[str, str]:
 
 def api_page() -> str:
     """Return the page of all public names: directives of mkdocstrings."""
-    parts = [API_INTRODUCTION]
+    parts = [API_INTRODUCTION, "## rqa.errors { #rqa.errors }", _directive("rqa.errors", "InputError")]
     for face in sorted((ROOT / "rqa").glob("*/__init__.pyi")):
         package = face.parent
         doc = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
         parts += [f"## rqa.{package.name} {{ #rqa.{package.name} }}", doc]
+        # The default of a flag is a call: the page of flags has its value.
+        flags = [name for name in origins(package) if package.name == "cli" and name.endswith("Args")]
+        parts += ["The fields of the classes whose names end with Args are [flags](flags.md)."] if flags else []
         for name, module in origins(package).items():
-            # The default of a flag is a call, and its table is on the page of flags.
-            is_flags = package.name == "cli" and name.endswith("Args")
-            options = {"heading": name, "toc_label": name, **({"show_signature": "false"} if is_flags else {})}
-            lines = [
-                f"::: {module}.{name}",
-                "    options:",
-                *(f"      {key}: {value}" for key, value in options.items()),
-            ]
-            parts.append("\n".join(lines))
+            parts.append(_directive(module, name, **({"show_signature": "false"} if name in flags else {})))
     return "\n\n".join(parts) + "\n"
+
+
+def _directive(module: str, name: str, **options: str) -> str:
+    """Return a directive of mkdocstrings for a name."""
+    options = {"heading": name, "toc_label": name, **options}
+    return "\n".join([f"::: {module}.{name}", "    options:", *(f"      {key}: {options[key]}" for key in options)])
 
 
 def comment_of(path: str, first: int, last: int) -> str:
