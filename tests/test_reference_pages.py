@@ -3,15 +3,22 @@
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from tiny_seq2seq import save_seq2seq
 from world import ROOT
 
 import rqa.cli
+from rqa.data import load_examples
+from rqa.errors import InputError
+from rqa.models import FusionInDecoder
 
 sys.path[:0] = [str(ROOT / "docs")]
 
@@ -137,7 +144,7 @@ def test_every_public_name_is_on_the_page_with_a_docstring(face):
 
 def test_the_site_has_every_public_name(tmp_path):
     """MkDocs writes both pages, with each name, its signature and its text."""
-    pytest.importorskip("mkdocstrings_handlers.python")
+    pytest.importorskip("mkdocstrings_handlers.python")  # of the extra docs
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
@@ -213,3 +220,38 @@ def test_the_command_for_files_of_fid_has_flags_of_its_recipe(monkeypatch):
     recipe = Path(re.search(r"recipes/\w+\.py", command)[0])
     known = {name for names, *_ in flags_of_parser(parser_of(ROOT / recipe, monkeypatch)).values() for name in names}
     assert flags_in(command) <= known
+
+
+def code_of_migration():
+    return re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "docs/migration.md").read_text(encoding="utf-8"))
+
+
+def test_the_code_for_questions_of_localrqa_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gold = {"page_content": "The lamps were lit by hand.", "fmt_content": "Content:", "metadata": {}}
+    row = {"questions": ["Who lit them?", "How?"], "gold_docs": [gold], "hard_neg_docs": [], "chat_history": []}
+    Path("test_w_q.jsonl").write_text(json.dumps(row) + "\n")
+    exec(code_of_migration()[0], {})
+    examples = load_examples("test_questions.jsonl")
+    assert [(example.question, example.answers) for example in examples] == [("Who lit them?", ()), ("How?", ())]
+    assert [passage.text for example in examples for passage in example.gold_passages] == [gold["page_content"]] * 2
+
+
+def test_the_code_for_weights_of_fid_restores_their_names(tmp_path, monkeypatch):
+    """The names of FiDT5: its encoder is wrapped, and so is each block of the encoder."""
+    monkeypatch.chdir(tmp_path)
+    save_seq2seq(tmp_path / "fid")
+    plain = load_file("fid/model.safetensors")
+    names = {name: re.sub(r"^encoder\.(block\.\d+)?", _wrapped, name) for name in plain}
+    assert "encoder.encoder.block.0.module.layer.0.SelfAttention.q.weight" in names.values()
+    save_file({names[name]: tensor for name, tensor in plain.items()}, "fid/model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="expected every weight of T5ForConditionalGeneration, the checkpoint lacks"):
+        FusionInDecoder.from_pretrained("fid")
+    exec(code_of_migration()[1], {})
+    assert load_file("fid/model.safetensors").keys() == plain.keys()
+    loaded = FusionInDecoder.from_pretrained("fid").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in plain.items())
+
+
+def _wrapped(found):
+    return "encoder.encoder." + (f"{found[1]}.module" if found[1] else "")
