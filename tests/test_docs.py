@@ -42,6 +42,7 @@ SPELLINGS = (
     ("--test_file", "--eval_data_path"),
     ("--per_device_eval_batch_size", "--batch_size"),
 )
+MIGRATION = "docs/migration.md"  # tests/test_reference_pages.py has its tests
 FOREIGN_FLAGS = {  # of accelerate launch, torchrun, pip and SLURM
     *("--config_file", "--num_processes", "--quiet", "--nproc_per_node", "--no-build-isolation", "--signal"),
 }
@@ -211,14 +212,15 @@ def test_every_flag_of_a_page_exists(page):
     code = " ".join([*blocks(PAGES[page], "bash", "sh"), *re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", PAGES[page])])
     named = {f"--{name}" for name in re.findall(r"(?<![\w-])--([a-zA-Z][\w-]*)", code)}
     repository = {"--fast", "--shard"} if page == "CONTRIBUTING.md" else set()  # of tests/mutants.py
-    assert named <= flags_of_recipes() | FOREIGN_FLAGS | repository
+    if page != MIGRATION:  # it has flags of other projects
+        assert named <= flags_of_recipes() | FOREIGN_FLAGS | repository
 
 
 # Code: that of a page is one program
 
 
 PYTHON = [page for page, text in PAGES.items() if blocks(text, "python")]
-CLIENTS = {"docs/serving.md"}  # code that calls a server has a test of its own
+CLIENTS = {"docs/serving.md", MIGRATION}  # code that calls a server, or converts files, has a test of its own
 
 
 @pytest.fixture(scope="module")

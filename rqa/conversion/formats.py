@@ -103,6 +103,7 @@ _OWN = {
         feedback.feedback_questions,
     ),
 }
+# By the names that --format accepts
 FORMATS = {**_COMPREHENSION, **_OPEN_DOMAIN, **_LIBRARIES, **_OWN}
 
 

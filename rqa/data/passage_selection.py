@@ -12,6 +12,7 @@ from rqa.terminal import plural
 log = logging.getLogger(__name__)
 
 Order = Literal["ranked", "random", "gold_first"]
+# The target of an example that has no gold passage, or is unanswerable
 REFUSAL_ANSWER = "The passages do not contain the answer to this question."
 
 

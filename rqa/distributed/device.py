@@ -9,7 +9,7 @@ import torch
 
 from rqa.errors import InputError
 
-AttentionKernel = Literal["flash_attention_2", "eager"]
+AttentionKernel = Literal["flash_attention_2", "eager"]  # in place of sdpa, the default
 
 
 def bf16_is_fast(device: torch.device) -> bool:

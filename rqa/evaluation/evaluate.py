@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 Generate = Callable[[Sequence[GeneratorInput]], list[Answer]]
 Row = dict[str, Any]  # the fields of a PredictionRecord, or of the ScoreRecord, that are computed so far
 
-ATTRIBUTIONS = ("cross_attention", "leave_one_out")
+ATTRIBUTIONS = ("cross_attention", "leave_one_out")  # ways to compute the evidence of each passage
 MAX_CUT_ANSWERS = 10.0  # per cent; more are a warning: their scores are those of another text
 
 

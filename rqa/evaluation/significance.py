@@ -19,8 +19,8 @@ from rqa.terminal import Progress
 Array = NDArray[np.float64]
 Score = Callable[[Array], Array]  # sums (..., S) -> scores (...)
 
-LEVEL = 0.95
-RESAMPLES = 10_000
+LEVEL = 0.95  # of an interval: the share of resamples in it
+RESAMPLES = 10_000  # of the questions, for intervals and p-values
 _CHUNK = 2**20  # weights in memory at a time, for any number of questions: 8 MB
 _TIE = 1e-9  # relative: differences that are equal except for the order of summation
 

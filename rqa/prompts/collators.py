@@ -220,7 +220,7 @@ class Collator(ABC):
 class ConcatenatedCollator(Collator):
     """Batches for a decoder: all passages are in one prompt.
 
-    For training `input_ids` and `labels`, both (B, L), padded on the right::
+    For training `input_ids` and `labels`, both (B, L), padded on the right:
 
         input_ids  prompt prompt prompt answer answer eos   pad  pad
         labels      -100   -100   -100  answer answer eos  -100 -100
@@ -246,7 +246,7 @@ class ParallelCollator(Collator):
 
     For training `input_ids` and `attention_mask`, both (B, N, L), and `labels` (B, T), padded on the right; for
     generation the same without labels. Missing passages have an attention mask of zeros. Two examples, the second with
-    one passage and a longer answer::
+    one passage and a longer answer:
 
         attention_mask  [[1 1 1] [1 1 0]]    labels  answer eos -100
                         [[1 1 0] [0 0 0]]            answer answer eos

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# At the start of a prompt; the second asks for citations
 INSTRUCTION = "Answer the question using only the passages below."
 CITING_INSTRUCTION = (
     "Answer the question using only the passages below. Cite the passages that support the answer by their numbers, "
