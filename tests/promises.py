@@ -30,7 +30,7 @@ VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
     STEPS,
-    "accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / tokens)",
+    "accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / divisor)",
     "accelerator.backward(nll.sum() / (batch['labels'] != IGNORE_INDEX).sum().clamp(min=1))",
 )
 REDUCED = Without(
