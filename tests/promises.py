@@ -1619,6 +1619,11 @@ PROMISES = (
         Without("no label", "rqa.training.contrastive.ContrastiveCollator.collate", "candidates[i].sum() > 1", "True"),
     ),
     Promise(
+        "A step without a target has the loss 0, on all ranks",
+        "training/test_contrastive.py::test_two_processes_compute_the_steps_of_two_micro_batches",
+        Without("no division by 0", STEPS, "max(1, tokens)", "tokens"),
+    ),
+    Promise(
         "A retriever learns the softmax of its reader's evidence over the passages that the reader read",
         "training/test_distillation.py::test_the_loss_is_that_of_numpy",
         Without(

@@ -232,6 +232,8 @@ def test_two_processes_compute_the_steps_of_two_micro_batches(trained, world, tm
     assert len(two) == len(one) > 1
     for a, b in zip(two, one, strict=True):
         assert (a["loss"], a["gradient_norm"]) == pytest.approx((b["loss"], b["gradient_norm"]), rel=1e-4)
+    last = one[-1]  # the 13th question is alone in it
+    assert (last["target_tokens"], last["loss"], last["gradient_norm"], last["skipped"]) == (0, 0.0, 0.0, False)
 
 
 def without_dropout(checkpoint, folder):
