@@ -1665,7 +1665,12 @@ PROMISES = (
             "prediction.passages[: prediction.num_passages_read]",
             "prediction.passages",
         ),
-        Without("finite", READ_TEACHER, "not all(map(math.isfinite, values.values()))", "False"),
+        Without(
+            "finite",
+            READ_TEACHER,
+            "not all(map(math.isfinite, (shares := ...)))",
+            "not all(map(math.isfinite, (shares := ...))) and False",
+        ),
         Without("two passages", READ_TEACHER, "len(values := _values(path, prediction, name)) < 2", "False"),
     ),
     Promise(

@@ -78,10 +78,10 @@ def read_teacher(
             left_out["without a prediction"] += 1
         elif len(values := _values(path, prediction, name)) < 2:
             left_out["with fewer than 2 passages"] += 1
-        elif not all(map(math.isfinite, values.values())):
+        elif not all(map(math.isfinite, shares := _shares(name, [*values.values()], temperature))):
             left_out["without finite scores"] += 1
         else:
-            lessons[example.id] = Lesson((*values,), _shares(name, [*values.values()], temperature))
+            lessons[example.id] = Lesson((*values,), shares)
     for reason, count in left_out.items():
         log.warning("--teacher %s: %s %s left out", path, plural(count, "question"), reason)
     if not lessons:
@@ -134,6 +134,7 @@ def _values(path: Path, prediction: PredictionRecord, name: str) -> dict[Passage
 
 
 def _shares(name: str, values: Sequence[float], temperature: float) -> tuple[float, ...]:
+    """Return the teacher's distribution; not finite if a score is not, or if all shares of the attention are 0."""
     scores = torch.tensor(values, dtype=torch.float64)
     if name == "cross_attention":
         scores = scores.log()
