@@ -4,10 +4,10 @@
         --embedding_model checkpoint/to/retriever/model \\
         --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index
 
-Any retriever works, such as --retriever bm25. Left out are gold passages, passages that contain an answer, and with
---reranker_model those that the cross-encoder scores near the gold passage or above. Ranks are those of the retriever,
-with its cross-encoder if it has one. The output has the same rows, in their order, with "hard_neg_docs".
---hard_negatives of the training recipes and recipes/retriever_contrastive.py read them.
+Any retriever works, such as --retriever bm25. Left out are gold passages and near copies of them, passages that contain
+an answer, and with --reranker_model those that the cross-encoder scores near the gold passage or above. Ranks are those
+of the retriever, with its cross-encoder if it has one. The output has the same rows, in their order, with
+"hard_neg_docs". --hard_negatives of the training recipes and recipes/retriever_contrastive.py read them.
 """
 
 from functools import partial

@@ -1,12 +1,14 @@
-"""Train the retriever: a sentence encoder, on questions and their gold passages.
+"""Train the retriever: a sentence encoder, on questions and their gold passages, or on the evidence of its reader.
 
     accelerate launch recipes/retriever_contrastive.py --embedding_model checkpoint/to/retriever/model \\
         --train_file path/to/train_negatives.jsonl --hard_negatives 1 --test_file path/to/test_w_qa.jsonl \\
         --full_dataset_file_path path/to/document.pkl --full_dataset_index_path path/to/index --output_dir path/to/run
 
 The loss is InfoNCE over the passages of the batch. Negatives are local to a process, and gradients are averaged over
-processes. Large batches are better: --mini_batch_size bounds their memory. The trained encoder is path/to/run/model,
-for --embedding_model, and its index path/to/run/index. before/ and after/ have Recall@k of both:
+processes. Large batches are better: --mini_batch_size bounds their memory. With --teacher path/to/evaluation, that of
+--train_file by evaluate.py with --attribution, the reader's evidence of the passages that it read is the target, and
+gold_docs are not needed (Izacard and Grave 2021). The trained encoder is path/to/run/model, for --embedding_model, and
+its index path/to/run/index. before/ and after/ have Recall@k of both:
 `python recipes/compare.py path/to/run/before path/to/run/after`.
 """
 
@@ -33,13 +35,19 @@ def main() -> int:
     search.check_beside(optim)
 
     # Records: errors in the files are raised before anything is loaded.
-    train, tests = data.load_splits(search.train_file, search.test_file, max_bad_rows=search.max_bad_rows)
+    required = {"gold_required": (not search.teacher, True), "max_bad_rows": search.max_bad_rows}
+    train, tests = data.load_splits(search.train_file, search.test_file, **required)
     passages = data.open_passages(**search.corpus_options) if tests else None
+    teacher = None
+    if search.teacher:
+        teacher = training.read_teacher(search.teacher, train, passages=passages, **search.teacher_options)
     accelerator = distributed.make_accelerator(**optim.accelerator_options)
     training.check_replicated(accelerator)
     encoder = retrieval.Encoder(search.embedding_model, device=accelerator.device, **search.encoder_options)
-    options = {"hard_negatives": search.hard_negatives, "history_turns": search.query_history}
-    collator = training.ContrastiveCollator(encoder, **options)
+    options = {"history_turns": search.query_history}
+    collator = training.ContrastiveCollator(encoder, hard_negatives=search.hard_negatives, **options)
+    if teacher:
+        collator = training.DistillationCollator(encoder, teacher, **options)
     train = collator.usable(train)
     folder = training.new_folder(accelerator, **output.folder_options)
     evaluator = evaluation.Evaluator(accelerator, None, None, k=max(retrieval.KS), batch_size=1, max_new_tokens=1)
@@ -67,6 +75,7 @@ def main() -> int:
     num_steps = optim.num_steps(training.steps_per_epoch(len(train), layout))
     loop = optim.loop_options(num_steps)
     locked_flags = cli.flags_locked_on_resume(config := cli.flat(args))
+    locked_flags |= {"the lessons of --teacher": teacher.fingerprint} if teacher else {}
     first_rows = encode(0, range(min(len(train), 256)))
     fingerprint = training.run_fingerprint(accelerator, model, locked_flags, [train, [], tests], first_rows, None)
     state = {"config": config, "fingerprint": fingerprint, "num_steps": num_steps, "example_ids": [e.id for e in train]}

@@ -25,12 +25,13 @@ SUPPORT = "rqa.judge.citation_support"
 SAMPLER = "rqa.questions.sampling.PassageSampler"
 BY_ANSWER = "rqa.questions.rules._broken_by_answer"
 REVIEWER = "rqa.questions.review.Reviewer"
+READ_TEACHER = "rqa.training.distillation.read_teacher"
 MINE = "rqa.retrieval.negatives.mine_negatives"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
     STEPS,
-    "accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / tokens)",
+    "accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / divisor)",
     "accelerator.backward(nll.sum() / (batch['labels'] != IGNORE_INDEX).sum().clamp(min=1))",
 )
 REDUCED = Without(
@@ -1593,7 +1594,7 @@ PROMISES = (
         ),
     ),
     Promise(
-        "A mined negative is no gold passage, contains no answer, and has a score below that of gold",
+        "A mined negative is no gold passage or near copy, contains no answer, and has a score below that of gold",
         "retrieval/test_negatives.py::test_negatives_are_those_of_a_loop_over_the_lists",
         Without("gold left out", MINE, "hit.passage.id in golds", "False"),
         Without(
@@ -1602,6 +1603,7 @@ PROMISES = (
             "any(contains_words(hit.passage.content, answer) for answer in answers)",
             "False",
         ),
+        Without("near copies", MINE, "_overlap(..., own) >= max_gold_overlap", "False"),
         Without("the score", MINE, "limit is not None and hit.score >= limit", "False"),
         Without("the first rank", MINE, "first_rank - 1", "0"),
     ),
@@ -1625,6 +1627,99 @@ PROMISES = (
             "rqa.training.contrastive.ContrastiveCollator._row",
             "self._tokens([passage.content for passage in passages], self.encoder.passage_prefix)",
             "self._tokens([passage.content for passage in passages], self.encoder.query_prefix)",
+        ),
+    ),
+    Promise(
+        "A question without a negative in its batch has no part in the loss of a retriever",
+        "training/test_contrastive.py::test_a_question_without_a_negative_has_no_label",
+        Without("no label", "rqa.training.contrastive.ContrastiveCollator.collate", "candidates[i].sum() > 1", "True"),
+    ),
+    Promise(
+        "A step without a target has the loss 0, on all ranks",
+        "training/test_contrastive.py::test_two_processes_compute_the_steps_of_two_micro_batches",
+        Without("no division by 0", STEPS, "max(1, tokens)", "tokens"),
+    ),
+    Promise(
+        "A retriever learns the softmax of its reader's evidence over the passages that the reader read",
+        "training/test_distillation.py::test_the_loss_is_that_of_numpy",
+        Without(
+            "the passages of the other questions",
+            "rqa.training.distillation.DistillationCollator.collate",
+            "torch.full(shape, not rows)",
+            "torch.full(shape, True)",
+        ),
+        Without(
+            "the teacher's temperature",
+            "rqa.training.distillation._shares",
+            "(scores / temperature).softmax(0)",
+            "scores.softmax(0)",
+        ),
+        Without("shares are logarithms", "rqa.training.distillation._shares", "scores = scores.log()"),
+        Without(
+            "the divergence",
+            "rqa.training.contrastive.ContrastiveEncoder.forward",
+            "kl_div(log_shares, targets, reduction='none').sum(1)",
+            "-(log_shares * targets).sum(1)",
+        ),
+    ),
+    Promise(
+        "The cache of gradients changes none of a distillation, and a batch has the gradients of its questions",
+        "training/test_distillation.py::test_the_cache_changes_no_gradient_and_a_batch_is_its_questions",
+        Without(
+            "the passages of the other questions",
+            "rqa.training.distillation.DistillationCollator.collate",
+            "torch.full(shape, not rows)",
+            "torch.full(shape, True)",
+        ),
+    ),
+    Promise(
+        "A passage that did not fit into the prompt, and evidence that is not finite, teach nothing",
+        "training/test_distillation.py::test_only_what_the_reader_read_and_can_compare_is_taught",
+        Without(
+            "read passages",
+            "rqa.training.distillation._values",
+            "prediction.passages[: prediction.num_passages_read]",
+            "prediction.passages",
+        ),
+        Without(
+            "finite",
+            READ_TEACHER,
+            "not all(map(math.isfinite, (shares := ...)))",
+            "not all(map(math.isfinite, (shares := ...))) and False",
+        ),
+        Without("two passages", READ_TEACHER, "len(values := _values(path, prediction, name)) < 2", "False"),
+    ),
+    Promise(
+        "Predictions of other questions or texts, or with several attributions, teach no retriever",
+        "training/test_distillation.py::test_invalid_predictions_name_the_problem",
+        Without("ids", "rqa.training.distillation._check_questions", "each not in questions", "False"),
+        Without("questions", "rqa.training.distillation._check_questions", "row.question != questions[each]", "False"),
+        Without("texts", "rqa.training.distillation._values", "passage.id != number", "False"),
+        Without("one of two", "rqa.training.distillation._chosen_scores", "wanted is None and len(names) > 1", "False"),
+    ),
+    Promise(
+        "Passages that the corpus lacks teach no retriever",
+        "training/test_distillation.py::test_a_missing_file_and_another_corpus_are_refused",
+        Without("the corpus", READ_TEACHER, "passages is not None", "False"),
+    ),
+    Promise(
+        "Another teacher is another run: its lessons have another fingerprint",
+        "training/test_distillation.py::test_the_one_attribution_is_the_default_and_the_fingerprint_is_that_of_the_lessons",
+        Without(
+            "the teacher's content",
+            "rqa.training.distillation.Teacher.fingerprint",
+            "repr(sorted(self.lessons.items()))",
+            "''",
+        ),
+    ),
+    Promise(
+        "The attribution of the reference is that of its loss without each passage",
+        "evaluation/test_evaluate.py::test_the_reference_is_attributed_in_place_of_the_answer",
+        Without(
+            "the references",
+            "rqa.evaluation.evaluate.Evaluator._results",
+            "leave_one_out(self.loss, scored)",
+            "leave_one_out(self.loss, [item for item, own in zip(answered, references) if own])",
         ),
     ),
     Promise(

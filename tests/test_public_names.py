@@ -68,9 +68,10 @@ PUBLIC_NAMES: dict[str, str] = {
     "serving": "Access Batcher Feedback make_app serve",
     "training": (
         "BatchLayout check_replicated Checkpoints ContrastiveCollator ContrastiveEncoder ContrastiveRow "
-        "DamagedCheckpointError EarlyStopping export export_encoder learning_rate_at log_resume_command "
-        "log_rows make_optimizer max_weight_change new_folder OptimizerKind OPTIMIZERS Run run_fingerprint RunLog "
-        "start_run Step steps_per_epoch StopSignals Tracker train_steps training_batches"
+        "DamagedCheckpointError DistillationCollator EarlyStopping export export_encoder learning_rate_at Lesson "
+        "log_resume_command log_rows make_optimizer max_weight_change new_folder OptimizerKind OPTIMIZERS read_teacher "
+        "Run run_fingerprint RunLog start_run Step steps_per_epoch StopSignals Teacher Tracker train_steps "
+        "training_batches"
     ),
 }
 PACKAGES = sorted(path.parent.name for path in (ROOT / "rqa").glob("*/__init__.py"))

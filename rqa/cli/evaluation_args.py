@@ -24,8 +24,10 @@ class EvaluationArgs(RowArgs):
     per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device", "batch_size")
     context_report: bool = flag(False, "compare answers from gold, retrieved, distracting and no passages")
     gen_gpt4eval: bool = flag(False, "judge the answers with GPT-4 or another model; see the --judge flags")
-    attribution: Literal["none", "cross_attention", "leave_one_out", "both"] = flag(
-        "none", "evidence of each passage: by the attention of fusion-in-decoder, or by the loss without the passage"
+    attribution: Literal["none", "cross_attention", "leave_one_out", "leave_one_out_reference", "both"] = flag(
+        "none",
+        "evidence of each passage: by the attention of fusion-in-decoder, or by the loss without the passage, of the "
+        "answer or of the first reference; both: the first two",
     )
 
     @property

@@ -1,10 +1,10 @@
 """Flags of hard negatives and of the training of retrievers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rqa.cli.data_args import RowArgs
-from rqa.cli.parser import at_least, flag, options, require
+from rqa.cli.parser import at_least, changed_flags, flag, options, require
 from rqa.cli.retrieval_args import CorpusArgs, SearchArgs
 from rqa.cli.training_args import OptimizationArgs
 from rqa.errors import InputError
@@ -20,6 +20,9 @@ class MiningArgs(RowArgs):
     negatives_per_question: int = flag(8, "hard negatives of a question at most")
     first_rank: int = flag(1, "first rank of the passages that may become negatives; 1 is the best")
     last_rank: int = flag(50, "last rank of the passages that may become negatives")
+    max_gold_overlap: float = flag(
+        0.8, "passages that have at least this share of their words in common with a gold passage are left out"
+    )
     score_margin: float = flag(
         0.0, "with --reranker_model: passages that score at least the best gold passage minus this are left out"
     )
@@ -30,6 +33,8 @@ class MiningArgs(RowArgs):
         require(self, "input_file", "output_file")
         at_least(self, 1, "negatives_per_question", "first_rank")
         at_least(self, 0, "score_margin")
+        if not 0 < self.max_gold_overlap <= 1:
+            raise InputError(f"--max_gold_overlap: expected more than 0, at most 1, got {self.max_gold_overlap}")
         if self.last_rank < self.first_rank:
             raise InputError(f"--last_rank: expected at least --first_rank {self.first_rank}, got {self.last_rank}")
         if not self.output_file.endswith(".jsonl"):
@@ -44,7 +49,7 @@ class MiningArgs(RowArgs):
     @property
     def mining_options(self) -> dict[str, Any]:
         """Keyword arguments of `mine_negatives`."""
-        return options(self, "negatives_per_question", "first_rank", "last_rank", "score_margin")
+        return options(self, "negatives_per_question", "first_rank", "last_rank", "max_gold_overlap", "score_margin")
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,15 @@ class ContrastiveArgs(CorpusArgs, RowArgs):
     train_file: str = flag(
         "", "training questions with gold_docs, and hard_neg_docs if any: .jsonl, .jsonl.gz or .json", is_path=True
     )
+    teacher: str = flag(
+        "",
+        "evaluation of --train_file with --attribution: the reader's evidence replaces gold_docs; empty: gold_docs",
+        is_path=True,
+    )
+    teacher_scores: Literal["cross_attention", "leave_one_out", "leave_one_out_reference"] | None = flag(
+        None, "attribution that teaches; default: the one in --teacher"
+    )
+    teacher_temperature: float = flag(1.0, "divisor of the teacher's scores; a smaller one prefers the best passage")
     test_file: str = flag(
         "", "test questions, for Recall@k before and after; empty: no test", "eval_data_path", is_path=True
     )
@@ -82,8 +96,14 @@ class ContrastiveArgs(CorpusArgs, RowArgs):
         require(self, "embedding_model", "train_file")
         at_least(self, 0, "query_history", "hard_negatives")
         at_least(self, 1, "embedding_batch_size", "mini_batch_size")
-        if self.temperature is not None and not self.temperature > 0:
-            raise InputError(f"--temperature: expected more than 0, got {self.temperature}")
+        for name in ("temperature", "teacher_temperature"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"--{name}: expected more than 0, got {value}")
+        if self.teacher and self.hard_negatives:
+            raise InputError(f"--hard_negatives {self.hard_negatives}: no effect with --teacher. Remove it")
+        of_teacher = [name for name in changed_flags(self) if name.startswith("teacher_")]
+        if of_teacher and not self.teacher:
+            raise InputError(f"--{of_teacher[0]}: no effect without --teacher. Set it, or remove the flag")
         of_test = ("full_dataset_file_path", "full_dataset_index_path")
         if self.test_file:
             require(self, *of_test)
@@ -94,6 +114,8 @@ class ContrastiveArgs(CorpusArgs, RowArgs):
         """Raise InputError for options of generators that an encoder does not have."""
         if optim.deepspeed:
             raise InputError("--deepspeed: expected one process or DDP for a sentence encoder. Remove the flag")
+        if optim.per_device_train_batch_size == 1 and not (self.hard_negatives or self.teacher):
+            raise InputError("--per_device_train_batch_size: expected at least 2 without --hard_negatives, got 1")
         if OPTIMIZERS[optim.optim].weights != "float32":
             raise InputError(f"--optim {optim.optim}: a sentence encoder is trained in float32. Set --optim adamw")
 
@@ -106,6 +128,11 @@ class ContrastiveArgs(CorpusArgs, RowArgs):
     def retriever_options(self) -> dict[str, Any]:
         """Keyword arguments of `open_retriever`, without checkpoint and index."""
         return options(self, "query_prefix", "passage_prefix", "embedding_batch_size")
+
+    @property
+    def teacher_options(self) -> dict[str, Any]:
+        """Keyword arguments of `read_teacher`."""
+        return {"scores": self.teacher_scores, "temperature": self.teacher_temperature}
 
     @property
     def loss_options(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ UNSTOPPABLE = ("SIGKILL", "SIGSTOP")  # no process can handle these
 # Flags that may change on resume: they shape no update, or the fingerprint contains their content in place of their
 # name (files, models). Those of `rqa.training.checkpoint.FREE_ON_RESUME` may change too, with a warning.
 FLAGS_FREE_ON_RESUME = frozenset(
-    "model_name_or_path embedding_model query_encoder reranker_model train_file eval_file test_file "
+    "model_name_or_path embedding_model query_encoder reranker_model train_file teacher eval_file test_file "
     "full_dataset_file_path full_dataset_index_path store store_key_name deepspeed bf16 fp16 output_dir logging_steps "
     "save_steps "
     "save_total_limit resume_from_checkpoint report_to run_group merge_adapter save_dtype stop_signals break_lock "

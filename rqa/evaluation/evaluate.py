@@ -55,7 +55,8 @@ log = logging.getLogger(__name__)
 Generate = Callable[[Sequence[GeneratorInput]], list[Answer]]
 Row = dict[str, Any]  # the fields of a PredictionRecord, or of the ScoreRecord, that are computed so far
 
-ATTRIBUTIONS = ("cross_attention", "leave_one_out")  # ways to compute the evidence of each passage
+# Ways to compute the evidence of each passage.
+ATTRIBUTIONS = ("cross_attention", "leave_one_out", "leave_one_out_reference")
 MAX_CUT_ANSWERS = 10.0  # per cent; more are a warning: their scores are those of another text
 
 
@@ -88,8 +89,9 @@ class Evaluator:
     """Scores retrieval and answers of any examples: `evaluator(examples, retrieval)`. Every rank must call it.
 
     `model` is a prepared generator; without one only the retrieval is scored, at each cut-off in `ks`. `attributions`
-    are names in ATTRIBUTIONS; cross-attention requires a fusion-in-decoder. With a collator with `citations` these are
-    scored, see `citation_scores`, and all other scores are of texts without them. To add a metric of your own:
+    are names in ATTRIBUTIONS; cross-attention requires a fusion-in-decoder, `leave_one_out_reference` is of the first
+    reference in place of the answer. With a collator with `citations` these are scored, see `citation_scores`,
+    and all other scores are of texts without them. To add a metric of your own:
     `metrics=(*METRICS, Metric("name", score=function))`. `generate` answers without evaluation.
     An `endpoint` answers in place of a local model: without losses and attributions, with the latencies of the server.
     """
@@ -123,6 +125,7 @@ class Evaluator:
         self.endpoint = endpoint
         self.has_generator = model is not None or endpoint is not None
         self.loss: Losses | None = None
+        self.attributes_references = "leave_one_out_reference" in attributions
         if endpoint is not None:
             self.generate: Generator | EndpointGenerator = endpoint
         elif model is not None and collator is not None:
@@ -170,6 +173,12 @@ class Evaluator:
         references = [_references(item.example, self.refusal_answer) for item in inputs]
         scored = [replace(item, answer=own[0]) for item, own in zip(inputs, references, strict=True) if own]
         losses = self.loss(scored) if scored and self.loss else []
+        if self.attributes_references:
+            increases = iter(leave_one_out(self.loss, scored) if scored and self.loss else [])
+            attributions["leave_one_out_reference"] = [
+                next(increases) if own else [math.nan] * len(item.passages)
+                for item, own in zip(inputs, references, strict=True)
+            ]
         return _Results(answers, seconds, spans, references, attributions, losses)
 
     def _scores(
@@ -206,7 +215,7 @@ class Evaluator:
             if self.endpoint is not None:
                 del score["runtime"]["batch_size"]
                 score["runtime"] |= {"warm_up": "none", "endpoint": self.endpoint.conditions()}
-            if self.attributions:
+            if results.attributions:
                 _score_attributions(score, rows, inputs, results.attributions)
             if results.losses:
                 _score_losses(score, [row for row in rows if row["references"]], results.losses)

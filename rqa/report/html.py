@@ -27,7 +27,11 @@ from rqa.evaluation.significance import LEVEL, question_scores
 from rqa.report.plots import SIDES, position_plots, ranking_plots, training_plots
 from rqa.terminal import track
 
-ATTRIBUTION_LABELS = {"cross_attention": "cross-attention, share", "leave_one_out": "leave one out, nats"}
+ATTRIBUTION_LABELS = {
+    "cross_attention": "cross-attention, share",
+    "leave_one_out": "leave one out, nats",
+    "leave_one_out_reference": "leave one out of the reference, nats",
+}
 PERCENTAGES = {metric.name for metric in METRICS if metric.label and metric.is_percentage}
 
 

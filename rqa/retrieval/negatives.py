@@ -30,14 +30,16 @@ def mine_negatives(
     negatives_per_question: int,
     first_rank: int,
     last_rank: int,
+    max_gold_overlap: float = 0.8,
     score: Scorer | None = None,
     score_margin: float = 0.0,
 ) -> tuple[list[list[Passage]], dict[str, int]]:
     """Return the negatives of each example, best ranked first, and counts.
 
-    Candidates are the passages at `first_rank` (from 1) to `last_rank` of `retrieval`. Left out are gold passages and
-    passages that contain an answer. With `score`, the cross-encoder whose scores `retrieval` has, also those with at
-    least the best score of a gold passage minus `score_margin`. An answerable question without gold passages gets no
+    Candidates are the passages at `first_rank` (from 1) to `last_rank` of `retrieval`. Left out are gold passages, near
+    copies of them, whose words overlap by `max_gold_overlap` or more, and passages that contain an answer. With
+    `score`, the cross-encoder whose scores `retrieval` has, also those with at least the best score of a gold passage
+    minus `score_margin`. An answerable question without gold passages gets no
     negatives, because candidates may answer it. Counts of passages are of all candidates.
     """
     counts: Counter[str] = Counter()
@@ -48,10 +50,13 @@ def mine_negatives(
             counts["questions without gold passages"] += 1
             return
         answers = [] if example.unanswerable else [answer for answer in example.answers if _is_searched(answer)]
+        gold_words = [{*words(passage.text)} for passage in example.gold_passages]
         limit = score(query, [*golds.values()]).max() - score_margin if score and golds else None
         for hit in hits:
             if hit.passage.id in golds:
                 counts["left out: gold"] += 1
+            elif any(_overlap({*words(hit.passage.text)}, own) >= max_gold_overlap for own in gold_words):
+                counts["left out: near copy of gold"] += 1
             elif any(contains_words(hit.passage.content, answer) for answer in answers):
                 counts["left out: contains an answer"] += 1
             elif limit is not None and hit.score >= limit:
@@ -66,9 +71,15 @@ def mine_negatives(
         counts["negatives"] += len(own)
         counts["questions with fewer negatives"] += len(own) < negatives_per_question
         negatives.append(own)
-    names = ("left out: gold", "left out: contains an answer", "left out: score near gold")
+    reasons = ("gold", "near copy of gold", "contains an answer", "score near gold")
+    names = [f"left out: {reason}" for reason in reasons]
     further = ("questions without gold passages", "questions with fewer negatives")
     return negatives, {"questions": len(examples)} | {name: counts[name] for name in ("negatives", *names, *further)}
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    """Return the share of distinct words that both texts have (the Jaccard index), from 0 to 1."""
+    return len(one & other) / len(one | other) if one or other else 1.0
 
 
 def _is_searched(answer: str) -> bool:

@@ -9,6 +9,10 @@ from .contrastive import ContrastiveEncoder as ContrastiveEncoder
 from .contrastive import ContrastiveRow as ContrastiveRow
 from .contrastive import check_replicated as check_replicated
 from .contrastive import export_encoder as export_encoder
+from .distillation import DistillationCollator as DistillationCollator
+from .distillation import Lesson as Lesson
+from .distillation import Teacher as Teacher
+from .distillation import read_teacher as read_teacher
 from .early_stopping import EarlyStopping as EarlyStopping
 from .loop import Step as Step
 from .loop import train_steps as train_steps
@@ -35,12 +39,15 @@ __all__ = [
     "ContrastiveEncoder",
     "ContrastiveRow",
     "DamagedCheckpointError",
+    "DistillationCollator",
     "EarlyStopping",
+    "Lesson",
     "OptimizerKind",
     "Run",
     "RunLog",
     "Step",
     "StopSignals",
+    "Teacher",
     "Tracker",
     "check_replicated",
     "export",
@@ -51,6 +58,7 @@ __all__ = [
     "make_optimizer",
     "max_weight_change",
     "new_folder",
+    "read_teacher",
     "run_fingerprint",
     "start_run",
     "steps_per_epoch",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, kl_div, normalize
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 
@@ -34,12 +34,16 @@ TEMPERATURES = {"cosine": 0.05, "dot": 1.0}  # defaults of sentence-transformers
 
 @dataclass(frozen=True)
 class ContrastiveRow:
-    """The tokens of a question, of one gold passage and of hard negatives. `ids` are those of these passages."""
+    """The tokens of a question, of one gold passage and of hard negatives. `ids` are those of these passages.
+
+    With a teacher, the passages are those of its lesson.
+    """
 
     question: list[int]
     passages: list[list[int]]  # gold first
     ids: tuple[str, ...]
     gold_ids: tuple[str, ...]  # of all gold passages: none is a negative
+    targets: tuple[float, ...] = ()  # with a teacher: the share of each passage
 
     def __len__(self) -> int:
         return len(self.question) + sum(map(len, self.passages))
@@ -104,21 +108,26 @@ class ContrastiveCollator:
         """Return a batch: tokens and mask (T, L), questions first; labels (B, 1) and candidates (B, P).
 
         A label is the column of the gold passage. `candidates` is False for other gold passages of the question. A
-        batch of no rows has a question and a passage without content, and no label.
+        question without a negative has no label: its loss would be 0. A batch of no rows has a question and a passage
+        without content, and no label.
         """
-        texts = {name: tokens for row in rows for name, tokens in zip(row.ids, row.passages, strict=True)}
-        ids = sorted(texts, key=lambda name: len(texts[name]))  # mini-batches of similar length have little padding
-        columns = {name: i for i, name in enumerate(ids)}
-        candidates = torch.ones(len(rows) or 1, len(ids) or 1, dtype=torch.bool)
+        batch, columns = self._texts(rows)
+        candidates = torch.ones(len(rows) or 1, len(columns) or 1, dtype=torch.bool)
         labels = torch.full((len(rows) or 1, 1), IGNORE_INDEX)
         for i, row in enumerate(rows):
             candidates[i, [columns[name] for name in row.gold_ids if name in columns]] = False
-            labels[i, 0] = columns[row.ids[0]]
-            candidates[i, labels[i, 0]] = True
+            candidates[i, gold := columns[row.ids[0]]] = True
+            if candidates[i].sum() > 1:
+                labels[i, 0] = gold
+        return batch | {"labels": labels, "candidates": candidates}
+
+    def _texts(self, rows: Sequence[ContrastiveRow]) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Return tokens and mask (T, L) of questions and distinct passages, and the column of each passage id."""
+        texts = {name: tokens for row in rows for name, tokens in zip(row.ids, row.passages, strict=True)}
+        ids = sorted(texts, key=lambda name: len(texts[name]))  # mini-batches of similar length have little padding
         batch = [row.question for row in rows] + [texts[name] for name in ids] or self._tokens(["", ""], "")
         padded = self.tokenizer.pad({"input_ids": batch}, return_tensors="pt")
-        names = ("input_ids", "attention_mask")
-        return {name: padded[name] for name in names} | {"labels": labels, "candidates": candidates}
+        return {name: padded[name] for name in ("input_ids", "attention_mask")}, {name: i for i, name in enumerate(ids)}
 
 
 class ContrastiveEncoder(nn.Module):
@@ -126,6 +135,7 @@ class ContrastiveEncoder(nn.Module):
 
     The loss is InfoNCE (van den Oord et al. 2018): the cross-entropy of the gold passage among all passages of the
     micro-batch, hard negatives included, with similarity / `temperature` as logits. Other ranks have other passages.
+    With targets of a teacher it is the Kullback-Leibler divergence of the softmax of the logits from these.
 
     With a `mini_batch_size`, that many texts are encoded at a time, and encoded again in the backward pass. Memory then
     depends on it, not on the batch, and gradients are the same. This is the cache of gradients of Gao et al. (2021),
@@ -157,15 +167,25 @@ class ContrastiveEncoder(nn.Module):
         vectors = self.model(features)["sentence_embedding"][:, : self.truncate_dim].float()
         return normalize(vectors, dim=1) if self.is_normalized else vectors
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
-        """Return the loss of each question (B,) in nats; 0 without a label."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        candidates: Tensor,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of each question (B,) in nats; 0 without a label. Shapes: see the collators."""
         num_questions = len(labels)
         questions = self.embed(input_ids[:num_questions], attention_mask[:num_questions])
         passages = self.embed(input_ids[num_questions:], attention_mask[num_questions:])
         with torch.autocast(input_ids.device.type, enabled=False):
             logits = questions @ passages.T / self.temperature
         logits = logits.masked_fill(~candidates, -torch.inf)
-        return cross_entropy(logits, labels[:, 0], ignore_index=IGNORE_INDEX, reduction="none")
+        if targets is None:
+            return cross_entropy(logits, labels[:, 0], ignore_index=IGNORE_INDEX, reduction="none")
+        log_shares = logits.log_softmax(1).masked_fill(~candidates, 0.0)
+        return kl_div(log_shares, targets, reduction="none").sum(1)
 
 
 def check_replicated(accelerator: Accelerator) -> None:

@@ -89,13 +89,14 @@ def train_steps(
             positions = ids.new_tensor(ids.numel()) if mask is None else mask.sum()
             counts += torch.stack([is_target.sum(), is_target.any(-1).sum(), positions])
         tokens, examples, num_positions = accelerator.reduce(counts, "sum").tolist()
+        divisor = max(1, tokens)  # the last batch of a contrastive epoch may have no target
 
         losses = []
         for batch in micro_batches:
             with accelerator.accumulate(model):
                 nll = model(**batch)  # (B,)
                 # Accelerate averages over ranks and micro-batches. Undo it, then divide by the number of tokens.
-                accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / tokens)
+                accelerator.backward(nll.sum() * accelerator.num_processes * len(micro_batches) / divisor)
                 losses.append(nll.detach())
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
@@ -104,7 +105,7 @@ def train_steps(
                     optimizer.step()  # the scaler of float16 skips by itself, and then lowers its scale
                 optimizer.zero_grad()
 
-        loss = accelerator.reduce(torch.cat(losses).sum() / tokens, "sum").item()
+        loss = accelerator.reduce(torch.cat(losses).sum() / divisor, "sum").item()
         is_fault = skipped and (accelerator.mixed_precision != "fp16" or not math.isfinite(loss))
         skipped_in_a_row = skipped_in_a_row + 1 if is_fault else 0
         yield Step(

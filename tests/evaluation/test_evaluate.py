@@ -19,6 +19,7 @@ from world import ROOT, hand_over, results_of
 
 from rqa.data.passage_selection import REFUSAL_ANSWER, GeneratorInput
 from rqa.evaluation import metrics
+from rqa.evaluation.attribution import leave_one_out
 from rqa.evaluation.comparison import read_evaluation
 from rqa.evaluation.evaluate import AnswerLoss, Evaluator
 from rqa.evaluation.results import to_json
@@ -265,6 +266,28 @@ def test_an_evaluator_has_the_metrics_and_attributions_that_it_was_given():
     ] * 8
     assert scores.score.runtime["batch_size"] == 3
     assert {"loss", "bleu", "recall@3", "letters"} <= scores.metrics.keys()
+
+
+def test_the_reference_is_attributed_in_place_of_the_answer():
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    model, collator = accelerator.prepare(AnswerLM(decoder())), ConcatenatedCollator(PromptBuilder(tokenizer()))
+    options = {"k": 2, "batch_size": 3, "max_new_tokens": 4, "refusal_answer": "No."}
+    name = "leave_one_out_reference"
+    examples = [replace(example, answers=()) if i == 1 else example for i, example in enumerate(EXAMPLES)]
+    scores = Evaluator(accelerator, model, collator, **options, attributions=[name])(examples, retrieval())
+    rows = scores.predictions
+    inputs = [
+        replace(item, answer=row.references[0])
+        for item, row in zip(retrieval().inputs(examples, 2), rows, strict=True)
+        if row.references
+    ]
+    expected = leave_one_out(AnswerLoss(accelerator, model, collator, 3), inputs)
+    assert [[part[name] for part in row.attribution] for row in rows if row.references] == [
+        pytest.approx(values, abs=1e-4) for values in expected
+    ]
+    assert all(math.isnan(part[name]) for part in rows[1].attribution)
+    assert rows[1].attribution_scores is None
+    assert f"{name}_on_gold" in scores.metrics
 
 
 # Inputs

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -58,20 +59,28 @@ def test_negatives_are_those_of_a_loop_over_the_lists(path, corpus, source, tmp_
         examples, queries, Retrieval(lists, None, ""), negatives_per_question=most, first_rank=first, last_rank=last,
         score=score, score_margin=margin or 0.0,
     )  # fmt: skip
-    expected, removed = [], 0
+    expected, removed = [], Counter()
     for example, query, hits in zip(examples, queries, lists, strict=True):
         own = []
         for rank, hit in enumerate(hits, 1):
             is_gold = hit.passage.id in [gold.id for gold in example.gold_passages]
             answer = words(example.answers[0])
             is_answer = len(answer) > 2 and answer in words(f"{hit.passage.title} {hit.passage.text}")
+            one, other = ({*words(each.text).split()} for each in (hit.passage, example.gold_passages[0]))
+            is_copy = len(one & other) >= 0.8 * len(one | other)
             is_near = score and hit.score >= score(query, [example.gold_passages[0].content])[0] - margin
+            reasons = {
+                "gold": is_gold, "near copy of gold": is_copy, "contains an answer": is_answer,
+                "score near gold": is_near,
+            }  # fmt: skip
             if first <= rank <= last:
-                removed += bool(is_gold or is_answer or is_near)
-                own += [] if is_gold or is_answer or is_near else [hit.passage]
+                reason = next((name for name, applies in reasons.items() if applies), None)
+                removed.update([f"left out: {reason}"] if reason else [])
+                own += [] if reason else [hit.passage]
         expected.append(own[:most])
     assert negatives == expected
-    assert sum(count for name, count in counts.items() if name.startswith("left out")) == removed > 0
+    assert removed.total() > 0
+    assert {name: count for name, count in counts.items() if name.startswith("left out") and count} == removed
     assert counts["negatives"] == sum(map(len, expected))
     assert counts["questions with fewer negatives"] == sum(len(own) < most for own in expected)
 
@@ -87,6 +96,17 @@ def test_questions_without_gold_or_answer(corpus):
     negatives, counts = mine_negatives(examples, ["q"] * 3, hits, **options)
     assert [len(own) for own in negatives] == [0, 1, 1]
     assert counts["questions without gold passages"] == 1
+
+
+@pytest.mark.parametrize(("overlap", "is_negative"), [(0.7, False), (0.75, False), (0.8, True), (1.0, True)])
+def test_the_overlap_of_a_near_copy_is_that_of_distinct_words(overlap, is_negative):
+    """Of the 4 distinct words of both texts, 3 are common. The title is no part of it."""
+    gold, copy = Passage("The Lamp: the lamp shines.", "one"), Passage("the lamp shines far", "another title")
+    example = Example("a", "q", ("Oslo",), (gold,), contexts=(copy,))
+    options = {"negatives_per_question": 1, "first_rank": 1, "last_rank": 1, "max_gold_overlap": overlap}
+    [own], counts = mine_negatives([example], ["q"], Retrieval.given([example]), **options)
+    assert own == [copy] * is_negative
+    assert counts["left out: near copy of gold"] == 1 - is_negative
 
 
 @pytest.mark.parametrize(
@@ -134,6 +154,7 @@ def test_rows_keep_their_other_fields_and_training_reads_the_negatives(corpus, t
     ("flags", "words"),
     [
         (["--first_rank", "9", "--last_rank", "8"], ("--last_rank", "9", "8")),
+        (["--max_gold_overlap", "0"], ("--max_gold_overlap", "0")),
         (["--negatives_per_question", "0"], ("--negatives_per_question", "0")),
         (["--output_file", "out.json"], ("--output_file", "out.json")),
     ],

@@ -11,8 +11,10 @@ from world import launch, read_jsonl, torchrun
 
 from rqa.cli.parser import parse_args
 from rqa.cli.retriever_training_args import ContrastiveArgs
+from rqa.cli.training_args import OptimizationArgs
 from rqa.data.records import Example, Passage
 from rqa.errors import InputError
+from rqa.prompts.collators import IGNORE_INDEX
 from rqa.retrieval.encoder import Encoder
 from rqa.training.contrastive import ContrastiveCollator, ContrastiveEncoder, export_encoder
 
@@ -26,6 +28,12 @@ EXAMPLES = [
 ]
 BY_TWO = ("env", "ACCELERATE_USE_CPU=true", *torchrun(2))
 PROMPTS = {"query": "q: ", "document": "d: "}
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch):
+    """The training computes in float32; some CPUs embed passages in bfloat16."""
+    monkeypatch.setattr("rqa.retrieval.encoder.bf16_is_fast", lambda device: False)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +115,17 @@ def test_the_cache_holds_the_activations_of_one_mini_batch(checkpoint):
     assert held[1] < held[0] / 10
 
 
+def test_a_question_without_a_negative_has_no_label(checkpoint):
+    """Examples 1 and 4 have the same gold passage: in a batch of both there is no negative."""
+    collator = ContrastiveCollator(Encoder(checkpoint, device=CPU), hard_negatives=0)
+    rows = collator.encode(0, EXAMPLES)
+    labels = [collator.collate(part)["labels"][:, 0].tolist() for part in ([rows[0]], [rows[0], rows[3]], rows[:2])]
+    assert labels[:2] == [[IGNORE_INDEX], [IGNORE_INDEX] * 2]
+    assert sorted(labels[2]) == [0, 1]
+    _, nll = losses(checkpoint, examples=EXAMPLES[:1], hard_negatives=0)
+    assert nll.tolist() == [0.0]
+
+
 def test_a_batch_without_rows_has_no_loss(checkpoint):
     _, nll = losses(checkpoint, examples=[])
     assert nll.tolist() == [0.0]
@@ -152,11 +171,22 @@ def test_examples_without_gold_are_left_out_and_missing_negatives_refused(checkp
         (["--mini_batch_size", "0"], ("--mini_batch_size", "0")),
         (["--test_file", "t.jsonl"], ("--full_dataset_file_path",)),
         (["--full_dataset_index_path", "i"], ("--full_dataset_index_path", "--test_file")),
+        (["--per_device_train_batch_size", "1"], ("--per_device_train_batch_size", "--hard_negatives", "1")),
+        (["--teacher", "t", "--teacher_temperature", "0"], ("--teacher_temperature", "0")),
+        (["--teacher_temperature", "2"], ("--teacher_temperature", "without --teacher")),
+        (["--teacher_scores", "leave_one_out"], ("--teacher_scores", "without --teacher")),
+        (["--teacher", "t", "--hard_negatives", "1"], ("--hard_negatives 1", "--teacher")),
     ],
 )
 def test_invalid_values_name_the_flag(flags, words):
+    argv = ["--embedding_model", "e", "--train_file", "t", *flags]
+
+    def parse():
+        search, optim = parse_args(ContrastiveArgs(), OptimizationArgs(), argv=argv)
+        search.check_beside(optim)
+
     with pytest.raises(InputError) as refused:
-        parse_args(ContrastiveArgs(), argv=["--embedding_model", "e", "--train_file", "t", *flags])
+        parse()
     assert all(word in str(refused.value) for word in words)
 
 
@@ -202,6 +232,8 @@ def test_two_processes_compute_the_steps_of_two_micro_batches(trained, world, tm
     assert len(two) == len(one) > 1
     for a, b in zip(two, one, strict=True):
         assert (a["loss"], a["gradient_norm"]) == pytest.approx((b["loss"], b["gradient_norm"]), rel=1e-4)
+    last = one[-1]  # the 13th question is alone in it
+    assert (last["target_tokens"], last["loss"], last["gradient_norm"], last["skipped"]) == (0, 0.0, 0.0, False)
 
 
 def without_dropout(checkpoint, folder):
