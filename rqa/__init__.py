@@ -1,3 +1,3 @@
 """rqa: train the generator of a retrieval-augmented question-answering system, and measure it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
