@@ -1,0 +1,146 @@
+"""Training with other software, in an environment without rqa: prints seconds for an example, and the peak memory.
+
+    .venv-trl/bin/python benchmarks/peers/trainers.py WAY ROWS.jsonl MODEL --dtype bf16 --steps 2 --micro_batch 4
+
+Rows are {"prompt": ids, "answer": ids}: nobody's time includes tokenization. A step has GLOBAL_BATCH examples.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+GLOBAL_BATCH, FIXED_LENGTH, PAD = 8, 2048, 2
+
+
+class Stopwatch(TrainerCallback):
+    """The seconds from the first step to the end of the last."""
+
+    def on_train_begin(self, *args, **kwargs):
+        self.start = time.perf_counter()
+
+    def on_train_end(self, *args, **kwargs):
+        self.seconds = time.perf_counter() - self.start
+
+
+def collate(rows):
+    """Pad to the longest row, with a loss on answers, as most examples of the Trainer do."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name, value):
+        return torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+
+    mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
+    return {
+        "input_ids": padded("input_ids", PAD),
+        "labels": padded("labels", -100),
+        "attention_mask": torch.tensor(mask),
+    }
+
+
+def collate_fixed(rows):
+    """Pad to a fixed length, with a loss on every position, padding too: LocalRQA's rows, re-created."""
+    ids = [(row["input_ids"] + [PAD] * FIXED_LENGTH)[:FIXED_LENGTH] for row in rows]
+    mask = [[1] * len(row["input_ids"]) + [0] * (FIXED_LENGTH - len(row["input_ids"])) for row in rows]
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+class Counting:
+    """A collator that counts examples and their tokens. The Trainer may prefetch: only the first ones are counted."""
+
+    def __init__(self, collate, most):
+        self.collate, self.most, self.examples, self.tokens = collate, most, 0, 0
+
+    def __call__(self, rows):
+        if self.examples < self.most:
+            self.examples += len(rows)
+            self.tokens += sum(len(row["input_ids"]) for row in rows)
+        return self.collate(rows)
+
+
+def train_plainly(model, rows, count, args):
+    """Train with a plain loop of PyTorch."""
+    loader = torch.utils.data.DataLoader(rows, batch_size=args.micro_batch, shuffle=True, collate_fn=count)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-6)
+    accumulation = GLOBAL_BATCH // args.micro_batch
+    batches = iter(loader)
+    start = time.perf_counter()
+    for _ in range(args.steps):
+        for _ in range(accumulation):
+            with torch.autocast("cpu", torch.bfloat16) if args.dtype == "bf16" else nullcontext():
+                loss = model(**next(batches)).loss / accumulation
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+def main():
+    """Measure one way."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", choices=("plain", "trainer", "fixed", "trl", "trl-best"))
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--micro_batch", type=int, required=True)
+    parser.add_argument("--round", type=int, default=0)
+    args = parser.parse_args()
+    rows = []
+    for line in args.rows.read_text().splitlines():
+        record = json.loads(line)
+        labels = [-100] * len(record["prompt"]) + record["answer"]
+        rows.append({"input_ids": record["prompt"] + record["answer"], "labels": labels})
+    mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
+    torch.manual_seed(args.round)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16) if args.dtype == "bf16" else nullcontext():  # a warm-up
+        ids = torch.tensor([rows[0]["input_ids"][:64]])
+        model(input_ids=ids, labels=ids).loss.backward()
+    model.zero_grad()
+
+    options = {
+        "output_dir": tempfile.mkdtemp(), "max_steps": args.steps, "per_device_train_batch_size": args.micro_batch,
+        "gradient_accumulation_steps": GLOBAL_BATCH // args.micro_batch, "bf16": args.dtype == "bf16", "use_cpu": True,
+        "seed": args.round, "save_strategy": "no", "report_to": "none", "learning_rate": 5e-6, "disable_tqdm": True,
+    }  # fmt: skip
+    watch, most = Stopwatch(), args.steps * GLOBAL_BATCH
+    if args.way == "plain":
+        count = Counting(collate, most)
+        seconds = train_plainly(model, rows, count, args)
+    elif args.way in ("trainer", "fixed"):
+        count = Counting(collate_fixed if args.way == "fixed" else collate, most)
+        settings = TrainingArguments(**options, remove_unused_columns=False)
+        Trainer(model, settings, data_collator=count, train_dataset=rows, callbacks=[watch]).train()
+        seconds = watch.seconds
+    else:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        if args.way == "trl-best":
+            options |= {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+        settings = SFTConfig(**options, max_length=None)  # its default would cut rows at 1024 tokens
+        tokenizer = __import__("transformers").AutoTokenizer.from_pretrained(args.model)
+        data = Dataset.from_list(rows)
+        trainer = SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
+        count = trainer.data_collator = Counting(trainer.data_collator, most)
+        trainer.train()
+        seconds = watch.seconds
+    # Seconds for an example of the mean length; a fixed length takes the same for all.
+    per_example = seconds / count.examples if args.way == "fixed" else seconds / count.tokens * mean
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    assert count.examples == most, f"{count.examples} examples, expected {most}"
+    print(json.dumps({"seconds": per_example, "memory": memory, "tokens": count.tokens, "loop_seconds": seconds}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""How long does an example take in training, and how much memory, compared with other trainers?
+
+    python benchmarks/training_peers.py [--tokens 300 800] [--dtypes fp32 bf16] [--rounds 5] [--keep]
+
+SmolLM2 with 135 million parameters, steps of 8 examples, AdamW, the loss on answers. Peers run in .venv-trl (`make
+.venv-trl/installed`). rqa: micro-batches of rows of similar length, the vocabulary projection on answers alone. TRL:
+the defaults of SFTTrainer; then its best settings: our micro-batch, rows grouped by length, no recomputation. Trainer:
+the defaults of transformers. plain loop: a loop in PyTorch, our micro-batch, random batches. LocalRQA: its rows in our
+own words, padded to 2048 tokens, with the loss on every position, read by the Trainer as in its code.
+
+Tokenization is not measured. Seconds are those for the tokens of a step, scaled to a row of the mean length.
+"""
+
+import math
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import measure
+from rows import MODEL, read_rows, write_rows
+
+from rqa import distributed, models, prompts, training
+
+PEER_PYTHON = measure.ROOT / ".venv-trl/bin/python"
+PEERS = measure.ROOT / "benchmarks/peers/trainers.py"
+GLOBAL_BATCH = 8
+MICRO_BATCH = {300: 4, 800: 2}  # ours, by the mean tokens of a row
+OURS = "rqa"
+WAYS = {  # name in the table: name of the peer, micro-batch (0: ours)
+    "TRL, best": ("trl-best", 0),
+    "plain loop": ("plain", 0),
+    "Trainer, defaults": ("trainer", 8),
+    "TRL, defaults": ("trl", 8),
+    "LocalRQA": ("fixed", 4),
+}
+STEPS = {"fp32": 2, "bf16": 4}
+
+
+def measure_here(path: Path, dtype: str, steps: int, micro_batch: int, seed: int) -> measure.Run:
+    """Train with the loop of the recipes, and return seconds for an example of the mean length."""
+    rows = read_rows(path)
+    collator = models.load_collator(str(MODEL))
+    layout = training.BatchLayout(micro_batch, GLOBAL_BATCH // micro_batch)
+    accelerator = distributed.make_accelerator(layout.accumulation, bf16=dtype == "bf16")
+    wrapper = models.AnswerLM.from_pretrained(str(MODEL))
+    optimizer = training.make_optimizer(wrapper)
+    model, optimizer = accelerator.prepare(wrapper, optimizer)
+    warm_up = collator.collate([prompts.EncodedExample([rows[0].prompts[0][:48]], rows[0].answer[:16])])
+    accelerator.backward(model(**warm_up).sum())
+    optimizer.zero_grad()
+    tokens = 0
+
+    def encode(_epoch: int, positions: Sequence[int]) -> list[prompts.EncodedExample]:
+        return [rows[i] for i in positions]
+
+    def counted(batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+        nonlocal tokens
+        for batch in batches:
+            tokens += sum(len(rows[i]) for micro_batch in batch for i in micro_batch["examples"])
+            yield batch
+
+    batches = counted(training.training_batches(len(rows), layout, encode, collator.collate, seed=seed))
+    options: dict[str, Any] = {"num_steps": steps, "max_grad_norm": 1.0, "seed": seed}
+    start = time.perf_counter()
+    for step in training.train_steps(accelerator, model, optimizer, batches, learning_rate=lambda _: 5e-6, **options):
+        assert math.isfinite(step.loss)
+    seconds = time.perf_counter() - start
+    mean = sum(map(len, rows)) / len(rows)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": seconds / tokens * mean, "memory": memory, "tokens": tokens, "loop_seconds": seconds}
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = measure.parser(__doc__, rounds=5)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[*MICRO_BATCH], choices=[*MICRO_BATCH])
+    parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=[*WAYS], help="peers to measure")
+    args = parser.parse_args()
+    if args.child:
+        path, dtype, steps, micro_batch = args.child
+        measure.print_numbers(lambda: measure_here(Path(path), dtype, int(steps), int(micro_batch), args.round))
+        return
+    questions = {}
+    for tokens in args.tokens:
+        path, ours = write_rows(tokens), MICRO_BATCH[tokens]
+        mean = sum(map(len, rows := read_rows(path))) / len(rows)
+        for dtype in args.dtypes:
+            steps = 1 if args.quick else STEPS[dtype]
+            ways = {OURS: measure.child(__file__, path, dtype, steps, ours)}
+            for name in args.ways:
+                peer, size = WAYS[name]
+                flags = {"dtype": dtype, "steps": 1 if peer == "fixed" else steps, "micro_batch": size or ours}
+                words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+                ways[name] = [str(PEER_PYTHON), str(PEERS), peer, str(path), str(MODEL), *words]
+            settings = {"dtype": dtype, "tokens a row": round(mean), "micro-batch": ours, "steps": steps}
+            title = f"Training, rows of {tokens} tokens, {dtype}"
+            name = f"training-{tokens}-{dtype}"
+            questions[f"{tokens}, {dtype}"] = measure.answer(args, name, title, OURS, settings, ways)
+    if not args.quick:
+        measure.plot("training", questions)
+        measure.plot("training-memory", questions, "memory", "memory")
+
+
+if __name__ == "__main__":
+    main()
