@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -32,6 +32,14 @@ RESULTS, IMAGES = ROOT / "benchmarks/results", ROOT / "docs/images"
 LIMIT = "matrix product"
 LIMIT_SIZE, LIMIT_SECONDS = 2048, 3.0  # rows of the matrices; seconds of repetition
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter for matrix products
+
+COLUMNS = {  # number: head of its column, format, whether there is a column of its ratio to ours
+    "seconds": ("s", ".3g", True),
+    "memory": ("GiB", ".2f", True),
+    "positions": ("positions", ".2f", False),
+    "share": ("share of the matrix product", ".2f", False),
+}
+RATIO = ".2f"
 
 Run = dict[str, float]
 Round = dict[str, Run]  # by way
@@ -86,16 +94,20 @@ class Question:
         return estimate([each[way][key] / each[self.ours][key] for each in self.rounds])
 
     def table(self) -> str:
-        """Return a table in Markdown."""
-        rows = ["| | s | × ours | GiB | × ours |", "|---|---|---|---|---|"]
+        """Return a table in Markdown: a column for each number, and for time and memory the ratio to ours."""
+        columns = [(key, *column) for key, column in COLUMNS.items() if key in self.rounds[0][self.ours]]
+        heads = [f"{head} | × ours" if has_ratio else head for _, head, _, has_ratio in columns]
+        rows = [f"| | {' | '.join(heads)} |"]
+        rows.append("|---" * (rows[0].count(" |")) + "|")
         for way in self.ways:
-            time, memory = self.values(way, "seconds"), self.values(way, "memory")
-            ratios = ("1", "1")
-            if way != self.ours:
-                ratios = (f"**{self.ratio(way, 'seconds'):.2f}**", f"{self.ratio(way, 'memory'):.2f}")
-            rows.append(f"| {way} | {time:.3g} | {ratios[0]} | {memory.median:.2f} | {ratios[1]} |")
-        level = self.values(self.ours, "seconds").level
-        return "\n".join([*rows, "", f"{self.conditions} {len(self.rounds)} rounds, intervals of {100 * level:.0f} %."])
+            cells = []
+            for key, _, spec, has_ratio in columns:
+                cells.append(f"{self.values(way, key):{spec}}")
+                if has_ratio:
+                    cells.append("1" if way == self.ours else f"{self.ratio(way, key):{RATIO}}")
+            rows.append(f"| {way} | {' | '.join(cells)} |")
+        level = 100 * self.values(self.ours, "seconds").level
+        return "\n".join([*rows, "", f"{self.conditions} {len(self.rounds)} rounds, intervals of {level:.0f} %."])
 
     @property
     def conditions(self) -> str:
@@ -160,7 +172,9 @@ def run_rounds(ways: Mapping[str, Sequence[str]], rounds: Sequence[int]) -> list
                 sys.exit(f"{name}: exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
             each[name] = json.loads(done.stdout.splitlines()[-1])
             seconds = time.perf_counter() - begin
-            print(f"round {number}, {name}: {json.dumps(each[name])}, {seconds:.0f} s in all", file=sys.stderr, flush=True)
+            print(
+                f"round {number}, {name}: {json.dumps(each[name])}, {seconds:.0f} s in all", file=sys.stderr, flush=True
+            )
         results.append({name: each[name] for name in names})
     return results
 
@@ -221,23 +235,22 @@ def child(file: str, *words: object) -> list[str]:
     return [sys.executable, file, "--child", *map(str, words)]
 
 
-def answer(
-    args: argparse.Namespace,
-    name: str,
-    title: str,
-    ours: str,
-    settings: dict[str, Any],
-    ways: Mapping[str, Sequence[str]],
-) -> Question:
-    """Measure the ways, print the table, and write the results."""
-    rounds: list[Round] = []
-    if args.keep and (RESULTS / f"{name}.json").exists():
-        rounds = Question.read(name).rounds
-    limit = [sys.executable, __file__, str(settings["dtype"])]
-    count = 1 if args.quick else args.rounds
-    new = run_rounds({**ways, LIMIT: limit}, range(len(rounds), len(rounds) + count))
-    question = Question(name, title, ours, settings, machine(), rounds + new)
-    print(f"## {title}\n\n{question.table()}\n", flush=True)
+def kept(args: argparse.Namespace, name: str) -> list[Round]:
+    """Return the rounds of the results file, if they are to be kept."""
+    return Question.read(name).rounds if args.keep and (RESULTS / f"{name}.json").exists() else []
+
+
+def answer(args: argparse.Namespace, question: Question, ways: Mapping[str, Sequence[str]]) -> Question:
+    """Measure the ways, add the rounds to those of the question, and finish it."""
+    limit = [sys.executable, __file__, str(question.settings["dtype"])]
+    first = len(question.rounds)
+    rounds = range(first, first + (1 if args.quick else args.rounds))
+    return finish(args, replace(question, rounds=question.rounds + run_rounds({**ways, LIMIT: limit}, rounds)))
+
+
+def finish(args: argparse.Namespace, question: Question) -> Question:
+    """Print the table, and write the results."""
+    print(f"## {question.title}\n\n{question.table()}\n", flush=True)
     if not args.quick:
         question.write()
     return question

@@ -19,10 +19,9 @@ FRAME_TOKENS, PASSAGE_TOKENS = 128, 54  # of a row without retrieved passages, a
 NUM_ROWS = 1024
 
 
-def encode_rows(mean: int) -> list[prompts.EncodedExample]:
-    """Return rows of prompts and answers of about `mean` tokens."""
+def generator_inputs(mean: int) -> list[data.GeneratorInput]:
+    """Return questions with passages whose rows have about `mean` tokens."""
     examples, corpus = data.load_examples(str(DATA / "train.jsonl")), data.open_passages(str(DATA / "passages.jsonl"))
-    collator = models.load_collator(str(MODEL), max_prompt_length=LONGEST)
     draw = random.Random(0)
     inputs = []
     for example in draw.sample(examples, NUM_ROWS):
@@ -30,14 +29,22 @@ def encode_rows(mean: int) -> list[prompts.EncodedExample]:
         first, number = draw.randrange(len(corpus)), max(0, round((length - FRAME_TOKENS) / PASSAGE_TOKENS))
         neighbours = [corpus[(first + i) % len(corpus)] for i in range(number)]
         inputs.append(data.GeneratorInput.from_ranked(example, [*example.gold_passages, *neighbours]))
-    return collator.encode(inputs)
+    return inputs
+
+
+def load_collator() -> prompts.Collator:
+    """Return the collator of the model."""
+    return models.load_collator(str(MODEL), max_prompt_length=LONGEST)
 
 
 def write_rows(mean: int) -> Path:
     """Return a file of the rows, {"prompt": ids, "answer": ids} a line. It is made once."""
     path = ROOT / f"data/benchmark-rows/{mean}.jsonl"
     if not path.exists():
-        lines = [json.dumps({"prompt": row.prompts[0], "answer": row.answer}) for row in encode_rows(mean)]
+        lines = [
+            json.dumps({"prompt": row.prompts[0], "answer": row.answer})
+            for row in load_collator().encode(generator_inputs(mean))
+        ]
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

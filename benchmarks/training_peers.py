@@ -35,7 +35,7 @@ WAYS = {  # name in the table: name of the peer, micro-batch (0: ours)
     "TRL, defaults": ("trl", 8),
     "LocalRQA": ("fixed", 4),
 }
-STEPS = {"fp32": 2, "bf16": 4}
+STEPS = {"fp32": 2, "bf16": 2}
 
 
 def measure_here(path: Path, dtype: str, steps: int, micro_batch: int, seed: int) -> measure.Run:
@@ -97,7 +97,8 @@ def main() -> None:
             settings = {"dtype": dtype, "tokens a row": round(mean), "micro-batch": ours, "steps": steps}
             title = f"Training, rows of {tokens} tokens, {dtype}"
             name = f"training-{tokens}-{dtype}"
-            questions[f"{tokens}, {dtype}"] = measure.answer(args, name, title, OURS, settings, ways)
+            asked = measure.Question(name, title, OURS, settings, measure.machine(), measure.kept(args, name))
+            questions[f"{tokens}, {dtype}"] = measure.answer(args, asked, ways)
     if not args.quick:
         measure.plot("training", questions)
         measure.plot("training-memory", questions, "memory", "memory")

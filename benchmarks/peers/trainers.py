@@ -2,7 +2,7 @@
 
     .venv-trl/bin/python benchmarks/peers/trainers.py WAY ROWS.jsonl MODEL --dtype bf16 --steps 2 --micro_batch 4
 
-Rows are {"prompt": ids, "answer": ids}: nobody's time includes tokenization. A step has GLOBAL_BATCH examples.
+Rows are {"prompt": ids, "answer": ids}: no time includes tokenization. A step has GLOBAL_BATCH examples.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 GLOBAL_BATCH, FIXED_LENGTH, PAD = 8, 2048, 2
 
@@ -23,10 +23,12 @@ GLOBAL_BATCH, FIXED_LENGTH, PAD = 8, 2048, 2
 class Stopwatch(TrainerCallback):
     """The seconds from the first step to the end of the last."""
 
-    def on_train_begin(self, *args, **kwargs):
+    def on_train_begin(self, *_args, **_kwargs):
+        """Start."""
         self.start = time.perf_counter()
 
-    def on_train_end(self, *args, **kwargs):
+    def on_train_end(self, *_args, **_kwargs):
+        """Stop."""
         self.seconds = time.perf_counter() - self.start
 
 
@@ -59,6 +61,7 @@ class Counting:
         self.collate, self.most, self.examples, self.tokens = collate, most, 0, 0
 
     def __call__(self, rows):
+        """Return a batch."""
         if self.examples < self.most:
             self.examples += len(rows)
             self.tokens += sum(len(row["input_ids"]) for row in rows)
@@ -129,7 +132,7 @@ def main():
         if args.way == "trl-best":
             options |= {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
         settings = SFTConfig(**options, max_length=None)  # its default would cut rows at 1024 tokens
-        tokenizer = __import__("transformers").AutoTokenizer.from_pretrained(args.model)
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
         data = Dataset.from_list(rows)
         trainer = SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
         count = trainer.data_collator = Counting(trainer.data_collator, most)
