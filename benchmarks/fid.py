@@ -135,15 +135,12 @@ def main() -> None:
         way, kind, number, task, dtype = args.child
         measure.print_numbers(lambda: measure_here(way, kind, int(number), task, dtype))
         return
-    questions = {}
     for task, kind, number, dtype in product(args.tasks, FIXED, args.passages, args.dtypes):
         ways = {way: measure.child(__file__, way, kind, number, task, dtype) for way in WAYS}
         settings = {"dtype": dtype, "passages": number, "examples": NUM_EXAMPLES}
         name, title = f"fid-{task}-{kind}-{number}-{dtype}", f"FiD, {task}, {number} {TITLES[kind]}, {dtype}"
         asked = measure.Question(name, title, "rqa", settings, measure.machine(), measure.kept(args, name))
-        questions[f"{task}, {kind}, {dtype}"] = measure.answer(args, asked, ways)
-    if not args.quick:
-        measure.plot("fid", questions)
+        measure.answer(args, asked, ways)
 
 
 if __name__ == "__main__":

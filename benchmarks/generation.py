@@ -61,16 +61,13 @@ def main() -> None:
         way, dtype, new_tokens = args.child
         measure.print_numbers(lambda: measure_here(way, dtype, int(new_tokens), args.round))
         return
-    questions = {}
     for new_tokens in args.new_tokens:
         for dtype in args.dtypes:
             ways = {way: measure.child(__file__, way, dtype, new_tokens) for way in ("rqa", ONE_BY_ONE)}
             settings = {"dtype": dtype, "batch": BATCH_SIZE, "new tokens": new_tokens}
             title, name = f"Generation, {new_tokens} new tokens, {dtype}", f"generation-{new_tokens}-{dtype}"
             asked = measure.Question(name, title, "rqa", settings, measure.machine(), measure.kept(args, name))
-            questions[f"{new_tokens}, {dtype}"] = measure.answer(args, asked, ways)
-    if not args.quick:
-        measure.plot("generation", questions)
+            measure.answer(args, asked, ways)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ arithmetic (no padding, no recomputation; causal attention counts half), divided
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import measure
 import torch
 from rows import MODEL, read_rows, write_rows
-from training_peers import GLOBAL_BATCH, MICRO_BATCH
+from training_peers import GLOBAL_BATCH, MICRO_BATCH, NUM_ROUNDS
 
 from rqa import distributed, models, training
 from rqa.prompts.collators import IGNORE_INDEX, EncodedExample
@@ -37,9 +36,10 @@ def arithmetic(model: models.AnswerLM, rows: list[EncodedExample]) -> float:
     return 3 * total
 
 
-def measure_here(path: Path, dtype: str, micro_batch: int, rounds: int, seed: int) -> list[measure.Round]:
+def measure_here(pattern: str, dtype: str, micro_batch: int, rounds: int, seed: int) -> list[measure.Round]:
     """Take each step with both loops, and return the seconds of each."""
-    rows, collator = read_rows(path), models.load_collator(str(MODEL))
+    files = [pattern.format(round=number) for number in range(8)]
+    rows, collator = [row for file in files for row in read_rows(file)], models.load_collator(str(MODEL))
     layout = training.BatchLayout(micro_batch, GLOBAL_BATCH // micro_batch)
     accelerator = distributed.make_accelerator(layout.accumulation, bf16=dtype == "bf16")
     wrapper = models.AnswerLM.from_pretrained(str(MODEL))
@@ -100,7 +100,9 @@ def main() -> None:
             name = f"loop-{tokens}-{dtype}"
             old = measure.kept(args, name)
             rounds = 1 if args.quick else args.rounds
-            new = measure_here(write_rows(tokens), dtype, MICRO_BATCH[tokens], rounds, len(old))
+            new = measure_here(
+                write_rows(tokens, MICRO_BATCH[tokens], NUM_ROUNDS), dtype, MICRO_BATCH[tokens], rounds, len(old)
+            )
             title = f"The loop alone, rows of {tokens} tokens, {dtype}"
             measure.finish(args, measure.Question(name, title, "rqa", settings, measure.machine(), old + new))
 

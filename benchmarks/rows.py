@@ -16,7 +16,7 @@ MODEL = ROOT / "data/models/smollm2-135m-instruct"
 DATA = ROOT / "data/stdlib"
 SPREAD, LONGEST = 0.4, 2000  # standard deviation of the logarithm; tokens
 FRAME_TOKENS, PASSAGE_TOKENS = 128, 54  # of a row without retrieved passages, and of each of these, about
-NUM_ROWS = 1024
+NUM_ROWS, ROWS_OF_A_ROUND = 1024, 16
 
 
 def generator_inputs(mean: int) -> list[data.GeneratorInput]:
@@ -37,20 +37,29 @@ def load_collator() -> prompts.Collator:
     return models.load_collator(str(MODEL), max_prompt_length=LONGEST)
 
 
-def write_rows(mean: int) -> Path:
-    """Return a file of the rows, {"prompt": ids, "answer": ids} a line. It is made once."""
-    path = ROOT / f"data/benchmark-rows/{mean}.jsonl"
-    if not path.exists():
-        lines = [
-            json.dumps({"prompt": row.prompts[0], "answer": row.answer})
-            for row in load_collator().encode(generator_inputs(mean))
-        ]
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+def write_rows(mean: int, micro_batch: int, rounds: int) -> str:
+    """Write the rows of each round for all trainers; return their path, with {round} in place of the number.
+
+    A line is {"prompt": ids, "answer": ids}. Rows are blocks of `micro_batch` rows of similar length, the longest
+    first, as if they were grouped by length within the whole data set. The blocks are spread evenly over its lengths,
+    so that few rows have the lengths of all.
+    """
+    folder = ROOT / "data/benchmark-rows"
+    pattern = str(folder / f"{mean}-{micro_batch}-{{round}}.jsonl")
+    if all(Path(pattern.format(round=number)).exists() for number in range(rounds)):
+        return pattern
+    rows = sorted(load_collator().encode(generator_inputs(mean)), key=len, reverse=True)
+    folder.mkdir(exist_ok=True)
+    for number in range(rounds):
+        offset, blocks = random.Random(number).random(), ROWS_OF_A_ROUND // micro_batch
+        starts = [int((block + offset) / blocks * (len(rows) - micro_batch)) for block in range(blocks)]
+        chosen = [row for start in starts for row in rows[start : start + micro_batch]]
+        lines = [json.dumps({"prompt": row.prompts[0], "answer": row.answer}) for row in chosen]
+        Path(pattern.format(round=number)).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return pattern
 
 
-def read_rows(path: Path) -> list[prompts.EncodedExample]:
+def read_rows(path: str) -> list[prompts.EncodedExample]:
     """Return the rows of a file."""
-    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    records = map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
     return [prompts.EncodedExample([record["prompt"]], record["answer"]) for record in records]

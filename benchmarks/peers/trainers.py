@@ -1,11 +1,13 @@
-"""Training with other software, in an environment without rqa: prints seconds for an example, and the peak memory.
+"""Training with other software, in an environment without rqa: print seconds for an example and the peak memory.
 
     .venv-trl/bin/python benchmarks/peers/trainers.py WAY ROWS.jsonl MODEL --dtype bf16 --steps 2 --micro_batch 4
 
-Rows are {"prompt": ids, "answer": ids}: no time includes tokenization. A step has GLOBAL_BATCH examples.
+Rows are {"prompt": ids, "answer": ids}, in blocks of similar length: no time includes tokenization. A step has
+GLOBAL_BATCH examples.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import sys
@@ -54,26 +56,12 @@ def collate_fixed(rows):
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-class Counting:
-    """A collator that counts examples and their tokens. The Trainer may prefetch: only the first ones are counted."""
-
-    def __init__(self, collate, most):
-        self.collate, self.most, self.examples, self.tokens = collate, most, 0, 0
-
-    def __call__(self, rows):
-        """Return a batch."""
-        if self.examples < self.most:
-            self.examples += len(rows)
-            self.tokens += sum(len(row["input_ids"]) for row in rows)
-        return self.collate(rows)
-
-
-def train_plainly(model, rows, count, args):
+def train_plainly(model, rows, args):
     """Train with a plain loop of PyTorch."""
-    loader = torch.utils.data.DataLoader(rows, batch_size=args.micro_batch, shuffle=True, collate_fn=count)
+    loader = torch.utils.data.DataLoader(rows, batch_size=args.micro_batch, shuffle=True, collate_fn=collate)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-6)
     accumulation = GLOBAL_BATCH // args.micro_batch
-    batches = iter(loader)
+    batches = itertools.cycle(loader)
     start = time.perf_counter()
     for _ in range(args.steps):
         for _ in range(accumulation):
@@ -90,7 +78,7 @@ def main():
     """Measure one way."""
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=("plain", "trainer", "fixed", "trl", "trl-best"))
-    parser.add_argument("rows", type=Path)
+    parser.add_argument("rows")
     parser.add_argument("model")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -98,11 +86,10 @@ def main():
     parser.add_argument("--round", type=int, default=0)
     args = parser.parse_args()
     rows = []
-    for line in args.rows.read_text().splitlines():
+    for line in Path(args.rows.format(round=args.round)).read_text().splitlines():
         record = json.loads(line)
         labels = [-100] * len(record["prompt"]) + record["answer"]
         rows.append({"input_ids": record["prompt"] + record["answer"], "labels": labels})
-    mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
     torch.manual_seed(args.round)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     model.train()
@@ -116,33 +103,28 @@ def main():
         "gradient_accumulation_steps": GLOBAL_BATCH // args.micro_batch, "bf16": args.dtype == "bf16", "use_cpu": True,
         "seed": args.round, "save_strategy": "no", "report_to": "none", "learning_rate": 5e-6, "disable_tqdm": True,
     }  # fmt: skip
-    watch, most = Stopwatch(), args.steps * GLOBAL_BATCH
+    watch = Stopwatch()
     if args.way == "plain":
-        count = Counting(collate, most)
-        seconds = train_plainly(model, rows, count, args)
+        seconds = train_plainly(model, rows, args)
     elif args.way in ("trainer", "fixed"):
-        count = Counting(collate_fixed if args.way == "fixed" else collate, most)
         settings = TrainingArguments(**options, remove_unused_columns=False)
-        Trainer(model, settings, data_collator=count, train_dataset=rows, callbacks=[watch]).train()
+        collator = collate_fixed if args.way == "fixed" else collate
+        Trainer(model, settings, data_collator=collator, train_dataset=rows, callbacks=[watch]).train()
         seconds = watch.seconds
     else:
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
         if args.way == "trl-best":
-            options |= {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+            options |= {"gradient_checkpointing": False, "train_sampling_strategy": "sequential"}  # of the groups
         settings = SFTConfig(**options, max_length=None)  # its default would cut rows at 1024 tokens
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         data = Dataset.from_list(rows)
         trainer = SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
-        count = trainer.data_collator = Counting(trainer.data_collator, most)
         trainer.train()
         seconds = watch.seconds
-    # Seconds for an example of the mean length; a fixed length takes the same for all.
-    per_example = seconds / count.examples if args.way == "fixed" else seconds / count.tokens * mean
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    assert count.examples == most, f"{count.examples} examples, expected {most}"
-    print(json.dumps({"seconds": per_example, "memory": memory, "tokens": count.tokens, "loop_seconds": seconds}))
+    print(json.dumps({"seconds": seconds / (args.steps * GLOBAL_BATCH), "memory": memory}))
 
 
 if __name__ == "__main__":
