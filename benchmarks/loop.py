@@ -7,7 +7,6 @@ same optimizer, the same micro-batches, the same loss. The share of the matrix p
 arithmetic (no padding, no recomputation; causal attention counts half), divided by that of a large matrix product.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -38,7 +37,7 @@ def arithmetic(model: models.AnswerLM, rows: list[EncodedExample]) -> float:
 
 def measure_here(pattern: str, dtype: str, micro_batch: int, rounds: int, seed: int) -> list[measure.Round]:
     """Take each step with both loops, and return the seconds of each."""
-    files = [pattern.format(round=number) for number in range(8)]
+    files = [pattern.format(round=number) for number in range(16)]
     rows, collator = [row for file in files for row in read_rows(file)], models.load_collator(str(MODEL))
     layout = training.BatchLayout(micro_batch, GLOBAL_BATCH // micro_batch)
     accelerator = distributed.make_accelerator(layout.accumulation, bf16=dtype == "bf16")
@@ -79,9 +78,9 @@ def measure_here(pattern: str, dtype: str, micro_batch: int, rounds: int, seed: 
         names = [*loops] if number % 2 else [*loops][::-1]
         seconds = {}
         for name in names:
-            start = time.perf_counter()
+            start = measure.clock()
             loops[name]()
-            seconds[name] = time.perf_counter() - start
+            seconds[name] = measure.clock() - start
         limit = measure.matrix_product_rate(measure.torch_dtype(dtype), 0.5)
         operations = arithmetic(wrapper, [rows[i] for batch in batches for i in batch["examples"]])
         each = {name: {"seconds": seconds[name], "share": operations / seconds[name] / 1e9 / limit} for name in loops}

@@ -16,7 +16,7 @@ MODEL = ROOT / "data/models/smollm2-135m-instruct"
 DATA = ROOT / "data/stdlib"
 SPREAD, LONGEST = 0.4, 2000  # standard deviation of the logarithm; tokens
 FRAME_TOKENS, PASSAGE_TOKENS = 128, 54  # of a row without retrieved passages, and of each of these, about
-NUM_ROWS, ROWS_OF_A_ROUND = 1024, 16
+NUM_ROWS, ROWS_OF_A_ROUND = 1024, 8
 
 
 def generator_inputs(mean: int) -> list[data.GeneratorInput]:
