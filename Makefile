@@ -30,10 +30,11 @@ help:
 	.venv-trl/bin/pip install --requirement $<
 	touch $@
 
-# One file a question; each alone on the machine. QUICK=--quick runs a short round of each and writes nothing.
+# One file a question; each alone on the machine. QUICK=--quick runs a short round of each, writes nothing.
 BENCHMARKS := training_peers loop fid generation
 benchmark: .venv/installed .venv-trl/installed | data/models/made data/stdlib/made
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(QUICK) || exit 1; done
+	$(if $(QUICK),,$(BIN)/python benchmarks/summary.py)
 
 # The demonstrations need less than the tests.
 .venv/demo: EXTRAS := demo

@@ -163,25 +163,22 @@ def plot(name: str, questions: Mapping[str, Question], key: str = "seconds", uni
     pyplot.close(figure)
 
 
-def run_rounds(ways: Mapping[str, Sequence[str]], rounds: Sequence[int]) -> list[Round]:
-    """Run every way once in each round, one after the other, and return their numbers."""
-    results = []
-    for number in rounds:
-        names = [*ways]
-        start = number % len(names)
-        each: Round = {}
-        for name in names[start:] + names[:start]:
-            begin = time.perf_counter()
-            done = subprocess.run([*ways[name], "--round", str(number)], capture_output=True, text=True, cwd=ROOT)
-            if done.returncode:
-                sys.exit(f"{name}: exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-            each[name] = json.loads(done.stdout.splitlines()[-1])
-            seconds = time.perf_counter() - begin
-            print(
-                f"round {number}, {name}: {json.dumps(each[name])}, {seconds:.0f} s in all", file=sys.stderr, flush=True
-            )
-        results.append({name: each[name] for name in names})
-    return results
+def run_round(ways: Mapping[str, Sequence[str]], number: int) -> Round:
+    """Run every way once, one after the other, and return their numbers. Each round begins with another way."""
+    names = [*ways]
+    start = number % len(names)
+    results: Round = {}
+    for name in names[start:] + names[:start]:
+        begin = time.perf_counter()
+        done = subprocess.run([*ways[name], "--round", str(number)], capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            sys.exit(f"{name}: exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        results[name] = json.loads(done.stdout.splitlines()[-1])
+        seconds = time.perf_counter() - begin
+        print(
+            f"round {number}, {name}: {json.dumps(results[name])}, {seconds:.0f} s in all", file=sys.stderr, flush=True
+        )
+    return {name: results[name] for name in names}
 
 
 def machine() -> dict[str, Any]:
@@ -251,11 +248,14 @@ def kept(args: argparse.Namespace, name: str) -> list[Round]:
 
 
 def answer(args: argparse.Namespace, question: Question, ways: Mapping[str, Sequence[str]]) -> Question:
-    """Measure the ways, add the rounds to those of the question, and finish it."""
-    limit = [sys.executable, __file__, str(question.settings["dtype"])]
+    """Measure the ways, add the rounds to those of the question, and print it. Each round is written at its end."""
+    all_ways = {**ways, LIMIT: [sys.executable, __file__, str(question.settings["dtype"])]}
     first = len(question.rounds)
-    rounds = range(first, first + (1 if args.quick else args.rounds))
-    return finish(args, replace(question, rounds=question.rounds + run_rounds({**ways, LIMIT: limit}, rounds)))
+    for number in range(first, first + (1 if args.quick else args.rounds)):
+        question = replace(question, rounds=[*question.rounds, run_round(all_ways, number)])
+        if not args.quick:
+            question.write()
+    return finish(args, question)
 
 
 def finish(args: argparse.Namespace, question: Question) -> Question:

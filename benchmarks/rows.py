@@ -6,7 +6,9 @@ Lengths are log-normal with the spread of a real data set (575 questions about p
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from measure import ROOT
 
@@ -16,6 +18,7 @@ MODEL = ROOT / "data/models/smollm2-135m-instruct"
 DATA = ROOT / "data/stdlib"
 SPREAD, LONGEST = 0.4, 2000  # standard deviation of the logarithm; tokens
 FRAME_TOKENS, PASSAGE_TOKENS = 128, 54  # of a row without retrieved passages, and of each of these, about
+T = TypeVar("T")
 NUM_ROWS, ROWS_OF_A_ROUND = 1024, 8
 
 
@@ -37,6 +40,13 @@ def load_collator() -> prompts.Collator:
     return models.load_collator(str(MODEL), max_prompt_length=LONGEST)
 
 
+def blocks_of_round(rows: Sequence[T], micro_batch: int, number: int) -> list[T]:
+    """Return blocks of neighbours of `rows`, sorted by length, at places spread evenly from an offset of the round."""
+    offset, blocks = random.Random(number).random(), ROWS_OF_A_ROUND // micro_batch
+    starts = [int((block + offset) / blocks * (len(rows) - micro_batch)) for block in range(blocks)]
+    return [row for start in starts for row in rows[start : start + micro_batch]]
+
+
 def write_rows(mean: int, micro_batch: int, rounds: int) -> str:
     """Write the rows of each round for all trainers; return their path, with {round} in place of the number.
 
@@ -51,9 +61,7 @@ def write_rows(mean: int, micro_batch: int, rounds: int) -> str:
     rows = sorted(load_collator().encode(generator_inputs(mean)), key=len, reverse=True)
     folder.mkdir(exist_ok=True)
     for number in range(rounds):
-        offset, blocks = random.Random(number).random(), ROWS_OF_A_ROUND // micro_batch
-        starts = [int((block + offset) / blocks * (len(rows) - micro_batch)) for block in range(blocks)]
-        chosen = [row for start in starts for row in rows[start : start + micro_batch]]
+        chosen = blocks_of_round(rows, micro_batch, number)
         lines = [json.dumps({"prompt": row.prompts[0], "answer": row.answer}) for row in chosen]
         Path(pattern.format(round=number)).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return pattern
