@@ -86,21 +86,21 @@ class Question:
     @property
     def ways(self) -> list[str]:
         """The ways, without the matrix product."""
-        return [way for way in self.rounds[0] if way != LIMIT]
+        return [way for way in dict.fromkeys(way for each in self.rounds for way in each) if way != LIMIT]
 
     def values(self, way: str, key: str) -> Estimate:
         """Return the estimate of one number of a way."""
-        return estimate([each[way][key] for each in self.rounds])
+        return estimate([each[way][key] for each in self.rounds if way in each])
 
     def ratio(self, way: str, key: str) -> Estimate:
         """Return the estimate of the number of a way, divided by ours of the same round."""
-        return estimate([each[way][key] / each[self.ours][key] for each in self.rounds])
+        return estimate([each[way][key] / each[self.ours][key] for each in self.rounds if way in each])
 
     def table(self) -> str:
         """Return a table in Markdown: a column for each number, and for time and memory the ratio to ours."""
         columns = [(key, *column) for key, column in COLUMNS.items() if key in self.rounds[0][self.ours]]
         heads = [f"{head} | × ours" if has_ratio else head for _, head, _, has_ratio in columns]
-        rows = [f"| | {' | '.join(heads)} |"]
+        rows = [f"| | {' | '.join([*heads, 'rounds'])} |"]
         rows.append("|---" * (rows[0].count(" |")) + "|")
         for way in self.ways:
             cells = []
@@ -108,9 +108,10 @@ class Question:
                 cells.append(f"{self.values(way, key):{spec}}")
                 if has_ratio:
                     cells.append("1" if way == self.ours else f"{self.ratio(way, key):{RATIO}}")
+            cells.append(str(sum(way in each for each in self.rounds)))
             rows.append(f"| {way} | {' | '.join(cells)} |")
         level = 100 * self.values(self.ours, "seconds").level
-        return "\n".join([*rows, "", f"{self.conditions} {len(self.rounds)} rounds, intervals of {level:.0f} %."])
+        return "\n".join([*rows, "", f"{self.conditions} Intervals of {level:.0f} % with {len(self.rounds)} rounds."])
 
     @property
     def conditions(self) -> str:
@@ -119,7 +120,7 @@ class Question:
         is_single = self.machine["threads"] == 1
         clock_text = "CPU seconds of 1 thread" if is_single else f"{self.machine['threads']} threads"
         limit = ""
-        if LIMIT in self.rounds[0]:
+        if any(LIMIT in each for each in self.rounds):
             limit = f", matrix product {self.values(LIMIT, 'gflops'):.0f} GFLOP/s"
         return f"{settings}, {clock_text}{limit}."
 
