@@ -60,10 +60,12 @@ def test_rows_of_a_round_are_blocks_of_similar_length():
     from rows import blocks_of_round
 
     lengths = sorted((random.Random(0).randrange(50, 2000) for _ in range(1024)), reverse=True)
-    means = []
+    rounds, means = set(), []
     for number in range(16):
         chosen = blocks_of_round(lengths, 4, number)
         assert len(chosen) == 8
         assert chosen == sorted(chosen, reverse=True)
+        rounds.add(tuple(chosen))
         means.append(sum(chosen) / len(chosen))
+    assert len(rounds) == 16
     assert sum(means) / len(means) == pytest.approx(sum(lengths) / len(lengths), rel=0.1)
