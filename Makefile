@@ -21,7 +21,7 @@ help:
 	@echo "make test-unit       the tests that start no processes (about 3 minutes)"
 	@echo "make test-slow       all tests, and the tests of the tests (hours)"
 	@echo "make test-gpu        the tests of one GPU (at most 8 minutes); without one they are skipped, with the reason"
-	@echo "make benchmark       measure speed and memory, compared with other software (about BENCHTIME)"
+	@echo "make benchmark       measure speed and memory, compared with other software (hours; 24 GB of memory)"
 	@echo "make clean           delete the files that these commands made"
 
 # The environment of the peers of `make benchmark`.
@@ -30,10 +30,10 @@ help:
 	.venv-trl/bin/pip install --requirement $<
 	touch $@
 
-# One file a question; each alone on the machine. QUICK=--quick runs a short round of each, writes nothing.
+# One file a question; each alone on the machine. With QUICK=1 one short round of each, and nothing is written.
 BENCHMARKS := training_peers loop fid generation
 benchmark: .venv/installed .venv-trl/installed | data/models/made data/stdlib/made
-	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(QUICK) || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) || exit 1; done
 	$(if $(QUICK),,$(BIN)/python benchmarks/summary.py)
 
 # The demonstrations need less than the tests.

@@ -25,7 +25,7 @@ PLAIN = "plain loop, same batches"
 def arithmetic(model: models.AnswerLM, rows: list[EncodedExample]) -> float:
     """Return the floating-point operations of a step: forward, and twice as many backward."""
     config: Any = model.config
-    vocabulary = model.model.get_output_embeddings().weight.numel()  # type: ignore[union-attr,operator]
+    vocabulary = model.model.get_output_embeddings().weight.numel()
     others = sum(each.weight.numel() for each in model.modules() if isinstance(each, torch.nn.Linear)) - vocabulary
     width = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
     total = 0.0

@@ -58,7 +58,8 @@ class Estimate:
     level: float
 
     def __format__(self, spec: str) -> str:
-        return f"{self.median:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        interval = f" [{self.low:{spec}}, {self.high:{spec}}]" if self.level > 0 else ""
+        return f"{self.median:{spec}}{interval}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -66,7 +67,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     ordered, n = sorted(values), len(values)
 
     def level(left_out: int) -> float:
-        return 1 - 2 * sum(math.comb(n, i) for i in range(left_out + 1)) / 2**n
+        return 1 - 2 * sum(math.comb(n, i) for i in range(left_out + 1)) / 2.0**n
 
     left_out = max((k for k in range((n + 1) // 2) if level(k) >= 0.95), default=0)
     return Estimate(median(ordered), ordered[left_out], ordered[-1 - left_out], level(left_out))
@@ -111,7 +112,8 @@ class Question:
             cells.append(str(sum(way in each for each in self.rounds)))
             rows.append(f"| {way} | {' | '.join(cells)} |")
         level = 100 * self.values(self.ours, "seconds").level
-        return "\n".join([*rows, "", f"{self.conditions} Intervals of {level:.0f} % with {len(self.rounds)} rounds."])
+        intervals = f"Intervals of {level:.0f} %." if level > 0 else "One round: no intervals."
+        return "\n".join([*rows, "", f"{self.conditions} {intervals}"])
 
     @property
     def conditions(self) -> str:
