@@ -59,7 +59,8 @@ def test_the_tables_of_the_page_are_those_of_the_results():
 def test_rows_of_a_round_are_blocks_of_similar_length():
     from rows import blocks_of_round
 
-    lengths = sorted((random.Random(0).randrange(50, 2000) for _ in range(1024)), reverse=True)
+    draw = random.Random(0)
+    lengths = sorted((draw.randrange(50, 2000) for _ in range(1024)), reverse=True)
     rounds, means = set(), []
     for number in range(16):
         chosen = blocks_of_round(lengths, 4, number)
