@@ -25,7 +25,7 @@ def describe_machine(question: Question) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     return (
         f"{facts['cpu']} (family, model, stepping {facts['family, model, stepping']}; "
-        f"{', '.join(facts['instructions'])}), {facts['cores']} cores, {facts['threads']} threads, "
+        f"{', '.join(facts['instructions'])}), {facts['cores']} cores, threads: {facts['threads']}, "
         f"{facts['memory_gib']} GiB, Python {facts['python']}, {versions}."
     )
 
