@@ -14,7 +14,7 @@ export NO_MKDOCS_2_WARNING ?= 1
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help quickstart quickstart-fid test test-unit test-slow test-gpu docs lint clean
+.PHONY: help quickstart quickstart-fid benchmark test test-unit test-slow test-gpu docs lint clean
 help:
 	@echo "make quickstart      train and evaluate a small generator on the documentation of Python (about 10 minutes)"
 	@echo "make quickstart-fid  train a small fusion-in-decoder model on generated facts (about 10 minutes)"
@@ -22,8 +22,21 @@ help:
 	@echo "make test-unit       the tests that start no processes (about 3 minutes)"
 	@echo "make test-slow       all tests, and the tests of the tests (hours)"
 	@echo "make test-gpu        the tests of one GPU (at most 8 minutes); without one they are skipped, with the reason"
+	@echo "make benchmark       measure speed and memory, compared with other software (hours; 24 GB of memory)"
 	@echo "make docs            build the documentation into site/; every broken link is an error"
 	@echo "make clean           delete the files that these commands made"
+
+# The environment of the peers of `make benchmark`.
+.venv-trl/installed: benchmarks/peers/requirements-trl.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install --requirement $<
+	touch $@
+
+# One file a question; each alone on the machine. With QUICK=1 one short round of each, and nothing is written.
+BENCHMARKS := training_peers loop fid generation
+benchmark: .venv/installed .venv-trl/installed | data/models/made data/stdlib/made
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) || exit 1; done
+	$(if $(QUICK),,$(BIN)/python benchmarks/summary.py)
 
 # The demonstrations and the documentation need less than the tests.
 .venv/demo: EXTRAS := demo
@@ -99,4 +112,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv data/models data/stdlib data/facts $(QUICKSTART) $(QUICKSTART_FID) runs/mutants site
+	rm -rf .venv .venv-trl data/models data/stdlib data/facts data/benchmark-rows $(QUICKSTART) $(QUICKSTART_FID) runs/mutants site

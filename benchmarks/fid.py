@@ -1,25 +1,21 @@
 """Time and memory of three implementations of fusion-in-decoder.
 
-    python benchmarks/fid.py [--rounds 2]
+    python benchmarks/fid.py [--passages 10] [--tasks train generate] [--dtypes fp32 bf16] [--rounds 5] [--keep]
 
 fixed: passages padded to a fixed length, as in the published code. longest: passages padded to the longest of the
 batch. In both, one encoder call reads all passages, and the cross-attention of the decoder reads padding too. rqa:
-rqa.models.fid. Each measurement has its own process, for its memory. The implementations take turns, and the fastest
-step of each counts. The model is a T5 with random weights, in bfloat16 if the device is fast in it. Lengths: passages
-of 100 words (164 tokens with the question, padded to 250), and web documents (median 300, truncated at 512).
+rqa.models.fid. Each measurement has its own process, for its memory, and the fastest of its steps counts. The model
+is a T5 with random weights. Lengths: passages of 100 words (164 tokens with the question, padded to 250), and web
+documents (median 300, truncated at 512). Positions are those that the encoder computes for each token.
 """
 
-import argparse
 import gc
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
+import measure
 import psutil
 import torch
 from torch import Tensor
@@ -27,14 +23,14 @@ from torch.nn.functional import cross_entropy
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from rqa.distributed.device import bf16_is_fast, default_device, peak_memory_gib
+from rqa.distributed.device import default_device, peak_memory_gib
 from rqa.models.fid import FusionInDecoder
 
 FIXED = {"words": 250, "web": 512}  # tokens of a padded passage
-WAYS = ("fixed", "longest", "rqa")
+WAYS = ("rqa", "longest", "fixed")
 NUM_EXAMPLES, ANSWER_LENGTH, MAX_NEW_TOKENS = 2, 16, 32
 STEPS = 3  # steps of each measurement after a warm-up; the fastest counts
-NUM_PASSAGES = (1, 5, 10, 20, 50, 100)
+TITLES = {"words": "passages of 100 words", "web": "web documents"}
 
 
 def passages(kind: str, number: int) -> dict[str, Tensor]:
@@ -78,7 +74,7 @@ class Published:
         return ids
 
 
-def measure_here(way: str, kind: str, number: int, task: str) -> dict[str, float]:
+def measure_here(way: str, kind: str, number: int, task: str, dtype: str) -> measure.Run:
     """Measure one implementation in this process."""
     torch.manual_seed(0)
     device = default_device()
@@ -86,7 +82,7 @@ def measure_here(way: str, kind: str, number: int, task: str) -> dict[str, float
         {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu",
          "dropout_rate": 0.0, "decoder_start_token_id": 0}
     )  # fmt: skip
-    is_bf16 = bf16_is_fast(device)
+    is_bf16 = dtype == "bf16"
     if is_bf16 and device.type == "cpu":
         config._attn_implementation = "eager"  # the choice of rqa.models.fid.fid_attention, for all implementations
     seq2seq: Any = T5ForConditionalGeneration(config).to(device)  # type: ignore[arg-type]
@@ -122,47 +118,28 @@ def measure_here(way: str, kind: str, number: int, task: str) -> dict[str, float
         seconds = []
         for _ in range(STEPS):
             gc.collect()
-            start = time.perf_counter()
+            start = measure.clock()
             step()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(measure.clock() - start)
     return {"seconds": min(seconds), "memory": memory, "positions": positions / real}
 
 
-def measure(rounds: int, kind: str, number: int, task: str) -> dict[str, dict[str, float]]:
-    """Measure all implementations in turns; return the smallest values of each."""
-    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for _ in range(rounds):
-        for way in WAYS:
-            command = [sys.executable, __file__, "--one", way, kind, str(number), task]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-            runs[way].append(json.loads(done.stdout.splitlines()[-1]))
-    return {way: {name: min(run[name] for run in each) for name in each[0]} for way, each in runs.items()}
-
-
 def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=1, help="measurements of each implementation")
-    parser.add_argument("--passages", type=int, nargs="+", default=NUM_PASSAGES, help="numbers of passages")
-    parser.add_argument("--tasks", nargs="+", default=("train", "generate"), help="train, generate or both")
-    parser.add_argument("--one", nargs=4, metavar=("WAY", "KIND", "PASSAGES", "TASK"), help="measure once, print JSON")
+    """Measure and print the tables."""
+    parser = measure.parser(__doc__, rounds=5)
+    parser.add_argument("--passages", type=int, nargs="+", default=[10], help="numbers of passages")
+    parser.add_argument("--tasks", nargs="+", default=["train", "generate"], choices=("train", "generate"))
     args = parser.parse_args()
-    if args.one:
-        way, kind, number, task = args.one
-        print(json.dumps(measure_here(way, kind, int(number), task)))
+    if args.child:
+        way, kind, number, task, dtype = args.child
+        measure.print_numbers(lambda: measure_here(way, kind, int(number), task, dtype))
         return
-    for task in args.tasks:
-        for kind in FIXED:
-            print(f"{task}, {kind}: {NUM_EXAMPLES} examples; seconds, GiB, positions computed per token")
-            print(
-                "passages " + "".join(f"{way:>24}" for way in WAYS) + "   time ×  memory ×  (fixed / rqa, rqa / fixed)"
-            )
-            for number in args.passages:
-                results = measure(args.rounds, kind, number, task)
-                cells = "".join("{seconds:10.2f}{memory:8.2f}{positions:6.2f}".format(**results[way]) for way in WAYS)
-                speed_up = results["fixed"]["seconds"] / results["rqa"]["seconds"]
-                memory_share = results["rqa"]["memory"] / results["fixed"]["memory"]
-                print(f"{number:8} {cells}   {speed_up:6.2f}  {memory_share:8.2f}", flush=True)
+    for task, kind, number, dtype in product(args.tasks, FIXED, args.passages, args.dtypes):
+        ways = {way: measure.child(__file__, way, kind, number, task, dtype) for way in WAYS}
+        settings = {"dtype": dtype, "passages": number, "examples": NUM_EXAMPLES}
+        name, title = f"fid-{task}-{kind}-{number}-{dtype}", f"FiD, {task}, {number} {TITLES[kind]}, {dtype}"
+        asked = measure.Question(name, title, "rqa", settings, measure.machine(), measure.kept(args, name))
+        measure.answer(args, asked, ways)
 
 
 if __name__ == "__main__":
