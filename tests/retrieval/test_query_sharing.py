@@ -66,14 +66,9 @@ def folder_of(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("kind", [InputError, MemoryError])
-def test_the_main_process_raises_an_error_of_each_process_and_goes_on(path, tmp_path, rank, kind):
-    main, _ = results_of(__file__, tmp_path, path, rank, kind.__name__, processes=2)
-    assert main == {
-        "error": "InputError: full" if kind is InputError else "RuntimeError: MemoryError: full",
-        "rows": 36,
-    }
+def test_the_main_process_raises_the_error_of_each_process_and_goes_on(path, tmp_path):
+    main, _ = results_of(__file__, tmp_path, path, "errors", processes=2)
+    assert main == ["InputError: full", 36, "RuntimeError: MemoryError: full", 36] * 2
 
 
 def retrieve_as_one_of_the_processes(path, out):
@@ -97,32 +92,30 @@ def retrieve_as_one_of_the_processes(path, out):
     hand_over(result | ({"vectors": vectors} if accelerator.is_main_process else {}), out)
 
 
-def fail_on(path, rank, kind, out):
+def fail_on_each_process(path, out):
     """Fail once on a rank: the main process raises the error, and embeds the next queries."""
-    accelerator, plain = Accelerator(cpu=True), Encoder.encode_query_blocks
+    accelerator, plain, outcomes = Accelerator(cpu=True), Encoder.encode_query_blocks, []
 
-    def fail_once(self, blocks, num_queries):
+    def fail_once(kind, *_):
         Encoder.encode_query_blocks = plain
         raise kind("full")
 
-    if accelerator.process_index == rank:
-        Encoder.encode_query_blocks = fail_once
-    result = {}
-    with query_sharing.share_queries(accelerator, len(QUESTIONS)):
-        if accelerator.is_main_process:
-            encoder = Encoder(path, device=accelerator.device)
-            try:
-                encoder.encode_queries(QUESTIONS)
-            except (InputError, RuntimeError) as error:
-                result["error"] = f"{type(error).__name__}: {error}"
-            result["rows"] = len(encoder.encode_queries(QUESTIONS))
-    hand_over(result, out)
+    for rank in range(2):
+        for kind in (InputError, MemoryError):
+            if accelerator.process_index == rank:
+                Encoder.encode_query_blocks = partial(fail_once, kind)
+            with query_sharing.share_queries(accelerator, len(QUESTIONS)):
+                if accelerator.is_main_process:
+                    encoder = Encoder(path, device=accelerator.device)
+                    try:
+                        encoder.encode_queries(QUESTIONS)
+                    except (InputError, RuntimeError) as error:
+                        outcomes.append(f"{type(error).__name__}: {error}")
+                    outcomes.append(len(encoder.encode_queries(QUESTIONS)))
+    hand_over(outcomes, out)
 
 
 if __name__ == "__main__":
     query_sharing.MIN_SHARED, query_sharing.BLOCK = len(QUESTIONS), BLOCK
-    if len(sys.argv) == 3:
-        retrieve_as_one_of_the_processes(sys.argv[1], Path(sys.argv[2]))
-    else:
-        kinds = {"InputError": InputError, "MemoryError": MemoryError}
-        fail_on(sys.argv[1], int(sys.argv[2]), kinds[sys.argv[3]], Path(sys.argv[4]))
+    run = fail_on_each_process if "errors" in sys.argv else retrieve_as_one_of_the_processes
+    run(sys.argv[1], Path(sys.argv[-1]))
