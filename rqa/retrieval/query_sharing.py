@@ -1,12 +1,13 @@
 """Queries that all processes embed, while the main process retrieves."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -14,14 +15,21 @@ from rqa.distributed.accelerator import exchange_lists
 from rqa.errors import InputError
 from rqa.timing import Span, gather_spans, record_spans
 
-if TYPE_CHECKING:
-    from rqa.retrieval.encoder import Encoder
-
 MIN_SHARED = 1024  # queries of a run: for fewer, the other processes would load the encoder for longer than they help
 BLOCK = 512  # queries: a few batches of a GPU, so that blocks cost little speed and the ranks are equally busy
 
+
+class QueryEncoder(Protocol):
+    """An `Encoder`. It can be pickled."""
+
+    device: torch.device
+
+    def encode_query_blocks(self, blocks: Iterable[Sequence[str]], num_queries: int) -> Iterator[np.ndarray]:
+        """Yield the vectors (n, D) of each block of queries."""
+
+
 # Embeds the queries of all encoders of this process, inside `share_queries`.
-shared_embedding: ContextVar[Callable[["Encoder", Sequence[str]], np.ndarray] | None] = ContextVar(
+shared_embedding: ContextVar[Callable[[QueryEncoder, Sequence[str]], np.ndarray] | None] = ContextVar(
     "shared_embedding", default=None
 )
 
@@ -55,9 +63,9 @@ def share_queries(accelerator: Accelerator, num_queries: int) -> Iterator[None]:
     if accelerator.num_processes == 1 or num_queries < MIN_SHARED:
         yield
     elif accelerator.is_main_process:
-        encoders: list[Encoder] = []
+        encoders: list[QueryEncoder] = []
 
-        def embed(encoder: "Encoder", queries: Sequence[str]) -> np.ndarray:
+        def embed(encoder: QueryEncoder, queries: Sequence[str]) -> np.ndarray:
             if encoder not in encoders:
                 encoders.append(encoder)
             job = encoders.index(encoder), encoder, queries
@@ -77,7 +85,7 @@ def share_queries(accelerator: Accelerator, num_queries: int) -> Iterator[None]:
 
 def _serve(accelerator: Accelerator) -> None:
     """Embed shares of the main process's queries, until it sends None."""
-    encoders: dict[int, Encoder] = {}
+    encoders: dict[int, QueryEncoder] = {}
     while (job := broadcast_object_list([None])[0]) is not None:
         number, encoder, queries = job
         if number not in encoders:
@@ -95,7 +103,7 @@ class _Share:
     error: Exception | None = None
 
 
-def _embed(accelerator: Accelerator, encoder: "Encoder", queries: Sequence[str]) -> np.ndarray:
+def _embed(accelerator: Accelerator, encoder: QueryEncoder, queries: Sequence[str]) -> np.ndarray:
     """Return the vectors (n, D) on the main process, which raises the errors of all ranks; every rank calls this."""
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
     blocks, shares = query_blocks(queries), list[_Share]()
@@ -110,7 +118,7 @@ def _embed(accelerator: Accelerator, encoder: "Encoder", queries: Sequence[str])
     return join_blocks(blocks, parts)
 
 
-def _own_share(encoder: "Encoder", blocks: list[list[str]]) -> _Share:
+def _own_share(encoder: QueryEncoder, blocks: list[list[str]]) -> _Share:
     """Return the share of this rank. An error is part of it: the other ranks wait for the share."""
     share = _Share()
     try:
