@@ -1539,7 +1539,7 @@ PROMISES = (
     Promise(
         "The main process raises the error of each process that embeds queries",
         "retrieval/test_query_sharing.py::test_the_main_process_raises_the_error_of_each_process_and_goes_on",
-        Without("the error is a part of the share", f"{SHARING}._own_share", "share.error = ...", "raise"),
+        Without("the error is a part of the share", f"{SHARING}._own_share", "share.error = error", "raise"),
         Without("the errors of the others", f"{SHARING}._embed", "raise share.error", "raise shares[0].error"),
     ),
     Promise(

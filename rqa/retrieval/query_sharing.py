@@ -77,7 +77,7 @@ def share_queries(accelerator: Accelerator, num_queries: int) -> Iterator[None]:
             yield
         finally:
             shared_embedding.reset(before)
-            broadcast_object_list([None])
+        broadcast_object_list([None])  # not after an error: it ends this process, and the launcher the others
     else:
         _serve(accelerator)
         yield
@@ -124,6 +124,9 @@ def _own_share(encoder: QueryEncoder, blocks: list[list[str]]) -> _Share:
     try:
         with record_spans() as share.spans:
             share.vectors = [*encoder.encode_query_blocks(blocks, sum(map(len, blocks)))]
+    except InputError as error:
+        share.error = error
     except Exception as error:
-        share.error = error if isinstance(error, InputError) else RuntimeError(f"{type(error).__name__}: {error}")
+        share.error = RuntimeError(f"{type(error).__name__}: {error}")
+        share.error.__cause__ = error  # for the traceback; that of another process is not sent
     return share
