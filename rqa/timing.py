@@ -102,7 +102,7 @@ def summarize_spans(spans: Sequence[Span]) -> dict[str, dict[str, float]]:
 def environment(accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
     """Return the conditions of time measurements other than model and data; `batch_size` is that of answers.
 
-    Retrieval runs on one process, in float32.
+    The search runs on one process; queries are embedded in float32, by all processes if they are many.
     """
     device = accelerator.device
     return {

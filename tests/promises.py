@@ -15,6 +15,7 @@ ENCODE = "rqa.models.fid.FusionInDecoder.encode"
 ZERO = "rqa.distributed.deepspeed_config"
 SIGNIFICANCE = "rqa.evaluation.significance"
 ANSWER_STORE = "rqa.generation.answers.AnswerStore"
+SHARING = "rqa.retrieval.query_sharing"
 SPLITTER = "rqa.documents.splitter.Splitter"
 WRITER = "rqa.documents.writer"
 COLLATOR = "rqa.prompts.collators.Collator"
@@ -1530,6 +1531,42 @@ PROMISES = (
             "rqa.retrieval.retrieve.retrieve_splits",
             "accelerator.is_main_process",
             "True",
+        ),
+    ),
+    Promise(
+        "Two processes embed a share of the queries each, and retrieve the bytes of one",
+        "retrieval/test_query_sharing.py::test_two_processes_retrieve_the_bytes_of_one",
+        Without("a share", f"{SHARING}._embed", "blocks[rank::num_ranks]", "blocks"),
+        Without(
+            "the order of the queries",
+            f"{SHARING}.join_blocks",
+            "vectors[np.concatenate(blocks)] = joined",
+            "vectors = joined",
+        ),
+        Without(
+            "blocks of a fixed size",
+            f"{SHARING}.query_blocks",
+            "[order[start:start + BLOCK] for start in range(0, len(order), BLOCK)]",
+            "np.array_split(order, int(__import__('os').environ['WORLD_SIZE']))",
+        ),
+        Without(
+            "the spans of all", f"{SHARING}._embed", "[span for share in shares for span in share.spans]", "own.spans"
+        ),
+    ),
+    Promise(
+        "The main process raises the error of each process that embeds queries",
+        "retrieval/test_query_sharing.py::test_the_main_process_raises_the_error_of_each_process_and_goes_on",
+        Without("the error is a part of the share", f"{SHARING}._own_share", "share.error = error", "raise"),
+        Without("the errors of the others", f"{SHARING}._embed", "raise share.error", "raise shares[0].error"),
+    ),
+    Promise(
+        "A build into a folder of --store that is killed in a write embeds only the missing passages",
+        "retrieval/test_milvus_processes.py::test_a_build_killed_in_a_write_embeds_only_the_missing_passages",
+        Without(
+            "stored passages",
+            "rqa.retrieval.milvus._complete",
+            "index.stored_rows() if index else ...",
+            "np.zeros(0, np.int64)",
         ),
     ),
     Promise(

@@ -25,6 +25,7 @@ from rqa.retrieval.encoder_checkpoint import (
     load_encoder,
     read_encoder_settings,
 )
+from rqa.retrieval.query_sharing import join_blocks, query_blocks, shared_embedding
 from rqa.terminal import Progress
 from rqa.timing import Stopwatch
 
@@ -60,7 +61,7 @@ class Encoder:
         passage_prefix: str | None = None,
         side: Side = "both",
     ) -> None:
-        self.name_or_path, self.device, self.batch_size = name_or_path, device, batch_size
+        self.name_or_path, self.device, self.batch_size, self.side = name_or_path, device, batch_size, side
         self.folder = checkpoint_folder(name_or_path, side=side)
         settings = read_encoder_settings(self.folder)
         self.is_dpr = is_dpr(self.folder)
@@ -81,10 +82,29 @@ class Encoder:
         return load_encoder(self.name_or_path, self.folder, self.device, self.truncate_dim)
 
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
-        """Return (n, D) float32. Queries are few and decide the ranking: always computed in float32, and timed."""
+        """Return (n, D) float32; inside `share_queries` all processes embed. See `encode_query_blocks`."""
+        if embed := shared_embedding.get():
+            return embed(self, queries)
+        blocks = query_blocks(queries)
+        parts = [*self.encode_query_blocks(([queries[i] for i in block] for block in blocks), len(queries))]
+        return join_blocks(blocks, parts)
+
+    def encode_query_blocks(self, blocks: Iterable[Sequence[str]], num_queries: int) -> Iterator[np.ndarray]:
+        """Yield the vectors (n, D) of each block of queries. The vectors depend on the block.
+
+        `num_queries` is their number in all blocks. They decide the ranking: computed in float32, and timed.
+        """
         options: dict[str, Any] = {"precision": nullcontext(), "watch": Stopwatch()}
-        [vectors] = self._encode([queries], len(queries), "query", self.query_prefix, "embedding queries", **options)
-        return vectors
+        return self._encode(blocks, num_queries, "query", self.query_prefix, "embedding queries", **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes without the loaded model, which another process loads itself."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if not self.folder.is_dir():  # another machine, with another cache of the hub
+            self.folder = checkpoint_folder(self.name_or_path, side=self.side)
 
     def encode_passages(self, passages: Sequence[Passage]) -> np.ndarray:
         """Return (n, D) float32, computed in bfloat16 on devices that are fast in it."""

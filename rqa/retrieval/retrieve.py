@@ -1,4 +1,4 @@
-"""Passages for the examples of a run: retrieved once, by one process, and cached; or given with the examples."""
+"""Passages for the examples of a run: retrieved once and cached; or given with the examples."""
 
 import hashlib
 import json
@@ -24,6 +24,7 @@ from rqa.data.file_report import DataError
 from rqa.data.passage_selection import GeneratorInput
 from rqa.data.records import Example, Passage
 from rqa.errors import InputError
+from rqa.retrieval.query_sharing import share_queries
 from rqa.terminal import Progress, plural
 from rqa.timing import Span, record_spans, summarize_spans
 
@@ -239,8 +240,9 @@ def retrieve_splits(
 ) -> list[Retrieval]:
     """Return `k` passages of the corpus for each example of each split, the same on every process.
 
-    `open_retriever` is called on the main process alone, and its result is released before this returns. If it is None
-    the passages are the first `k` contexts of each example; raises DataError if an example has none.
+    `open_retriever` is called on the main process alone, and its result is released before this returns. Many queries
+    are embedded by all processes. If it is None the passages are the first `k` contexts of each example; raises
+    DataError if an example has none.
 
     With a `cache_dir`, results are cached there under the fingerprints of retriever and corpus, `k` and the queries.
     Cached results have no time. Results of a damaged index are neither cached nor returned.
@@ -255,14 +257,16 @@ def retrieve_splits(
         log.info('a retriever is set: the "ctxs" of %s are ignored', plural(num_given, "question"))
     _log_missing_gold(chain(*splits), passages)
     results: list[Any] = [None]
-    if accelerator.is_main_process:
-        retriever, hits = open_retriever(), []
-        with Progress("retrieving passages", sum(map(len, splits)), unit="questions") as progress:
-            for examples in splits:
-                queries = [build_query(example, history_turns=history_turns) for example in examples]
-                hits.append(_retrieve(retriever, queries, passages, k, cache_dir))
-                progress.advance(len(examples))
-        results = [(hits, retriever.fingerprint(), passages.fingerprint)]
+    num_queries = sum(map(len, splits))
+    with share_queries(accelerator, num_queries):
+        if accelerator.is_main_process:
+            retriever, hits = open_retriever(), []
+            with Progress("retrieving passages", num_queries, unit="questions") as progress:
+                for examples in splits:
+                    queries = [build_query(example, history_turns=history_turns) for example in examples]
+                    hits.append(_retrieve(retriever, queries, passages, k, cache_dir))
+                    progress.advance(len(examples))
+            results = [(hits, retriever.fingerprint(), passages.fingerprint)]
     [(hits, fingerprint, corpus)] = broadcast_object_list(results)
     if corpus != passages.fingerprint:
         raise InputError(
