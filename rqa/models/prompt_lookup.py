@@ -1,0 +1,144 @@
+"""Prompt lookup: greedy decoding of several tokens in one forward pass, if an answer copies from its prompt.
+
+The last tokens of a row are looked up in its prompt and answer so far, and the tokens after them there are candidates
+(Saxena, 2023). One pass over the candidates computes the greedy choice after each of them: those that are equal to the
+choice before them are kept. In float32 the answers are those of `generate`.
+
+B rows, L positions of the longest prompt, T tokens of each row in a pass, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+# Families whose tokens attend to all earlier ones, by positions that are an argument; the tests compare each of them.
+LOOKUP_MODELS = frozenset(
+    "cohere gemma glm glm4 gpt_neox granite llama mistral mixtral olmo olmo2 phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
+    "smollm3 stablelm starcoder2".split()
+)
+NGRAM_SIZES = (3, 2)  # tokens that are looked up; a single one occurs too often
+
+
+def can_look_up(model: PreTrainedModel) -> bool:
+    """Return True if the cache of a model keeps every token, and may have gaps.
+
+    Excluded are windows, which count positions of the cache, recurrent states, which are not cut, weights on several
+    devices, and attention kernels without a test.
+    """
+    names = inspect.signature(model.forward).parameters
+    return (
+        model.config.model_type in LOOKUP_MODELS
+        and {"position_ids", "past_key_values", "logits_to_keep"} <= names.keys()
+        and model.config._attn_implementation in ("sdpa", "eager")
+        and not hasattr(model, "hf_device_map")
+        and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    )
+
+
+def generate_with_lookup(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    num_candidates: int,
+    max_new_tokens: int,
+    eos_token_id: Collection[int],
+    pad_token_id: int,
+    after_prefill: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Return the ids of the answers (B, answer length) to prompts (B, L) that are padded on the left.
+
+    Each pass adds T positions to the cache of every row. Those of rejected candidates are gaps: the mask excludes them.
+    """
+    device, mask = input_ids.device, attention_mask
+    prompts = [ids[kept].tolist() for ids, kept in zip(input_ids, mask.bool(), strict=True)]
+    rows = active = [_Row(prompt, max_new_tokens, eos_token_id) for prompt in prompts]
+    cache = DynamicCache(config=model.config)
+    options = {"past_key_values": cache, "use_cache": True}
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **options).logits
+    after_prefill()
+    for row, first in zip(rows, _choices(logits), strict=True):
+        row.accept([], first)
+    while unfinished := [i for i, row in enumerate(active) if not row.is_finished]:
+        if len(unfinished) < len(active):
+            active, kept_rows = [active[i] for i in unfinished], torch.tensor(unfinished, device=device)
+            cache.batch_select_indices(kept_rows)
+            mask = mask[kept_rows]
+        candidates = [row.candidates(num_candidates) for row in active]
+        longest = max(map(len, candidates))
+        ids = [
+            [row.ids[-1], *own, *[pad_token_id] * (longest - len(own))]
+            for row, own in zip(active, candidates, strict=True)
+        ]
+        first_positions = torch.tensor([[len(row.ids) - 1] for row in active], device=device)
+        positions = first_positions + torch.arange(longest + 1, device=device)
+        mask = nn.functional.pad(mask, (0, longest + 1), value=1)
+        logits = model(torch.tensor(ids, device=device), attention_mask=mask, position_ids=positions, **options).logits
+        chosen = _choices(logits)
+        counts = [row.accept(own, ids) for row, own, ids in zip(active, candidates, chosen, strict=True)]
+        rejected = longest + 1 - max(counts)  # by every row
+        cache.crop(-rejected)
+        mask = mask[:, : mask.shape[1] - rejected]
+        is_kept = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
+        mask = torch.cat([mask[:, : -max(counts)], is_kept.to(mask.dtype)], 1)
+    answers = [torch.tensor(row.answer, device=device) for row in rows]
+    return nn.utils.rnn.pad_sequence(answers, True, pad_token_id)
+
+
+class _Row:
+    """The tokens of a prompt and of its answer so far."""
+
+    def __init__(self, prompt: Sequence[int], max_new_tokens: int, stop_ids: Collection[int]) -> None:
+        self.ids: list[int] = []
+        self.stop_ids, self.num_prompt, self.limit = stop_ids, len(prompt), len(prompt) + max_new_tokens
+        self.is_finished = False
+        self._next: dict[tuple[int, ...], int] = {}  # by n-gram, the index after its last occurrence
+        for id in prompt:
+            self._append(id)
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens after the prompt."""
+        return self.ids[self.num_prompt :]
+
+    def candidates(self, most: int) -> list[int]:
+        """Return the tokens after the last occurrence of the last n-gram, at most as many as are left to generate."""
+        most = min(most, self.limit - len(self.ids) - 1)
+        for size in NGRAM_SIZES:
+            index = self._next.get(tuple(self.ids[-size:]))
+            if index is not None:
+                period = len(self.ids) - index  # the text after the occurrence may end within the candidates
+                return [self.ids[index + i % period] for i in range(most)]
+        return []
+
+    def accept(self, candidates: Sequence[int], chosen: Sequence[int]) -> int:
+        """Append the `chosen` token after each candidate that is right; return the tokens of the pass that are kept.
+
+        chosen[0] follows the last token of the row, and chosen[i] the candidate i - 1.
+        """
+        num_right = 0
+        while num_right < len(candidates) and candidates[num_right] == chosen[num_right]:
+            num_right += 1
+        for id in chosen[: num_right + 1]:
+            if not self.is_finished:
+                self._append(id)
+                self.is_finished = id in self.stop_ids or len(self.ids) == self.limit
+        return num_right + 1
+
+    def _append(self, id: int) -> None:
+        """Append a token; the n-grams before it are found from now on."""
+        for size in NGRAM_SIZES:
+            if len(self.ids) >= size:
+                self._next[tuple(self.ids[-size:])] = len(self.ids)
+        self.ids.append(id)
+
+
+def _choices(logits: Tensor) -> list[list[int]]:
+    """Return the ids (B, T) with the highest scores (B, T, V), compared in float32, as `generate` does."""
+    ids: list[list[int]] = logits.float().argmax(-1).tolist()
+    return ids
