@@ -54,50 +54,45 @@ def generate_with_lookup(
 
     Each pass adds T positions to the cache of every row. Those of rejected candidates are gaps: the mask excludes them.
     """
-    device, mask = input_ids.device, attention_mask
-    prompts = [ids[kept].tolist() for ids, kept in zip(input_ids, mask.bool(), strict=True)]
-    rows = active = [_Row(prompt, max_new_tokens, eos_token_id) for prompt in prompts]
+    mask = attention_mask
+    prompts = [ids[is_token].tolist() for ids, is_token in zip(input_ids, mask.bool(), strict=True)]
+    rows = active = [_Row(prompt, num_candidates, max_new_tokens, eos_token_id) for prompt in prompts]
     cache = DynamicCache(config=model.config)
     options = {"past_key_values": cache, "use_cache": True}
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     logits = model(input_ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **options).logits
     after_prefill()
-    for row, first in zip(rows, _choices(logits), strict=True):
-        row.accept([], first)
+    for row, choices in zip(rows, _choices(logits), strict=True):
+        row.accept([], choices)
     while unfinished := [i for i, row in enumerate(active) if not row.is_finished]:
         if len(unfinished) < len(active):
-            active, kept_rows = [active[i] for i in unfinished], torch.tensor(unfinished, device=device)
-            cache.batch_select_indices(kept_rows)
-            mask = mask[kept_rows]
-        candidates = [row.candidates(num_candidates) for row in active]
-        longest = max(map(len, candidates))
-        ids = [
-            [row.ids[-1], *own, *[pad_token_id] * (longest - len(own))]
-            for row, own in zip(active, candidates, strict=True)
-        ]
-        first_positions = torch.tensor([[len(row.ids) - 1] for row in active], device=device)
-        positions = first_positions + torch.arange(longest + 1, device=device)
-        mask = nn.functional.pad(mask, (0, longest + 1), value=1)
-        logits = model(torch.tensor(ids, device=device), attention_mask=mask, position_ids=positions, **options).logits
-        chosen = _choices(logits)
-        counts = [row.accept(own, ids) for row, own, ids in zip(active, candidates, chosen, strict=True)]
-        rejected = longest + 1 - max(counts)  # by every row
+            indices = torch.tensor(unfinished, device=mask.device)
+            cache.batch_select_indices(indices)
+            active, mask = [active[i] for i in unfinished], mask[indices]
+        candidates = [row.candidates() for row in active]
+        ids, positions = _pass_inputs(active, candidates, pad_token_id, mask.device)
+        mask = nn.functional.pad(mask, (0, ids.shape[1]), value=1)
+        logits = model(ids, attention_mask=mask, position_ids=positions, **options).logits
+        accepted = zip(active, candidates, _choices(logits), strict=True)
+        counts = torch.tensor([row.accept(own, choices) for row, own, choices in accepted], device=mask.device)
+        most = int(counts.max())
+        rejected = ids.shape[1] - most  # by every row
         cache.crop(-rejected)
         mask = mask[:, : mask.shape[1] - rejected]
-        is_kept = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
-        mask = torch.cat([mask[:, : -max(counts)], is_kept.to(mask.dtype)], 1)
-    answers = [torch.tensor(row.answer, device=device) for row in rows]
+        mask[:, -most:] = torch.arange(most, device=mask.device) < counts[:, None]
+    answers = [torch.tensor(row.answer, device=mask.device) for row in rows]
     return nn.utils.rnn.pad_sequence(answers, True, pad_token_id)
 
 
 class _Row:
     """The tokens of a prompt and of its answer so far."""
 
-    def __init__(self, prompt: Sequence[int], max_new_tokens: int, stop_ids: Collection[int]) -> None:
+    def __init__(self, prompt: Sequence[int], most: int, max_new_tokens: int, stop_ids: Collection[int]) -> None:
         self.ids: list[int] = []
         self.stop_ids, self.num_prompt, self.limit = stop_ids, len(prompt), len(prompt) + max_new_tokens
         self.is_finished = False
-        self._next: dict[tuple[int, ...], int] = {}  # by n-gram, the index after its last occurrence
+        self._most = self._next_most = most  # candidates of a pass
+        self._index_after: dict[tuple[int, ...], int] = {}  # by n-gram, of its last occurrence
         for id in prompt:
             self._append(id)
 
@@ -106,36 +101,48 @@ class _Row:
         """The tokens after the prompt."""
         return self.ids[self.num_prompt :]
 
-    def candidates(self, most: int) -> list[int]:
+    def candidates(self) -> list[int]:
         """Return the tokens after the last occurrence of the last n-gram, at most as many as are left to generate."""
-        most = min(most, self.limit - len(self.ids) - 1)
+        most = min(self._next_most, self.limit - len(self.ids) - 1)
         for size in NGRAM_SIZES:
-            index = self._next.get(tuple(self.ids[-size:]))
+            index = self._index_after.get(tuple(self.ids[-size:]))
             if index is not None:
-                period = len(self.ids) - index  # the text after the occurrence may end within the candidates
+                period = len(self.ids) - index  # shorter than the candidates if the answer repeats itself
                 return [self.ids[index + i % period] for i in range(most)]
         return []
 
-    def accept(self, candidates: Sequence[int], chosen: Sequence[int]) -> int:
-        """Append the `chosen` token after each candidate that is right; return the tokens of the pass that are kept.
+    def accept(self, candidates: Sequence[int], choices: Sequence[int]) -> int:
+        """Append the model's choice after the last token and after each right candidate; return their number.
 
-        chosen[0] follows the last token of the row, and chosen[i] the candidate i - 1.
+        choices[0] follows the last token, and choices[i] the candidate i - 1. That many tokens of the pass are right.
         """
         num_right = 0
-        while num_right < len(candidates) and candidates[num_right] == chosen[num_right]:
+        while num_right < len(candidates) and candidates[num_right] == choices[num_right]:
             num_right += 1
-        for id in chosen[: num_right + 1]:
+        if candidates:  # a text that is not copied has few candidates: each has the cost of a token
+            self._next_most = min(self._most, 2 * (num_right + 1))
+        for id in choices[: num_right + 1]:
             if not self.is_finished:
                 self._append(id)
                 self.is_finished = id in self.stop_ids or len(self.ids) == self.limit
         return num_right + 1
 
     def _append(self, id: int) -> None:
-        """Append a token; the n-grams before it are found from now on."""
+        """Append a token, the one after the last n-gram of each size."""
         for size in NGRAM_SIZES:
             if len(self.ids) >= size:
-                self._next[tuple(self.ids[-size:])] = len(self.ids)
+                self._index_after[tuple(self.ids[-size:])] = len(self.ids)
         self.ids.append(id)
+
+
+def _pass_inputs(
+    rows: Sequence[_Row], candidates: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return ids and positions (B, T) of the last token of each row and its candidates, padded on the right."""
+    longest = max(map(len, candidates))
+    ids = [[row.ids[-1], *own, *[pad_id] * (longest - len(own))] for row, own in zip(rows, candidates, strict=True)]
+    first = torch.tensor([[len(row.ids) - 1] for row in rows], device=device)
+    return torch.tensor(ids, device=device), first + torch.arange(longest + 1, device=device)
 
 
 def _choices(logits: Tensor) -> list[list[int]]:
