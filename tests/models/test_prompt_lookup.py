@@ -59,11 +59,8 @@ def test_every_family_generates_the_same_with_candidates_that_are_partly_right(m
 @pytest.mark.parametrize(("builder", "end"), ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("batch_size", [1, 4, 20])
 def test_answers_are_those_of_a_generator_without_lookup(batch_size, builder, end):
-    plain, lookup = (
-        generator(language_model(end), batch_size, builder),
-        generator(language_model(end), batch_size, builder),
-    )
-    lookup.prompt_lookup_tokens = 8
+    plain = generator(language_model(end), batch_size, builder)
+    lookup = generator(language_model(end), batch_size, builder, prompt_lookup_tokens=8)
     assert lookup(INPUTS) == plain(INPUTS)
 
 
@@ -87,4 +84,19 @@ def test_a_repeated_text_takes_few_passes(num_tokens):
 def test_models_with_a_window_or_without_positions_generate_token_by_token():
     for model in (tiny_models.mistral(), tiny_models.gemma2(), tiny_models.gpt2()):
         assert not can_look_up(model)
-        assert generator(model, 4).prompt_lookup_tokens == 0
+        assert generator(model, 4, prompt_lookup_tokens=8).prompt_lookup_tokens == 0
+
+
+def test_streams_decode_token_by_token():
+    pieces = []
+    generate = generator(language_model(), 4, prompt_lookup_tokens=8)
+    rows = generate.collator.encode(INPUTS[:1])
+    assert generate.stream(rows[0], pieces.append) == generate(INPUTS[:1])[0]
+    assert len(pieces) > 1
+
+
+def test_stored_answers_are_used_only_with_the_same_number_of_candidates(tmp_path):
+    plain, lookup = (generator(language_model(), 4, prompt_lookup_tokens=tokens) for tokens in (0, 8))
+    plain.resumable(tmp_path)(INPUTS)
+    assert not any(answer.is_stored for answer in lookup.resumable(tmp_path)(INPUTS))
+    assert all(answer.is_stored for answer in lookup.resumable(tmp_path)(INPUTS))
