@@ -21,6 +21,9 @@ LOOKUP_MODELS = frozenset(
     "smollm3 stablelm starcoder2".split()
 )
 NGRAM_SIZES = (3, 2)  # tokens that are looked up; a single one occurs too often
+PASS_COST = 32  # positions that take as long as a pass without any, on a CPU; more on a GPU
+SHARE_MEMORY = 0.7  # weight of the candidates of the pass before, in the share that was right
+FIRST_RIGHT, FIRST_TRIED = 2.0, 3.0  # that share before the first pass: copied answers begin with a copy
 
 
 def can_look_up(model: PreTrainedModel) -> bool:
@@ -69,7 +72,7 @@ def generate_with_lookup(
             indices = torch.tensor(unfinished, device=mask.device)
             cache.batch_select_indices(indices)
             active, mask = [active[i] for i in unfinished], mask[indices]
-        candidates = [row.candidates() for row in active]
+        candidates = _worth_trying(active, [row.candidates() for row in active])
         ids, positions = _pass_inputs(active, candidates, pad_token_id, mask.device)
         mask = nn.functional.pad(mask, (0, ids.shape[1]), value=1)
         logits = model(ids, attention_mask=mask, position_ids=positions, **options).logits
@@ -87,11 +90,13 @@ def generate_with_lookup(
 class _Row:
     """The tokens of a prompt and of its answer so far."""
 
-    def __init__(self, prompt: Sequence[int], most: int, max_new_tokens: int, stop_ids: Collection[int]) -> None:
+    def __init__(
+        self, prompt: Sequence[int], num_candidates: int, max_new_tokens: int, stop_ids: Collection[int]
+    ) -> None:
         self.ids: list[int] = []
         self.stop_ids, self.num_prompt, self.limit = stop_ids, len(prompt), len(prompt) + max_new_tokens
         self.is_finished = False
-        self._most = self._next_most = most  # candidates of a pass
+        self._num_candidates, self._num_right, self._num_tried = num_candidates, FIRST_RIGHT, FIRST_TRIED
         self._index_after: dict[tuple[int, ...], int] = {}  # by n-gram, of its last occurrence
         for id in prompt:
             self._append(id)
@@ -101,9 +106,14 @@ class _Row:
         """The tokens after the prompt."""
         return self.ids[self.num_prompt :]
 
+    @property
+    def share_right(self) -> float:
+        """The share of candidates that were right; those after a wrong one are not counted."""
+        return self._num_right / self._num_tried
+
     def candidates(self) -> list[int]:
         """Return the tokens after the last occurrence of the last n-gram, at most as many as are left to generate."""
-        most = min(self._next_most, self.limit - len(self.ids) - 1)
+        most = min(self._num_candidates, self.limit - len(self.ids) - 1)
         for size in NGRAM_SIZES:
             index = self._index_after.get(tuple(self.ids[-size:]))
             if index is not None:
@@ -119,8 +129,9 @@ class _Row:
         num_right = 0
         while num_right < len(candidates) and candidates[num_right] == choices[num_right]:
             num_right += 1
-        if candidates:  # a text that is not copied has few candidates: each has the cost of a token
-            self._next_most = min(self._most, 2 * (num_right + 1))
+        if candidates:
+            self._num_right = SHARE_MEMORY * self._num_right + num_right
+            self._num_tried = SHARE_MEMORY * self._num_tried + min(num_right + 1, len(candidates))
         for id in choices[: num_right + 1]:
             if not self.is_finished:
                 self._append(id)
@@ -133,6 +144,22 @@ class _Row:
             if len(self.ids) >= size:
                 self._index_after[tuple(self.ids[-size:])] = len(self.ids)
         self.ids.append(id)
+
+
+def _worth_trying(rows: Sequence[_Row], candidates: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Return the first candidates of each row: the number with the most expected tokens for the time of the pass.
+
+    Each candidate has the cost of one position in every row. An answer that is not copied is decoded token by token.
+    """
+    tokens = float(len(rows))
+    best, best_rate = 0, tokens / (PASS_COST + len(rows))
+    for number in range(1, max(map(len, candidates)) + 1):
+        pairs = zip(rows, candidates, strict=True)
+        tokens += sum(row.share_right**number for row, own in pairs if len(own) >= number)
+        rate = tokens / (PASS_COST + len(rows) * (1 + number))
+        if rate > best_rate:
+            best, best_rate = number, rate
+    return [own[:best] for own in candidates]
 
 
 def _pass_inputs(
