@@ -70,6 +70,7 @@ def main() -> None:
     if collator:
         model = models.load_generator(accelerator, name, attention=attention, **generator.load_options)
     limits = {"batch_size": flags.per_device_eval_batch_size, "max_new_tokens": generator.generation_limit}
+    limits |= {"prompt_lookup_tokens": flags.prompt_lookup_tokens}
     refusal = flags.refusal_answer
     options = {**limits, "refusal_answer": refusal, "attributions": flags.attributions, "endpoint": endpoint}
     evaluator = evaluation.Evaluator(accelerator, model, collator, k=k, **options)

@@ -28,6 +28,7 @@ BY_ANSWER = "rqa.questions.rules._broken_by_answer"
 REVIEWER = "rqa.questions.review.Reviewer"
 READ_TEACHER = "rqa.training.distillation.read_teacher"
 MINE = "rqa.retrieval.negatives.mine_negatives"
+LOOKUP = "rqa.models.prompt_lookup"
 VERDICTS = "rqa.judge.verdicts.summarize"
 COUNTED = Without(
     "the loss is divided by all target tokens, not by those of a micro-batch",
@@ -187,6 +188,38 @@ PROMISES = (
         "generation/test_generator.py::test_answers_are_byte_identical_on_more_ranks",
         SHARED_OUT,
         REPEATED,
+    ),
+    Promise(
+        "Prompt lookup generates the same answers as decoding token by token, in 20 families of decoders",
+        "models/test_prompt_lookup.py::test_every_family_generates_the_same_with_candidates_that_are_partly_right",
+        Without(
+            "rejected candidates are excluded from attention",
+            f"{LOOKUP}.generate_with_lookup",
+            "torch.arange(most, device=mask.device) < counts[:, None]",
+            "1",
+        ),
+        Without(
+            "positions of each row",
+            f"{LOOKUP}._pass_inputs",
+            "first + torch.arange(longest + 1, device=device)",
+            "first.max() + torch.arange(longest + 1, device=device)",
+        ),
+        Without(
+            "a candidate is compared with the choice of the model",
+            f"{LOOKUP}._Row.accept",
+            "candidates[num_right] == choices[num_right]",
+            "True",
+        ),
+    ),
+    Promise(
+        "Models with a window, or without positions as an argument, decode token by token",
+        "models/test_prompt_lookup.py::test_models_with_a_window_or_without_positions_generate_token_by_token",
+        Without(
+            "the check of the cache",
+            f"{LOOKUP}.can_look_up",
+            "all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)",
+            "True",
+        ),
     ),
     Promise(
         "The loss of an evaluation is the same on 1, 2 and 3 processes",

@@ -22,6 +22,9 @@ class EvaluationArgs(RowArgs):
     break_lock: bool = flag(False, "replace the lock of a process on a machine that is off or cannot be reached")
     refusal_answer: str = flag(REFUSAL_ANSWER, "reference of examples that are unanswerable")
     per_device_eval_batch_size: int = flag(8, "questions answered at a time on one device", "batch_size")
+    prompt_lookup_tokens: int = flag(
+        8, "tokens of a decoder's answer that one step copies from the prompt at most; 0: none"
+    )
     context_report: bool = flag(False, "compare answers from gold, retrieved, distracting and no passages")
     gen_gpt4eval: bool = flag(False, "judge the answers with GPT-4 or another model; see the --judge flags")
     attribution: Literal["none", "cross_attention", "leave_one_out", "leave_one_out_reference", "both"] = flag(
@@ -41,6 +44,7 @@ class EvaluationArgs(RowArgs):
         super().check()
         require(self, "test_file", "output_dir")
         at_least(self, 1, "per_device_eval_batch_size", "max_examples")
+        at_least(self, 0, "prompt_lookup_tokens")
 
     def check_beside(
         self,

@@ -105,6 +105,7 @@ class Evaluator:
         k: int,
         batch_size: int,
         max_new_tokens: int,
+        prompt_lookup_tokens: int = 8,
         ks: Sequence[int] = KS,
         refusal_answer: str = REFUSAL_ANSWER,
         attributions: Sequence[str] = (),
@@ -129,7 +130,8 @@ class Evaluator:
         if endpoint is not None:
             self.generate: Generator | EndpointGenerator = endpoint
         elif model is not None and collator is not None:
-            self.generate = Generator(accelerator, model, collator, batch_size, max_new_tokens)
+            self.generate = Generator(accelerator, model, collator, batch_size, max_new_tokens, prompt_lookup_tokens)
+            self.environment |= {"prompt_lookup_tokens": self.generate.prompt_lookup_tokens}
             self.loss = AnswerLoss(accelerator, model, collator, batch_size)
             if "cross_attention" in attributions:
                 self.attributions["cross_attention"] = CrossAttention(accelerator, model, collator, batch_size)

@@ -23,24 +23,34 @@ from rqa.generation.streaming import BatchStreamer, Listener, RowStopping, Show
 from rqa.models.decoder import AnswerLM
 from rqa.models.families import UNPADDED_MODELS
 from rqa.models.fid import FusionInDecoder
+from rqa.models.prompt_lookup import can_look_up, generate_with_lookup
 from rqa.prompts.collators import Builder, Collator, EncodedExample
 from rqa.timing import Stopwatch
 
 
 @dataclass
 class Generator:
-    """Generates answers with greedy decoding. In float32 they are the same on any number of ranks."""
+    """Generates answers with greedy decoding. In float32 they are the same on any number of ranks.
+
+    With `prompt_lookup_tokens` a decoder generates up to that many more tokens in one pass, see
+    `rqa.models.prompt_lookup`, unless answers are streamed. In float32 the answers are the same.
+    """
 
     accelerator: Accelerator
     model: AnswerLM | FusionInDecoder
     collator: Collator
     batch_size: int
     max_new_tokens: int
+    prompt_lookup_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.accelerator.distributed_type == DistributedType.FSDP:
             # FSDP then gathers weights in generate() as it does in forward().
             register_fsdp_forward_method(self._unwrapped(), "generate")
+        model = self._unwrapped()
+        # Sharded: every rank must call the model equally often.
+        can_use = isinstance(model, AnswerLM) and can_look_up(model.model) and not is_sharded(self.accelerator)
+        self.prompt_lookup_tokens = self.prompt_lookup_tokens if can_use else 0
 
     def __call__(self, inputs: Sequence[GeneratorInput], store: AnswerStore | None = None) -> list[Answer]:
         """Return the answer to each input, in order, on every rank; every rank must call this.
@@ -73,6 +83,7 @@ class Generator:
             "encoder batch size": getattr(model, "encoder_batch_size", None),
             "batch size": self.batch_size,
             "max_new_tokens": self.max_new_tokens,
+            "prompt lookup tokens": self.prompt_lookup_tokens,
             "stop tokens": list(self.collator.builder.stop_ids),
             "version of rqa": __version__,
             **{f"version of {name}": version(name) for name in ("torch", "transformers")},
@@ -118,17 +129,22 @@ class Generator:
         builder, watch = self.collator.builder, Stopwatch()
         model = self._unwrapped().eval()
         batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
+        options = {**batch, "max_new_tokens": self.max_new_tokens, "eos_token_id": builder.stop_ids}
+        options |= {"pad_token_id": self.collator.pad_id}
+        first_token = _FirstToken(watch, rows)
         with torch.no_grad(), self.accelerator.autocast():
-            generated = model.generate(
-                **batch,
-                max_new_tokens=self.max_new_tokens,
-                eos_token_id=builder.stop_ids,
-                pad_token_id=self.collator.pad_id,
-                synced_gpus=is_sharded(self.accelerator),
-                logits_processor=[_FirstToken(watch, rows)],
-                streamer=streamer,
-                stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
-            ).tolist()
+            if self.prompt_lookup_tokens and streamer is stopping is None:
+                generated = generate_with_lookup(
+                    model.model, **options, num_candidates=self.prompt_lookup_tokens, after_prefill=first_token.lap
+                ).tolist()
+            else:
+                generated = model.generate(
+                    **options,
+                    synced_gpus=is_sharded(self.accelerator),
+                    logits_processor=[first_token],
+                    streamer=streamer,
+                    stopping_criteria=None if stopping is None else StoppingCriteriaList([stopping]),
+                ).tolist()
         answers = []
         for row, limit, padded_ids in zip(rows, limits, generated, strict=True):
             ids = padded_ids[:limit]
@@ -149,9 +165,13 @@ class _FirstToken(LogitsProcessor):
 
     def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
         if not self.is_seen:
-            self.watch.lap("prefill", len(self.rows), sum(row.num_prompt_tokens for row in self.rows))
+            self.lap()
             self.is_seen = True
         return scores
+
+    def lap(self) -> None:
+        """End the stage."""
+        self.watch.lap("prefill", len(self.rows), sum(row.num_prompt_tokens for row in self.rows))
 
 
 class AnswerStreamer(BaseStreamer):

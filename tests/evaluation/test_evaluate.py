@@ -265,6 +265,7 @@ def test_an_evaluator_has_the_metrics_and_attributions_that_it_was_given():
         ["id", "is_gold", "leave_one_out"]
     ] * 8
     assert scores.score.runtime["batch_size"] == 3
+    assert scores.score.runtime["prompt_lookup_tokens"] == 8
     assert {"loss", "bleu", "recall@3", "letters"} <= scores.metrics.keys()
 
 

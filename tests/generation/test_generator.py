@@ -121,10 +121,10 @@ def test_the_longest_prompts_are_first_and_a_batch_ends_with_its_longest_answer(
 def results(accelerator=None):
     """Return for several batch sizes the answers as a file, the prompt lengths of each call, and the forward passes."""
     runs = []
-    for batch_size in (1, 2, 9, 20):
+    for batch_size, prompt_lookup_tokens in ((1, 0), (2, 0), (9, 0), (20, 0), (2, 8)):
         lm, passes = language_model(), []
         lm.register_forward_hook(lambda *_, passes=passes: passes.append(1))
-        generate, calls = generator(lm, batch_size, accelerator=accelerator), []
+        generate, calls = generator(lm, batch_size, TEMPLATE, accelerator, prompt_lookup_tokens), []
         plain = generate._answers
         generate._answers = lambda rows, plain=plain, calls=calls: (
             calls.append([row.num_prompt_tokens for row in rows]) or plain(rows)

@@ -35,7 +35,8 @@ def language_model(end=EOS, *, dropout=0.0):
     return lm
 
 
-def generator(lm, batch_size, builder=TEMPLATE, accelerator=None):
+def generator(lm, batch_size, builder=TEMPLATE, accelerator=None, prompt_lookup_tokens=0):
     accelerator = accelerator or Accelerator(cpu=True, mixed_precision="no")
     model = accelerator.prepare(AnswerLM(lm))
-    return Generator(accelerator, model, ConcatenatedCollator(builder), batch_size, MAX_NEW_TOKENS)
+    collator = ConcatenatedCollator(builder)
+    return Generator(accelerator, model, collator, batch_size, MAX_NEW_TOKENS, prompt_lookup_tokens)
