@@ -1571,12 +1571,6 @@ PROMISES = (
         "retrieval/test_query_sharing.py::test_two_processes_retrieve_the_bytes_of_one",
         Without("a share", f"{SHARING}._embed", "blocks[rank::num_ranks]", "blocks"),
         Without(
-            "the order of the queries",
-            f"{SHARING}.join_blocks",
-            "vectors[np.concatenate(blocks)] = joined",
-            "vectors = joined",
-        ),
-        Without(
             "blocks of a fixed size",
             f"{SHARING}.query_blocks",
             "[order[start:start + BLOCK] for start in range(0, len(order), BLOCK)]",
@@ -1584,6 +1578,16 @@ PROMISES = (
         ),
         Without(
             "the spans of all", f"{SHARING}._embed", "[span for share in shares for span in share.spans]", "own.spans"
+        ),
+    ),
+    Promise(
+        "Queries that are embedded in blocks keep their order",
+        "retrieval/test_query_sharing.py::test_blocks_hold_all_queries_once_the_longest_first",
+        Without(
+            "the order of the queries",
+            f"{SHARING}.join_blocks",
+            "vectors[np.concatenate(blocks)] = joined",
+            "vectors = joined",
         ),
     ),
     Promise(
