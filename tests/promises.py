@@ -2769,7 +2769,7 @@ PROMISES = (
         Without(
             "the architecture is read",
             f"{CHECKPOINT}.checkpoint_folder",
-            "_check_architecture(name_or_path, folder / 'config.json')",
+            "_check_architecture(name_or_path, folder / 'config.json', side)",
         ),
         Without(
             "decoders without a head",
@@ -2795,9 +2795,8 @@ PROMISES = (
         Without(
             "our own choice",
             f"{CHECKPOINT}.load_encoder",
-            "SentenceTransformer(str(folder), device=str(device), truncate_dim=truncate_dim, **_LOAD_OPTIONS)",
-            "SentenceTransformer(str(folder), device=str(device), truncate_dim=truncate_dim, trust_remote_code=False, "
-            "local_files_only=True, model_kwargs={'dtype': torch.float32})",
+            "{'modules': _dpr_modules(folder)} if is_dpr(folder) else _LOAD_OPTIONS",
+            "{'trust_remote_code': False, 'local_files_only': True, 'model_kwargs': {'dtype': torch.float32}}",
         ),
     ),
     Promise(
