@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -129,11 +130,11 @@ class Generator:
         builder, watch = self.collator.builder, Stopwatch()
         model = self._unwrapped().eval()
         batch = {name: ids.to(self.accelerator.device) for name, ids in self.collator.collate_prompts(rows).items()}
-        options = {**batch, "max_new_tokens": self.max_new_tokens, "eos_token_id": builder.stop_ids}
+        options: dict[str, Any] = {**batch, "max_new_tokens": self.max_new_tokens, "eos_token_id": builder.stop_ids}
         options |= {"pad_token_id": self.collator.pad_id}
         first_token = _FirstToken(watch, rows)
         with torch.no_grad(), self.accelerator.autocast():
-            if self.prompt_lookup_tokens and streamer is stopping is None:
+            if self.prompt_lookup_tokens and streamer is None and stopping is None:
                 generated = generate_with_lookup(
                     model.model, **options, num_candidates=self.prompt_lookup_tokens, after_prefill=first_token.lap
                 ).tolist()

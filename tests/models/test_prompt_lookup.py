@@ -100,3 +100,28 @@ def test_stored_answers_are_used_only_with_the_same_number_of_candidates(tmp_pat
     plain.resumable(tmp_path)(INPUTS)
     assert not any(answer.is_stored for answer in lookup.resumable(tmp_path)(INPUTS))
     assert all(answer.is_stored for answer in lookup.resumable(tmp_path)(INPUTS))
+
+
+@pytest.mark.parametrize("num_right", [0, 8])
+@torch.no_grad()
+def test_wrong_candidates_are_soon_left_out(num_right, monkeypatch):
+    torch.manual_seed(0)
+    lm, batch, sizes = tiny_models.llama().eval(), prompts(), []
+    options = {**LIMITS, "eos_token_id": [], "max_new_tokens": 64}
+    expected = AnswerLM(lm).generate(**batch, **{**options, "eos_token_id": None}).tolist()
+    assert len({answer[0] for answer in expected}) == len(LENGTHS)
+
+    def candidates(row):
+        answer = next(answer for answer in expected if answer[0] == row.answer[0])
+        done = len(row.answer)
+        right = answer[done : done + 8]
+        return right if num_right else [(token + 1) % tiny_models.VOCABULARY for token in right]
+
+    monkeypatch.setattr(prompt_lookup._Row, "candidates", candidates)
+    lm.register_forward_pre_hook(lambda _model, args: sizes.append(args[0].shape[1]))
+    assert generate_with_lookup(lm, **batch, **options, num_candidates=8).tolist() == expected
+    if num_right:
+        assert len(sizes) <= 1 + 64 // 8
+    else:
+        assert len(sizes) == 64
+        assert sum(sizes[1:]) <= 63 + 8
