@@ -238,15 +238,13 @@ def open_encoders(
 
     `options` are those of `Encoder`. Raises InputError as it does, and if their vectors are compared in two ways.
     """
-    prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
+    options |= {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
     if not query_encoder:
-        encoder = Encoder(embedding_model, **prefixes, **options)
+        encoder = Encoder(embedding_model, **options)
         return encoder, encoder
     # Each gets the prefix of the other side too: its own texts alone have one.
-    passages, queries = (
-        Encoder(name, **prefixes, **options, side=side)
-        for name, side in ((embedding_model, "passage"), (query_encoder, "query"))
-    )
+    passages = Encoder(embedding_model, **options, side="passage")
+    queries = Encoder(query_encoder, **options, side="query")
     if passages.similarity != queries.similarity:
         raise InputError(
             f"--query_encoder {query_encoder}: expected the similarity of --embedding_model, {passages.similarity}, "
