@@ -1,6 +1,6 @@
 """Time and memory of three implementations of fusion-in-decoder.
 
-    python benchmarks/fid.py [--passages 10] [--tasks train generate] [--dtypes fp32 bf16] [--rounds 5] [--keep]
+    python benchmarks/fid.py [--passages 10] [--kinds words web] [--tasks train generate] [--dtypes fp32] [--rounds 5]
 
 fixed: passages padded to a fixed length, as in the published code. longest: passages padded to the longest of the
 batch. In both, one encoder call reads all passages, and the cross-attention of the decoder reads padding too. rqa:
@@ -128,18 +128,18 @@ def main() -> None:
     """Measure and print the tables."""
     parser = measure.parser(__doc__, rounds=5)
     parser.add_argument("--passages", type=int, nargs="+", default=[10], help="numbers of passages")
+    parser.add_argument("--kinds", nargs="+", default=[*FIXED], choices=[*FIXED], help="kinds of passages")
     parser.add_argument("--tasks", nargs="+", default=["train", "generate"], choices=("train", "generate"))
     args = parser.parse_args()
     if args.child:
         way, kind, number, task, dtype = args.child
         measure.print_numbers(lambda: measure_here(way, kind, int(number), task, dtype))
         return
-    for task, kind, number, dtype in product(args.tasks, FIXED, args.passages, args.dtypes):
+    for task, kind, number, dtype in product(args.tasks, args.kinds, args.passages, args.dtypes):
         ways = {way: measure.child(__file__, way, kind, number, task, dtype) for way in WAYS}
         settings = {"dtype": dtype, "passages": number, "examples": NUM_EXAMPLES}
         name, title = f"fid-{task}-{kind}-{number}-{dtype}", f"FiD, {task}, {number} {TITLES[kind]}, {dtype}"
-        asked = measure.Question(name, title, "rqa", settings, measure.machine(), measure.kept(args, name))
-        measure.answer(args, asked, ways)
+        measure.answer(args, measure.new_question(args, name, title, "rqa", settings), ways)
 
 
 if __name__ == "__main__":

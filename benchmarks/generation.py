@@ -65,8 +65,7 @@ def main() -> None:
             ways = {way: measure.child(__file__, way, dtype, new_tokens) for way in ("rqa", ONE_BY_ONE)}
             settings = {"dtype": dtype, "batch": BATCH_SIZE, "new tokens": new_tokens}
             title, name = f"Generation, {new_tokens} new tokens, {dtype}", f"generation-{new_tokens}-{dtype}"
-            asked = measure.Question(name, title, "rqa", settings, measure.machine(), measure.kept(args, name))
-            measure.answer(args, asked, ways)
+            measure.answer(args, measure.new_question(args, name, title, "rqa", settings), ways)
 
 
 if __name__ == "__main__":

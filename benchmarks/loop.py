@@ -2,13 +2,17 @@
 
     python benchmarks/loop.py [--tokens 300 800] [--dtypes fp32 bf16] [--rounds 9] [--keep]
 
-In one process, `rqa.training.train_steps` and a loop in plain PyTorch take the same step in turns: the same model, the
-same optimizer, the same micro-batches, the same loss. The share of the matrix product is the rate of a step's own
-arithmetic (no padding, no recomputation; causal attention counts half), divided by that of a large matrix product.
+In one process for each dtype, `rqa.training.train_steps` and a loop in plain PyTorch take the same step in turns: the
+same model, the same optimizer, the same micro-batches, the same loss. The share of the matrix product is the rate of a
+step's own arithmetic (no padding, no recomputation; causal attention counts half), divided by that of a large matrix
+product.
 """
 
+import json
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import measure
@@ -93,17 +97,20 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=9)
     parser.add_argument("--tokens", type=int, nargs="+", default=[*MICRO_BATCH], choices=[*MICRO_BATCH])
     args = parser.parse_args()
+    if args.child:
+        path, dtype, *numbers = args.child
+        print(json.dumps(measure_here(path, dtype, *map(int, numbers))))
+        return
     for tokens in args.tokens:
         for dtype in args.dtypes:
             settings = {"dtype": dtype, "tokens a row": tokens, "micro-batch": MICRO_BATCH[tokens]}
             name = f"loop-{tokens}-{dtype}"
-            old = measure.kept(args, name)
-            rounds = 1 if args.quick else args.rounds
-            new = measure_here(
-                write_rows(tokens, MICRO_BATCH[tokens], NUM_ROUNDS), dtype, MICRO_BATCH[tokens], rounds, len(old)
-            )
             title = f"The loop alone, rows of {tokens} tokens, {dtype}"
-            measure.finish(args, measure.Question(name, title, "rqa", settings, measure.machine(), old + new))
+            question = measure.new_question(args, name, title, "rqa", settings)
+            rounds, path = 1 if args.quick else args.rounds, write_rows(tokens, MICRO_BATCH[tokens], NUM_ROUNDS)
+            command = measure.child(__file__, path, dtype, MICRO_BATCH[tokens], rounds, len(question.rounds))
+            new = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
+            measure.finish(args, replace(question, rounds=[*question.rounds, *json.loads(new)]))
 
 
 if __name__ == "__main__":

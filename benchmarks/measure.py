@@ -245,9 +245,15 @@ def child(file: str, *words: object) -> list[str]:
     return [sys.executable, file, "--child", *map(str, words)]
 
 
-def kept(args: argparse.Namespace, name: str) -> list[Round]:
-    """Return the rounds of the results file, if they are to be kept."""
-    return Question.read(name).rounds if args.keep and (RESULTS / f"{name}.json").exists() else []
+def new_question(args: argparse.Namespace, name: str, title: str, ours: str, settings: dict[str, Any]) -> Question:
+    """Return a question with the rounds that `--keep` keeps: those of its file, of the same machine and threads."""
+    question = Question(name, title, ours, settings, machine(), [])
+    if not args.keep or not (RESULTS / f"{name}.json").exists():
+        return question
+    old = Question.read(name)
+    if old.machine != question.machine:
+        sys.exit(f"--keep: expected the machine of {RESULTS / name}.json, {old.machine}, got {question.machine}")
+    return replace(question, rounds=old.rounds)
 
 
 def answer(args: argparse.Namespace, question: Question, ways: Mapping[str, Sequence[str]]) -> Question:

@@ -3,13 +3,16 @@
     python benchmarks/training_peers.py [--tokens 300 800] [--dtypes fp32 bf16] [--rounds 5] [--keep]
 
 SmolLM2 with 135 million parameters, steps of 8 examples, AdamW, the loss on answers. Peers run in .venv-trl (`make
-.venv-trl/installed`). rqa: micro-batches of rows of similar length, the vocabulary projection on answers alone. TRL:
+.venv-trl/installed`). rqa: micro-batches of rows of similar length, the vocabulary projection on answers alone.
+compiled: the same with torch.compile, each layer by itself, as `accelerate config` sets it. TRL:
 the defaults of SFTTrainer; then its best settings: our micro-batch, rows grouped by length, no recomputation. Trainer:
 the defaults of transformers. plain loop: a loop in PyTorch, our micro-batch, random batches. LocalRQA: its rows in our
 own words, padded to 2048 tokens, with the loss on every position, read by the Trainer as in its code.
 
 Each round has 8 other rows, with the spread of lengths of 1024 (see rows.py); all ways read the same. "TRL, best"
-reads them in the order of its groups. Tokenization is not measured. LocalRQA's rows all take the same time: 4 of them.
+reads them in the order of its groups. The first step is a warm-up: it allocates gradients and the optimizer's state.
+Tokenization is not measured. LocalRQA's rows all take the same time: 4 of them. `--rounds 1`, then `--keep --ways ...`
+measures the slow ways less often.
 """
 
 import math
@@ -26,7 +29,8 @@ PEER_PYTHON = measure.ROOT / ".venv-trl/bin/python"
 PEERS = measure.ROOT / "benchmarks/peers/trainers.py"
 GLOBAL_BATCH = 8
 MICRO_BATCH = {300: 4, 800: 2}  # ours, by the mean tokens of a row
-OURS = "rqa"
+OURS, COMPILED = "rqa", "rqa, compiled"
+COMPILATION = ("BACKEND=INDUCTOR", "USE_DYNAMIC=True", "USE_REGIONAL_COMPILATION=True")
 WAYS = {  # name in the table: name of the peer, micro-batch (0: ours)
     "TRL, best": ("trl-best", 0),
     "plain loop": ("plain", 0),
@@ -34,7 +38,7 @@ WAYS = {  # name in the table: name of the peer, micro-batch (0: ours)
     "TRL, defaults": ("trl", 8),
     "LocalRQA": ("fixed", 4),
 }
-STEPS, NUM_ROUNDS = 1, 16  # steps of a round; rounds that have rows
+STEPS, NUM_ROUNDS = 2, 16  # steps of a round, with the warm-up; rounds that have rows
 
 
 def measure_here(path: str, dtype: str, steps: int, micro_batch: int, seed: int) -> measure.Run:
@@ -46,28 +50,26 @@ def measure_here(path: str, dtype: str, steps: int, micro_batch: int, seed: int)
     wrapper = models.AnswerLM.from_pretrained(str(MODEL))
     optimizer = training.make_optimizer(wrapper)
     model, optimizer = accelerator.prepare(wrapper, optimizer)
-    warm_up = collator.collate([prompts.EncodedExample([rows[0].prompts[0][:48]], rows[0].answer[:16])])
-    accelerator.backward(model(**warm_up).sum())
-    optimizer.zero_grad()
 
     def encode(_epoch: int, positions: Sequence[int]) -> list[prompts.EncodedExample]:
         return [rows[i] for i in positions]
 
     batches = training.training_batches(len(rows), layout, encode, collator.collate, seed=seed)
     options: dict[str, Any] = {"num_steps": steps, "max_grad_norm": 1.0, "seed": seed}
-    start = measure.clock()
+    ends = []
     for step in training.train_steps(accelerator, model, optimizer, batches, learning_rate=lambda _: 5e-6, **options):
         assert math.isfinite(step.loss)
-    seconds = measure.clock() - start
+        ends.append(measure.clock())
+    seconds = ends[-1] - ends[0]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": seconds / (steps * GLOBAL_BATCH), "memory": memory}
+    return {"seconds": seconds / ((steps - 1) * GLOBAL_BATCH), "memory": memory}
 
 
 def main() -> None:
     """Measure and print the tables."""
     parser = measure.parser(__doc__, rounds=5)
     parser.add_argument("--tokens", type=int, nargs="+", default=[*MICRO_BATCH], choices=[*MICRO_BATCH])
-    parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=[*WAYS], help="peers to measure")
+    parser.add_argument("--ways", nargs="+", default=[COMPILED, *WAYS], choices=[COMPILED, *WAYS], help="beside rqa")
     args = parser.parse_args()
     if args.child:
         path, dtype, steps, micro_batch = args.child
@@ -79,8 +81,12 @@ def main() -> None:
         ours = MICRO_BATCH[tokens]
         path = write_rows(tokens, ours, NUM_ROUNDS)
         for dtype in args.dtypes:
-            ways = {OURS: measure.child(__file__, path, dtype, STEPS, ours)}
+            own = measure.child(__file__, path, dtype, STEPS, ours)
+            ways = {OURS: own}
             for name in args.ways:
+                if name == COMPILED:
+                    ways[name] = ["env", *(f"ACCELERATE_DYNAMO_{each}" for each in COMPILATION), *own]
+                    continue
                 peer, size = WAYS[name]
                 flags = {"dtype": dtype, "steps": STEPS, "micro_batch": size or ours}
                 words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
@@ -88,8 +94,7 @@ def main() -> None:
             settings = {"dtype": dtype, "tokens a row": tokens, "micro-batch": ours}
             title = f"Training, rows of {tokens} tokens, {dtype}"
             name = f"training-{tokens}-{dtype}"
-            asked = measure.Question(name, title, OURS, settings, measure.machine(), measure.kept(args, name))
-            measure.answer(args, asked, ways)
+            measure.answer(args, measure.new_question(args, name, title, OURS, settings), ways)
 
 
 if __name__ == "__main__":

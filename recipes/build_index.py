@@ -23,8 +23,10 @@ def main() -> None:
 
     passages = data.open_passages(verify=args.verify, **args.corpus_options)
     log.info("%s, %s merged", plural(len(passages), "passage"), plural(passages.duplicates, "duplicate row"))
+    questions = data.load_examples(args.index_queries) if args.index_queries else []
     accelerator = distributed.make_accelerator(deepspeed=None)
     options = {"device": accelerator.device, "rebuild": args.rebuild, **args.retriever_options}
+    options["recall_queries"] = [retrieval.build_query(each) for each in questions]
     retriever = retrieval.open_retriever(passages, accelerator=accelerator, **options)
     if accelerator.is_main_process:
         retriever.verify()

@@ -992,6 +992,11 @@ PROMISES = (
         Without("the longest passage first", "rqa.models.fid.FusionInDecoder._calls", "-widths[i]", "widths[i]"),
     ),
     Promise(
+        "The number of encoder calls is the one with the least work",
+        "models/test_fid.py::test_calls_compute_the_fewest_positions_with_those_that_a_call_costs",
+        Without("the cost of a call", "rqa.models.fid.encoder_calls", "CALL_POSITIONS * calls", "0"),
+    ),
+    Promise(
         "The encoder batch size has no effect, also with dropout",
         "models/test_fid.py::test_a_small_encoder_batch_changes_nothing_even_with_dropout",
         Without(
@@ -1032,8 +1037,8 @@ PROMISES = (
         "recipes/test_fid_recipe.py::test_deepspeed_equals_one_process",
         Without(
             "ranks agree on the number of calls",
-            "rqa.models.fid.FusionInDecoder._calls",
-            "calls = int(most)",
+            "rqa.models.fid._most",
+            "torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)",
         ),
         Without("unused calls are part of the backward pass", ENCODE, "memory = memory + torch.stack(unused).sum()"),
     ),

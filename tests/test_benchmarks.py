@@ -49,11 +49,35 @@ def test_every_round_starts_with_another_way(monkeypatch):
     assert [[*each] for each in rounds] == [["a", "b", "c"]] * 3
 
 
-def test_the_tables_of_the_page_are_those_of_the_results():
-    from summary import PAGE, filled
+def test_the_numbers_of_the_pages_are_those_of_the_results():
+    from summary import PAGES, filled
 
-    page = PAGE.read_text(encoding="utf-8")
-    assert filled(page) == page, "run python benchmarks/summary.py"
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        assert filled(page) == page, "run python benchmarks/summary.py"
+
+
+def test_an_aim_is_reached_by_the_median_of_its_ratio(monkeypatch):
+    from summary import Aim, Question
+
+    rounds = [{"rqa": {"seconds": 1.0}, "peer": {"seconds": value}} for value in (2.0, 2.5, 9.0)]
+    monkeypatch.setattr(Question, "read", lambda name: Question(name, "", "rqa", {}, {"threads": 1}, rounds))
+    cells = [Aim("", "name", way, least).cell("fp32") for way, least in [("peer", 2.5), ("peer", 2.51), ("rqa", 1)]]
+    assert cells == ["2.50 [2.00, 9.00], reached", "2.50 [2.00, 9.00], missed", "1.00 [1.00, 1.00], reached"]
+
+
+def test_rounds_of_another_machine_are_not_kept(monkeypatch, tmp_path):
+    import measure
+
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    [args, fresh] = [measure.parser("", rounds=1).parse_args(flags) for flags in (["--keep"], [])]
+    first = measure.new_question(args, "name", "title", "rqa", {"dtype": "fp32"})
+    measure.replace(first, rounds=[{"rqa": {"seconds": 1.0}}]).write()
+    assert measure.new_question(args, "name", "title", "rqa", {"dtype": "fp32"}).rounds == [{"rqa": {"seconds": 1.0}}]
+    assert measure.new_question(fresh, "name", "title", "rqa", {"dtype": "fp32"}).rounds == []
+    monkeypatch.setattr(measure.torch, "get_num_threads", lambda: 64)
+    with pytest.raises(SystemExit, match="--keep: expected the machine of"):
+        measure.new_question(args, "name", "title", "rqa", {"dtype": "fp32"})
 
 
 def test_rows_of_a_round_are_blocks_of_similar_length():

@@ -191,7 +191,7 @@ def test_the_quoted_messages_occur_in_the_code():
     code = literals()
     assert len(quoted) > 50
     for message in quoted:
-        parts = re.split(r"<[a-z]+>|[.:;] |, got\b|\bexpected\b", message)
+        parts = re.split(r"<[a-z]+>|[.:;] |, (?:got|then)\b|\bexpected\b", message)
         words = [part.strip(' .,:"(`') for part in parts]
         assert max(map(len, words)) > 8, message
         missing = [part for part in words if part and not any(part in literal for literal in code)]

@@ -148,6 +148,12 @@ class IndexArgs(CorpusArgs):
 class BuildArgs(IndexArgs):
     """The index to build."""
 
+    index_queries: str = flag(
+        "",
+        "file of examples whose questions measure the recall of an index that is not Flat, which may exist; "
+        "default: the first sentences of passages",
+        is_path=True,
+    )
     rebuild: bool = flag(False, "replace an index of other inputs; passages embedded before are not embedded again")
     verify: bool = flag(False, "compare the whole corpus with that of its first opening, in place of samples")
 
@@ -157,6 +163,8 @@ class BuildArgs(IndexArgs):
         self.require_retriever()
         if self.rebuild and self.store:
             raise InputError("--rebuild true: no effect with --store: another corpus is another collection. Remove it")
+        if self.index_queries and (self.retriever == "bm25" or self.store):
+            raise InputError(f"--index_queries {self.index_queries}: no effect without an index of FAISS. Remove it")
 
 
 @dataclass(frozen=True)

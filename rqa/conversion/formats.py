@@ -115,7 +115,7 @@ def recognized(source: Source) -> str:
     if names:
         problem = f"expected one format, got {source.contents}, which fit {' and '.join(names)}"
     elif any(map(_is_own, source.first_rows)):
-        problem = f"expected another format, got {source.contents}: rqa reads them as they are. No conversion is needed"
+        problem = f"rqa reads {source.contents} as they are. No conversion is needed"
     else:
         problem = f"expected one of the formats {', '.join(FORMATS)}, got {source.contents}"
     raise InputError(f"{source.path}: {problem}. --format NAME selects a format.")

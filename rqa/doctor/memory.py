@@ -10,7 +10,7 @@ import random
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from rqa.data.passage_selection import GeneratorInput, select_passages
 from rqa.data.records import Example, Passage, distinct
 from rqa.distributed.deepspeed_config import config_precision, merge_configs, read_ds_config, resolve_config
 from rqa.errors import InputError
-from rqa.models.fid import ENCODER_CALLS
+from rqa.models.fid import encoder_calls, evenly_divided
 from rqa.models.lora import Lora, layers_with_adapters
 from rqa.models.quantization import quantized_bytes, quantized_layers
 from rqa.prompts.collators import EncodedExample
@@ -102,7 +102,7 @@ def forecast_epoch(
     def positions(micro_batch: Rows) -> int:
         if not is_fid:
             return num_positions([len(row) for row in micro_batch])
-        calls = encoder_calls(micro_batch, encoder_batch_size)
+        calls = lengths_of_calls(micro_batch, encoder_batch_size)
         return sum(map(num_positions, calls)) + num_positions([len(row.answer) for row in micro_batch])
 
     counts = {"tokens": sum(map(len, rows)), "targets": sum(len(row.answer) for row in rows)}
@@ -477,7 +477,7 @@ def _fid_memory(model: PreTrainedModel, rows: Rows, encoder_batch_size: int | No
         return model.get_encoder()(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
 
     states = []
-    for widths in encoder_calls(rows, encoder_batch_size):
+    for widths in lengths_of_calls(rows, encoder_batch_size):
         ids = torch.zeros(len(widths), widths[0], dtype=torch.long)
         hidden = encoded(ids) if encoder_batch_size is None else checkpoint(encoded, ids, use_reentrant=False)
         states.append(hidden.flatten(0, 1)[: sum(widths)].clone())  # without the padding
@@ -499,11 +499,10 @@ def _fid_logits(model: PreTrainedModel, rows: Rows, encoder_batch_size: int | No
     return logits.flatten(0, 1).clone()  # `FusionInDecoder` copies those of the targets
 
 
-def encoder_calls(rows: Rows, encoder_batch_size: int | None = None) -> list[list[int]]:
+def lengths_of_calls(rows: Rows, encoder_batch_size: int | None = None) -> list[Sequence[int]]:
     """Return the passage lengths of each encoder call, as `FusionInDecoder` groups them, longest first."""
     widths = sorted((len(prompt) for row in rows for prompt in row.prompts), reverse=True)
-    calls = min(ENCODER_CALLS, len(widths)) if encoder_batch_size is None else -(-len(widths) // encoder_batch_size)
-    return [widths[a:b] for a, b in pairwise(len(widths) * call // calls for call in range(calls + 1))]
+    return evenly_divided(widths, encoder_calls(widths, encoder_batch_size))
 
 
 class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -31,9 +31,10 @@ from rqa.models.decoder import context_length, nll_per_example
 from rqa.models.loading import generate_ids, load_config, load_generation_config, load_model
 from rqa.prompts.collators import IGNORE_INDEX
 
-# Passages of similar length share a call. The encoder computes 1.05 to 1.2 positions per token with 4 calls, 1.2 to 1.8
-# with 1 call; 8 smaller calls are not faster. Sharded weights are gathered again for each call.
-ENCODER_CALLS = 4
+# Passages of similar length share a call: the encoder computes 1.05 to 1.2 positions per token with 4 calls, 1.1 to 1.8
+# with 1. A call takes as long as about CALL_POSITIONS further positions. Sharded weights are gathered for each call.
+ENCODER_CALLS = 4  # at most
+CALL_POSITIONS = 256
 SHARDED_ENCODER_CALLS = 2
 
 _TEXT_OPTIONS = ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "prompt_lookup_num_tokens")
@@ -158,19 +159,39 @@ class FusionInDecoder(nn.Module):
         hidden: Tensor = checkpoint(encoder, ids, mask, use_reentrant=False) if is_recomputed else encoder(ids, mask)
         return hidden
 
-    def _calls(self, widths: Sequence[int], device: torch.device) -> list[list[int]]:
+    def _calls(self, widths: Sequence[int], device: torch.device) -> list[Sequence[int]]:
         """Return the passages of each call, of similar length; `widths` are tokens per passage, 0 if it is missing."""
         longest_first = sorted((i for i, width in enumerate(widths) if width), key=lambda i: -widths[i])
-        if self.encoder_batch_size is None:
-            calls = SHARDED_ENCODER_CALLS if self.sync_encoder_calls else min(ENCODER_CALLS, len(longest_first))
-        else:
-            calls = -(-len(longest_first) // self.encoder_batch_size)
-            if self.sync_encoder_calls:
-                most = torch.tensor(calls, device=device)
-                torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-                calls = int(most)
-        cuts = [len(longest_first) * call // calls for call in range(calls + 1)]
-        return [longest_first[a:b] for a, b in pairwise(cuts)]
+        calls = encoder_calls([widths[i] for i in longest_first], self.encoder_batch_size)
+        if self.sync_encoder_calls:
+            calls = SHARDED_ENCODER_CALLS if self.encoder_batch_size is None else _most(calls, device)
+        return evenly_divided(longest_first, calls)
+
+
+def encoder_calls(widths: Sequence[int], encoder_batch_size: int | None = None) -> int:
+    """Return the number of encoder calls for passages of these lengths, longest first.
+
+    With an `encoder_batch_size` it is the smallest one, else the fastest: more calls compute less padding.
+    """
+    if encoder_batch_size is not None:
+        return -(-len(widths) // encoder_batch_size)
+
+    def cost(calls: int) -> int:
+        return CALL_POSITIONS * calls + sum(call[0] * len(call) for call in evenly_divided(widths, calls))
+
+    return min(range(1, min(ENCODER_CALLS, len(widths)) + 1), key=cost)
+
+
+def evenly_divided(items: Sequence[int], parts: int) -> list[Sequence[int]]:
+    """Return neighbours in `parts` lists, whose numbers of items differ by at most one."""
+    return [items[a:b] for a, b in pairwise(len(items) * part // parts for part in range(parts + 1))]
+
+
+def _most(number: int, device: torch.device) -> int:
+    """Return the largest number of all processes."""
+    most = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def check_encoder_decoder(name_or_path: str, max_passage_length: int, max_answer_length: int) -> PreTrainedConfig:

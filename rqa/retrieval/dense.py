@@ -120,9 +120,12 @@ def open_dense_retriever(
     embedding_batch_size: int = 64,
     accelerator: Accelerator | None = None,
     rebuild: bool = False,
+    recall_queries: Sequence[str] = (),
 ) -> DenseRetriever:
     """Return a retriever over `passages` with the index in `index_path`. `query_encoder` embeds queries if it is set.
 
+    The recall of a new index that is not exact is measured for 1,000 of `recall_queries`, or of the first sentences of
+    passages without them. With them that of an existing index is measured again, and its search effort raised.
     If there is no index, this process builds it and others wait. With an `accelerator` every process calls this, and
     all of them embed. Raises StaleIndexError if the index was built from other passages or with another encoder,
     unless `rebuild` replaces it, and InputError if the folder cannot hold an index.
@@ -143,9 +146,11 @@ def open_dense_retriever(
             stored = None if rebuild else stored_factory(index_path)
             auto = stored or choose_factory(len(passages))
             provenance["factory"] = auto if index_factory == "auto" else index_factory
+            if recall_queries and provenance["factory"] == "Flat":
+                raise InputError("--index_queries: no effect on an index that is Flat, so exact. Remove it")
             try:
                 opened.append(FaissIndex.load(index_path, provenance=provenance))
-                return True
+                return not recall_queries
             except StaleIndexError:
                 if not rebuild:
                     raise
@@ -158,7 +163,16 @@ def open_dense_retriever(
 
         if not _on_main(accelerator, has_index):
             vectors = _embed(passages, encoder, shards, accelerator)
-            _on_main(accelerator, lambda: opened.append(_build(passages, queries, vectors, index_path, provenance)))
+
+            def build() -> None:
+                assert vectors is not None
+                index = opened.pop() if opened else FaissIndex.build(vectors, str(provenance["factory"]))
+                if not index.is_exact:
+                    index.raise_recall(vectors, queries.encode_queries(_texts_for_recall(recall_queries, passages)))
+                index.save(index_path, provenance=provenance)
+                opened.append(index)
+
+            _on_main(accelerator, build)
     index = opened[0] if opened else FaissIndex.load(index_path)
     effort: dict[EffortFlag, int | None] = {"nprobe": nprobe, "ef_search": ef_search}
     log.info("%s: %s of %d dimensions, %s", index_path, plural(len(index), "vector"), index.dimension, index)
@@ -200,25 +214,12 @@ def _embed(
     return shards.open(opened[0].keys) if opened else None
 
 
-def _build(
-    passages: PassageStore,
-    queries: Encoder,
-    vectors: StoredVectors | None,
-    index_path: Path,
-    provenance: dict[str, Any],
-) -> FaissIndex:
-    """Build the index of stored vectors, measure its recall, and save it."""
-    assert vectors is not None
-    index = FaissIndex.build(vectors, provenance["factory"])
-    if not index.is_exact:
-        index.raise_recall(vectors, queries.encode_queries(_first_sentences(passages)))
-    index.save(index_path, provenance=provenance)
-    return index
-
-
-def _first_sentences(passages: PassageStore) -> list[str]:
-    """Return the first sentence of a sample of passages: queries that measure recall."""
-    rows = np.random.default_rng(0).choice(len(passages), min(RECALL_QUERIES, len(passages)), replace=False)
+def _texts_for_recall(questions: Sequence[str], passages: PassageStore) -> list[str]:
+    """Return a sample of the questions; without any, of the first sentences of passages, which stand in for them."""
+    number = len(questions or passages)
+    rows = np.random.default_rng(0).choice(number, min(RECALL_QUERIES, number), replace=False)
+    if questions:
+        return [questions[row] for row in sorted(rows.tolist())]
     return [SENTENCE_END.split(passages[row].text.strip(), maxsplit=1)[0] for row in sorted(rows.tolist())]
 
 

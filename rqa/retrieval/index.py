@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,10 @@ VECTORS = "vectors"  # the folder of embedded passages, inside that of the index
 NEIGHBOURS = (VECTORS, "corpus", "bm25-*", "retrieved")  # folders of other modules in the folder of an index
 OTHER_PATH = "Choose another --full_dataset_index_path."
 REMEDY = "Delete the folder to rebuild the index, or choose another path."
-STALE_REMEDY = f"{REMEDY} build_index.py --rebuild true replaces it, and embeds new passages alone."
+STALE_REMEDY = (
+    "recipes/build_index.py --rebuild true replaces it, and embeds new passages alone. Or choose another path."
+)
+HASH = re.compile(r"[0-9a-f]{32,}")
 MAX_FLAT = 200_000  # rows that `auto` searches exactly
 BLOCK_ROWS = 50_000  # read into memory at a time
 RECALL_BLOCK_ROWS = 8_192  # scored for all queries at a time
@@ -461,7 +465,8 @@ def _check_provenance(directory: Path, manifest: Mapping[str, Any], expected: Ma
     for key in sorted({*stored, *expected}):  # compared as JSON, where a tuple is a list, and 1 is not true
         old, new = (json.dumps(side[key], sort_keys=True) if key in side else "none" for side in (stored, expected))
         if old != new:
-            lines.append(f"  {key}: expected {new}, got {old}")
+            expected_text, found_text = (HASH.sub(lambda found: found[0][:12], text) for text in (new, old))
+            lines.append(f"  {key}: expected {expected_text}, got {found_text}")
     if lines:
         size = f"{manifest['rows']} vectors of dimension {manifest['dimension']}"
         raise StaleIndexError("\n".join([f"{directory}: the index ({size}) has other inputs:", *lines, STALE_REMEDY]))

@@ -1,6 +1,7 @@
 """The retriever of a run, by its flags."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +41,11 @@ def open_retriever(
     store_key_name: str = "MILVUS_TOKEN",
     accelerator: Accelerator | None = None,
     rebuild: bool = False,
+    recall_queries: Sequence[str] = (),
 ) -> CorpusRetriever:
     """Return a retriever over `passages` with its indexes in `index_path`, and its vectors in `store` if that is set.
+
+    `recall_queries` measure the recall of an index of FAISS; see `open_dense_retriever`.
 
     If there is no index, this process builds it and others wait. With an `accelerator` every process calls this, and
     all of them embed. Raises StaleIndexError if the index of vectors was built from other passages or with another
@@ -69,7 +73,7 @@ def open_retriever(
             dense = open_milvus_retriever(passages, embedding_model, index_path, **common)
         else:
             common |= {"nprobe": nprobe, "accelerator": accelerator, "rebuild": rebuild}
-            dense = open_dense_retriever(passages, embedding_model, index_path, **common)
+            dense = open_dense_retriever(passages, embedding_model, index_path, recall_queries=recall_queries, **common)
         parts.append(dense)
     elif embedding_model:
         log.info("--retriever bm25: --embedding_model is not used")

@@ -56,6 +56,12 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(tmp_path):
         copy_recipes(["ask.py"], str(tmp_path / "file"))
 
 
+def test_the_module_runs_the_command(capsys):
+    list_recipes()
+    done = subprocess.run([sys.executable, "-m", "rqa", "recipes"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == capsys.readouterr().out
+
+
 def test_every_file_of_the_folder_has_a_name():
     assert set(recipe_files(ROOT / "recipes")) == ALL
 

@@ -23,9 +23,9 @@ from rqa.distributed.deepspeed_config import read_ds_config
 from rqa.distributed.device import bf16_is_fast
 from rqa.doctor.memory import (
     EXTRA_CANDIDATES,
-    encoder_calls,
     evaluation_memory,
     forecast_epoch,
+    lengths_of_calls,
     planned_sharding,
     sample_inputs,
     training_memory,
@@ -153,7 +153,7 @@ def test_forecast_positions_of_fusion_in_decoder_are_those_of_its_encoder_and_de
         for batch in batches_of(FID_ROWS, layout, True, 0, 8):
             before = len(seen)
             model(**fid_batch(batch))
-            calls = encoder_calls(batch, encoder_batch_size)
+            calls = lengths_of_calls(batch, encoder_batch_size)
             assert [(len(call), max(call)) for call in calls] == seen[before:-1]
     epoch, _ = forecast_epoch(FID_ROWS, len(FID_ROWS), layout, is_fid=True, encoder_batch_size=encoder_batch_size)
     assert epoch["positions"] == sum(shape.numel() for shape in seen)

@@ -36,6 +36,7 @@ GENERATION = {"max_new_tokens": 8, "eos_token_id": EOS, "pad_token_id": PAD}
 def _calls_of_several_passages(monkeypatch):
     """Make three calls for eight passages, so that there is padding."""
     monkeypatch.setattr(rqa.models.fid, "ENCODER_CALLS", 3)
+    monkeypatch.setattr(rqa.models.fid, "CALL_POSITIONS", -1000)  # never fewer
 
 
 @pytest.fixture(params=SEQ2SEQ)
@@ -241,6 +242,25 @@ def test_passages_of_similar_length_share_a_call(monkeypatch):
     sizes, _ = calls_of(model)
     FusionInDecoder(model)(**batch)
     assert sizes == [(2, 20), (2, 12), (2, 6), (2, 3)]  # of 20 17 12 9 6 4 3 3
+
+
+def test_calls_compute_the_fewest_positions_with_those_that_a_call_costs(monkeypatch):
+    model, batch, costs = FusionInDecoder(seq2seq().eval()), random_passages(LENGTHS, ANSWERS), {}
+    sizes, _ = calls_of(model.model)
+    for calls in range(1, 9):
+        monkeypatch.setattr(rqa.models.fid, "ENCODER_CALLS", calls)
+        model(**batch)
+        costs[len(sizes)] = sum(size * length for size, length in sizes)
+        sizes.clear()
+    assert [*costs] == [*range(1, 9)]
+    best = set()
+    for cost in (0, 5, 20, 1000):
+        monkeypatch.setattr(rqa.models.fid, "CALL_POSITIONS", cost)
+        model(**batch)
+        best.add(len(sizes))
+        assert costs[len(sizes)] + cost * len(sizes) == min(costs[calls] + cost * calls for calls in costs)
+        sizes.clear()
+    assert len(best) == 4
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,26 @@ def test_hits_are_distinct(path, corpus, folder):
     assert retriever.retrieve([], 3) == []
     (hits,) = retriever.retrieve(QUERIES[:1], 2 * len(corpus))
     assert sorted(hit.passage.id for hit in hits) == sorted(passage.id for passage in corpus)
+
+
+def test_recall_is_that_of_the_given_queries_also_of_an_existing_index(path, corpus, tmp_path, encoded, monkeypatch):
+    monkeypatch.setattr("rqa.retrieval.index.MIN_RECALL", 0)  # the search effort stays
+    monkeypatch.setattr("rqa.retrieval.index._set_search_effort", lambda index: None)  # one list
+    encoder, recalls = Encoder(path, device=CPU), set()
+    passages = encoder.encode_passages(corpus)
+    for queries in (QUERIES[:1], QUERIES[1:], [corpus[0].text] * 2):
+        index = open_on_cpu(corpus, path, tmp_path / "index", index_factory="IVF6,Flat", recall_queries=queries).index
+        vectors = encoder.encode_queries(queries)
+        exact = np.argsort(-vectors @ passages.T, kind="stable")[:, :10]
+        found = index.search(vectors, 10)[1]
+        share = np.mean([len({*a} & {*b}) / 10 for a, b in zip(exact.tolist(), found.tolist(), strict=True)])
+        assert index.recall == FaissIndex.load(tmp_path / "index").recall == pytest.approx(share)
+        recalls.add(index.recall)
+    assert len(recalls) == 3
+    assert encoded == [len(corpus)] * 2  # here, and by the first opening
+    with pytest.raises(InputError, match="--index_queries: no effect"):
+        open_on_cpu(corpus, path, tmp_path / "flat", recall_queries=QUERIES)
+    assert not (tmp_path / "flat/vectors").exists()
 
 
 def test_queries_of_another_encoder_search_the_same_index(path, corpus, tmp_path, encoded):
@@ -179,7 +200,8 @@ def test_an_index_of_other_inputs_is_refused(path, corpus, tmp_path, field, chan
     old, new = (json.dumps(retriever.index.provenance[field]) for retriever in (built, other))
     assert old != new
     assert other.fingerprint() != built.fingerprint()
-    assert f"\n  {field}: expected {new}, got {old}\n" in str(refused.value)
+    short_old, short_new = (re.sub("([0-9a-f]{12})[0-9a-f]{20,}", r"\1", each) for each in (old, new))
+    assert f"\n  {field}: expected {short_new}, got {short_old}\n" in str(refused.value)
     assert f"{len(corpus)} vectors of dimension 32" in str(refused.value)
     assert len(FaissIndex.load(tmp_path / "index")) == len(corpus)  # unchanged
 

@@ -593,7 +593,7 @@ def test_a_stale_index_is_refused_with_each_difference(saved):
         '  corpus: expected "77b1", got "3f2a"',
         '  pooling: expected "nothing", got none',
     ]
-    assert remedy.startswith("Delete the folder")
+    assert remedy.startswith("recipes/build_index.py --rebuild true replaces it")
     with pytest.raises(StaleIndexError, match="rows: expected true, got 200"):
         FaissIndex.load(saved, provenance={**PROVENANCE, "rows": True})
 
