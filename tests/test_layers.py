@@ -54,7 +54,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def test_the_root_modules_and_packages_are_the_listed_ones():
-    assert {path.stem for path in (ROOT / "rqa").glob("*.py")} == ROOT_MODULES | {"__init__"}
+    assert {path.stem for path in (ROOT / "rqa").glob("*.py")} == ROOT_MODULES | {"__init__", "__main__"}
     assert {path.parent.name for path in FILES} == set().union(*PACKAGES)
 
 
