@@ -32,6 +32,7 @@ from rqa.data.records import Example, Passage, distinct
 from rqa.distributed.deepspeed_config import config_precision, merge_configs, read_ds_config, resolve_config
 from rqa.errors import InputError
 from rqa.models.fid import encoder_calls, evenly_divided
+from rqa.models.loading import CACHE
 from rqa.models.lora import Lora, layers_with_adapters
 from rqa.models.quantization import quantized_bytes, quantized_layers
 from rqa.prompts.collators import EncodedExample
@@ -319,7 +320,7 @@ def _generation_peak(
         else:
             length = max(row.num_prompt_tokens for row in rows) + num_new - 1
             options = {"input_ids": torch.zeros(len(rows), length, dtype=torch.long), "logits_to_keep": 1}
-        cache = model(**options, use_cache=True).past_key_values
+        cache = getattr(model(**options, use_cache=True), CACHE)
         options.clear()
     peak, live = tally.peak, tally.live
     del cache  # until here it was live

@@ -28,7 +28,7 @@ from transformers.modeling_outputs import MoEModelOutput
 from rqa.distributed.device import AttentionKernel, attention_kernel
 from rqa.errors import InputError
 from rqa.models.decoder import context_length, nll_per_example
-from rqa.models.loading import generate_ids, load_config, load_generation_config, load_model
+from rqa.models.loading import CACHE, generate_ids, load_config, load_generation_config, load_model
 from rqa.prompts.collators import IGNORE_INDEX
 
 # Passages of similar length share a call: the encoder computes 1.05 to 1.2 positions per token with 4 calls, 1.1 to 1.8
@@ -119,7 +119,7 @@ class FusionInDecoder(nn.Module):
         is_deeper = getattr(self.config, "num_decoder_layers", 0) > getattr(self.config, "num_layers", math.inf)
         if is_deeper and options.get("use_cache", True):
             # generate() makes a cache of T5 with as many layers as the encoder has.
-            encoded["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            encoded[CACHE] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         return generate_ids(self.model, **encoded, decoder_start_token_id=self.start_id, **options)[:, 1:]
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

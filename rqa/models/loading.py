@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.hub import cached_file
 
@@ -45,6 +47,8 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 OPTIONAL_FILE = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 # Layers and experts are built one by one before weights are compared: a damaged number would take all memory.
 COUNTS, MAX_COUNT = re.compile("layer|num_.*experts"), 10_000
+# The argument, and the field of the output, that holds keys and values. transformers 5.24 renamed it.
+CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 LAYERS = re.compile(r"(num_|n_).*layers?|(encoder|decoder)_layers")
 
 
@@ -182,7 +186,7 @@ def _split(model: PreTrainedModel) -> None:
 
 def _return_to_inputs(_module: nn.Module, args: Any, options: Any, output: Any) -> Any:
     """Return the output of a module on the device of its inputs, without its cache."""
-    return send_to_device(output, find_device([args, options]), skip_keys="past_key_values")
+    return send_to_device(output, find_device([args, options]), skip_keys=CACHE)
 
 
 def num_embeddings(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from rqa.models.loading import CACHE
+
 # Families whose tokens attend to all earlier ones, by positions that are an argument; the tests compare each of them.
 LOOKUP_MODELS = frozenset(
     "cohere gemma glm glm4 gpt_neox granite llama mistral mixtral olmo olmo2 phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe "
@@ -35,7 +37,7 @@ def can_look_up(model: PreTrainedModel) -> bool:
     names = inspect.signature(model.forward).parameters
     return (
         model.config.model_type in LOOKUP_MODELS
-        and {"position_ids", "past_key_values", "logits_to_keep"} <= names.keys()
+        and {"position_ids", CACHE, "logits_to_keep"} <= names.keys()
         and model.config._attn_implementation in ("sdpa", "eager")
         and not hasattr(model, "hf_device_map")
         and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
@@ -61,7 +63,7 @@ def generate_with_lookup(
     prompts = [ids[is_token].tolist() for ids, is_token in zip(input_ids, mask.bool(), strict=True)]
     rows = active = [_Row(prompt, num_candidates, max_new_tokens, eos_token_id) for prompt in prompts]
     cache = DynamicCache(config=model.config)
-    options = {"past_key_values": cache, "use_cache": True}
+    options = {CACHE: cache, "use_cache": True}
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     logits = model(input_ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **options).logits
     after_prefill()
