@@ -16,12 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from rqa import distributed, generation, models
 
-TOKENS, NUM_PROMPTS, BATCH_SIZE, UNUSED_TOKEN = (
-    300,
-    16,
-    8,
-    16,
-)  # the token is reserved: no answer stops before its limit
+TOKENS, NUM_PROMPTS, BATCH_SIZE = 300, 16, 8
+UNUSED_TOKEN = 16  # reserved: no answer stops before its limit
 ONE_BY_ONE = "one by one"
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import measure
 import torch
-from rows import MODEL, read_rows, write_rows
-from training_peers import GLOBAL_BATCH, MICRO_BATCH, NUM_ROUNDS
+from rows import MODEL, NUM_ROUNDS, read_rows, write_rows
+from training_peers import GLOBAL_BATCH, MICRO_BATCH
 
 from rqa import distributed, models, training
 from rqa.prompts.collators import IGNORE_INDEX, EncodedExample
@@ -41,7 +41,7 @@ def arithmetic(model: models.AnswerLM, rows: list[EncodedExample]) -> float:
 
 def measure_here(pattern: str, dtype: str, micro_batch: int, rounds: int, seed: int) -> list[measure.Round]:
     """Take each step with both loops, and return the seconds of each."""
-    files = [pattern.format(round=number) for number in range(16)]
+    files = [pattern.format(round=number) for number in range(NUM_ROUNDS)]
     rows, collator = [row for file in files for row in read_rows(file)], models.load_collator(str(MODEL))
     layout = training.BatchLayout(micro_batch, GLOBAL_BATCH // micro_batch)
     accelerator = distributed.make_accelerator(layout.accumulation, bf16=dtype == "bf16")
@@ -107,7 +107,7 @@ def main() -> None:
             name = f"loop-{tokens}-{dtype}"
             title = f"The loop alone, rows of {tokens} tokens, {dtype}"
             question = measure.new_question(args, name, title, "rqa", settings)
-            rounds, path = 1 if args.quick else args.rounds, write_rows(tokens, MICRO_BATCH[tokens], NUM_ROUNDS)
+            rounds, path = 1 if args.quick else args.rounds, write_rows(tokens, MICRO_BATCH[tokens])
             command = measure.child(__file__, path, dtype, MICRO_BATCH[tokens], rounds, len(question.rounds))
             new = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
             measure.finish(args, replace(question, rounds=[*question.rounds, *json.loads(new)]))

@@ -19,7 +19,7 @@ DATA = ROOT / "data/stdlib"
 SPREAD, LONGEST = 0.4, 2000  # standard deviation of the logarithm; tokens
 FRAME_TOKENS, PASSAGE_TOKENS = 128, 54  # of a row without retrieved passages, and of each of these, about
 T = TypeVar("T")
-NUM_ROWS, ROWS_OF_A_ROUND = 1024, 8
+NUM_ROWS, NUM_ROUNDS, ROWS_OF_A_ROUND = 1024, 16, 8
 
 
 def generator_inputs(mean: int) -> list[data.GeneratorInput]:
@@ -47,7 +47,7 @@ def blocks_of_round(rows: Sequence[T], micro_batch: int, number: int) -> list[T]
     return [row for start in starts for row in rows[start : start + micro_batch]]
 
 
-def write_rows(mean: int, micro_batch: int, rounds: int) -> str:
+def write_rows(mean: int, micro_batch: int) -> str:
     """Write the rows of each round for all trainers; return their path, with {round} in place of the number.
 
     A line is {"prompt": ids, "answer": ids}. Rows are blocks of `micro_batch` rows of similar length, the longest
@@ -56,11 +56,11 @@ def write_rows(mean: int, micro_batch: int, rounds: int) -> str:
     """
     folder = ROOT / "data/benchmark-rows"
     pattern = str(folder / f"{mean}-{micro_batch}-{{round}}.jsonl")
-    if all(Path(pattern.format(round=number)).exists() for number in range(rounds)):
+    if all(Path(pattern.format(round=number)).exists() for number in range(NUM_ROUNDS)):
         return pattern
     rows = sorted(load_collator().encode(generator_inputs(mean)), key=len, reverse=True)
     folder.mkdir(exist_ok=True)
-    for number in range(rounds):
+    for number in range(NUM_ROUNDS):
         chosen = blocks_of_round(rows, micro_batch, number)
         lines = [json.dumps({"prompt": row.prompts[0], "answer": row.answer}) for row in chosen]
         Path(pattern.format(round=number)).write_text("\n".join(lines) + "\n", encoding="utf-8")

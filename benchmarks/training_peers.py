@@ -38,7 +38,7 @@ WAYS = {  # name in the table: name of the peer, micro-batch (0: ours)
     "TRL, defaults": ("trl", 8),
     "LocalRQA": ("fixed", 4),
 }
-STEPS, NUM_ROUNDS = 2, 16  # steps of a round, with the warm-up; rounds that have rows
+STEPS = 2  # of a round, with the warm-up
 
 
 def measure_here(path: str, dtype: str, steps: int, micro_batch: int, seed: int) -> measure.Run:
@@ -69,7 +69,13 @@ def main() -> None:
     """Measure and print the tables."""
     parser = measure.parser(__doc__, rounds=5)
     parser.add_argument("--tokens", type=int, nargs="+", default=[*MICRO_BATCH], choices=[*MICRO_BATCH])
-    parser.add_argument("--ways", nargs="+", default=[COMPILED, *WAYS], choices=[COMPILED, *WAYS], help="beside rqa")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        default=[COMPILED, *WAYS],
+        choices=[COMPILED, *WAYS],
+        help="ways to measure; rqa is always one",
+    )
     args = parser.parse_args()
     if args.child:
         path, dtype, steps, micro_batch = args.child
@@ -79,7 +85,7 @@ def main() -> None:
         return
     for tokens in args.tokens:
         ours = MICRO_BATCH[tokens]
-        path = write_rows(tokens, ours, NUM_ROUNDS)
+        path = write_rows(tokens, ours)
         for dtype in args.dtypes:
             own = measure.child(__file__, path, dtype, STEPS, ours)
             ways = {OURS: own}

@@ -1037,7 +1037,7 @@ PROMISES = (
         "recipes/test_fid_recipe.py::test_deepspeed_equals_one_process",
         Without(
             "ranks agree on the number of calls",
-            "rqa.models.fid._most",
+            "rqa.models.decoder.most_of_ranks",
             "torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)",
         ),
         Without("unused calls are part of the backward pass", ENCODE, "memory = memory + torch.stack(unused).sum()"),
@@ -1952,7 +1952,7 @@ PROMISES = (
         Without(
             "equally many calls",
             "rqa.models.decoder.AnswerLM._generate_by_length",
-            "torch.distributed.all_reduce(calls, torch.distributed.ReduceOp.MAX)",
+            "calls = most_of_ranks(calls, input_ids.device)",
         ),
     ),
     Promise(

@@ -81,17 +81,24 @@ class AnswerLM(nn.Module):
         for row, length in enumerate(lengths):
             groups.setdefault(row if self.config.model_type in SINGLE_PROMPT_MODELS else length, []).append(row)
         plan = [groups[key] for key in sorted(groups)]
-        calls = torch.tensor(len(plan), device=input_ids.device)
+        calls = len(plan)
         if options.get("synced_gpus"):  # every rank makes equally many calls
-            torch.distributed.all_reduce(calls, torch.distributed.ReduceOp.MAX)
+            calls = most_of_ranks(calls, input_ids.device)
         answers: dict[int, Tensor] = {}
-        for rows in (plan + plan[-1:] * int(calls))[: int(calls)]:
+        for rows in (plan + plan[-1:] * calls)[:calls]:
             length = lengths[rows[0]]
             ids = input_ids[rows, input_ids.shape[1] - length :]
             made = generate_ids(self.model, input_ids=ids, attention_mask=torch.ones_like(ids), **options)[:, length:]
             answers |= zip(rows, made.view(len(rows), -1, made.shape[-1]), strict=True)
         pieces = [answer for row in range(len(lengths)) for answer in answers[row]]
         return nn.utils.rnn.pad_sequence(pieces, True, options.get("pad_token_id", 0))
+
+
+def most_of_ranks(number: int, device: torch.device) -> int:
+    """Return the largest number of all ranks; every rank must call this."""
+    most = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def nll_per_example(logits: Tensor, targets: Tensor) -> Tensor:

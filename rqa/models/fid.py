@@ -27,7 +27,7 @@ from transformers.modeling_outputs import MoEModelOutput
 
 from rqa.distributed.device import AttentionKernel, attention_kernel
 from rqa.errors import InputError
-from rqa.models.decoder import context_length, nll_per_example
+from rqa.models.decoder import context_length, most_of_ranks, nll_per_example
 from rqa.models.loading import CACHE, generate_ids, load_config, load_generation_config, load_model
 from rqa.prompts.collators import IGNORE_INDEX
 
@@ -164,7 +164,7 @@ class FusionInDecoder(nn.Module):
         longest_first = sorted((i for i, width in enumerate(widths) if width), key=lambda i: -widths[i])
         calls = encoder_calls([widths[i] for i in longest_first], self.encoder_batch_size)
         if self.sync_encoder_calls:
-            calls = SHARDED_ENCODER_CALLS if self.encoder_batch_size is None else _most(calls, device)
+            calls = SHARDED_ENCODER_CALLS if self.encoder_batch_size is None else most_of_ranks(calls, device)
         return evenly_divided(longest_first, calls)
 
 
@@ -185,13 +185,6 @@ def encoder_calls(widths: Sequence[int], encoder_batch_size: int | None = None) 
 def evenly_divided(items: Sequence[int], parts: int) -> list[Sequence[int]]:
     """Return neighbours in `parts` lists, whose numbers of items differ by at most one."""
     return [items[a:b] for a, b in pairwise(len(items) * part // parts for part in range(parts + 1))]
-
-
-def _most(number: int, device: torch.device) -> int:
-    """Return the largest number of all processes."""
-    most = torch.tensor(number, device=device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    return int(most)
 
 
 def check_encoder_decoder(name_or_path: str, max_passage_length: int, max_answer_length: int) -> PreTrainedConfig:

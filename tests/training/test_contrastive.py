@@ -1,13 +1,13 @@
 """contrastive: the loss of a reference, the same gradients with a cache, the same vectors as the frozen encoder."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from accelerate import Accelerator
+from retriever_steps import assert_two_processes_equal_two_micro_batches
 from tiny_models import save_encoder
-from world import launch, read_jsonl, torchrun
+from world import launch, read_jsonl
 
 from rqa.cli.parser import parse_args
 from rqa.cli.retriever_training_args import ContrastiveArgs
@@ -26,7 +26,6 @@ EXAMPLES = [
     Example("3", "c", ("x",), (PASSAGES[2],), hard_negatives=(PASSAGES[4], PASSAGES[5], PASSAGES[6])),
     Example("4", "again a", ("x",), (PASSAGES[0],), hard_negatives=(PASSAGES[3],)),
 ]
-BY_TWO = ("env", "ACCELERATE_USE_CPU=true", *torchrun(2))
 PROMPTS = {"query": "q: ", "document": "d: "}
 
 
@@ -224,24 +223,10 @@ def test_two_processes_compute_the_steps_of_two_micro_batches(trained, world, tm
     """Negatives are local to a micro-batch and to a process, so that both have the same."""
     flags, _ = trained
     own = {name: flags[name] for name in ("--train_file", "--mini_batch_size", "--learning_rate", "--bf16")}
-    own |= {"--embedding_model": without_dropout(world.encoder, tmp_path), "--per_device_train_batch_size": "3"}
-    launch("retriever_contrastive.py", {**own, "--output_dir": str(tmp_path / "two")}, by=BY_TWO)
-    accumulated = {"--output_dir": str(tmp_path / "one"), "--gradient_accumulation_steps": "2"}
-    launch("retriever_contrastive.py", {**own, **accumulated})
-    two, one = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
-    assert len(two) == len(one) > 1
-    for a, b in zip(two, one, strict=True):
-        assert (a["loss"], a["gradient_norm"]) == pytest.approx((b["loss"], b["gradient_norm"]), rel=1e-4)
-    last = one[-1]  # the 13th question is alone in it
+    last = assert_two_processes_equal_two_micro_batches(world.encoder, own, tmp_path)[
+        -1
+    ]  # the 13th question is alone in it
     assert (last["target_tokens"], last["loss"], last["gradient_norm"], last["skipped"]) == (0, 0.0, 0.0, False)
-
-
-def without_dropout(checkpoint, folder):
-    shutil.copytree(checkpoint, folder / "encoder")
-    config = folder / "encoder/config.json"
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config.write_text(json.dumps(json.loads(config.read_text()) | off))
-    return str(folder / "encoder")
 
 
 @pytest.mark.slow

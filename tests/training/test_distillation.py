@@ -1,17 +1,16 @@
 """distillation: the loss of a few lines of numpy, the reader's passages alone, refused files, and the whole loop."""
 
-import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from retriever_steps import assert_two_processes_equal_two_micro_batches
 from tiny_models import save_encoder
 from tiny_seq2seq import save_seq2seq
-from world import launch, read_jsonl, torchrun, write_jsonl
+from world import launch, read_jsonl, write_jsonl
 
 from rqa.data.corpus import open_passages
 from rqa.data.records import Example, Passage
@@ -250,20 +249,4 @@ def test_two_processes_compute_the_steps_of_two_micro_batches(world, tmp_path):
     teacher = evaluated(world, tmp_path, generators(world, tmp_path)["decoder"])
     names = ("--train_file", "--teacher", "--mini_batch_size", "--learning_rate", "--bf16")
     own = {name: training_flags(world, tmp_path, teacher)[name] for name in names}
-    own |= {"--embedding_model": without_dropout(world.encoder, tmp_path), "--per_device_train_batch_size": "3"}
-    by = ("env", "ACCELERATE_USE_CPU=true", *torchrun(2))
-    launch("retriever_contrastive.py", {**own, "--output_dir": str(tmp_path / "two")}, by=by)
-    accumulated = {"--output_dir": str(tmp_path / "one"), "--gradient_accumulation_steps": "2"}
-    launch("retriever_contrastive.py", {**own, **accumulated})
-    two, one = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
-    assert len(two) == len(one) > 1
-    for a, b in zip(two, one, strict=True):
-        assert (a["loss"], a["gradient_norm"]) == pytest.approx((b["loss"], b["gradient_norm"]), rel=1e-4)
-
-
-def without_dropout(checkpoint, folder):
-    shutil.copytree(checkpoint, folder / "encoder")
-    config = folder / "encoder/config.json"
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config.write_text(json.dumps(json.loads(config.read_text()) | off))
-    return str(folder / "encoder")
+    assert_two_processes_equal_two_micro_batches(world.encoder, own, tmp_path)
